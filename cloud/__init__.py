@@ -1,0 +1,1 @@
+"""The cloud: bounded contexts over one PostgreSQL, wired by `cloud.main`."""

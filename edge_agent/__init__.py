@@ -1,0 +1,1 @@
+"""The agent on a charger's controller: power hardware, charging rules, journal, uplinks."""

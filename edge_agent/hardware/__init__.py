@@ -1,0 +1,1 @@
+"""The PowerBoard port and its drivers."""

@@ -1,0 +1,1 @@
+"""The charging rules, sans-IO: events and time come in, actions come out."""

@@ -1,0 +1,1 @@
+"""Ways to the cloud: drain the outbox, receive commands."""

@@ -1,0 +1,3 @@
+from karvon.cli import main
+
+main()

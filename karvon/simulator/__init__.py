@@ -1,0 +1,1 @@
+"""Simulated power hardware, made from the same device profiles that the agent reads."""

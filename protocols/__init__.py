@@ -1,0 +1,1 @@
+"""What goes over a wire: units, the agent link, device profiles. Pure; imports nothing of ours."""
