@@ -1,0 +1,132 @@
+"""Connections, units of work and roles.
+
+Two roles share one PostgreSQL: `karvon_app` serves requests under forced row-level security, and
+`karvon_commit` (BYPASSRLS) is the commit path, which writes `tenant_id` itself. Neither owns a
+table; `migrate` makes both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final, NewType
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from cloud.kernel.errors import Unavailable
+
+TenantId = NewType("TenantId", int)
+Cursor = psycopg.AsyncCursor[TupleRow]
+Connection = psycopg.AsyncConnection[TupleRow]
+Pool = AsyncConnectionPool[Connection]
+
+APP_ROLE: Final = "karvon_app"
+COMMIT_ROLE: Final = "karvon_commit"
+UNIT_DEADLINE_S: Final = 15.0
+STATEMENT_TIMEOUT_MS: Final = 10_000
+ACQUIRE_TIMEOUT_S: Final = 5.0
+
+
+class Database:
+    """Pools for both roles. A unit of work is one transaction with a client-side deadline.
+
+    The deadline stands on the client because a frozen primary otherwise holds its clients for
+    ever, beside a successor that would answer.
+    """
+
+    def __init__(self, app: Pool, commit: Pool, dsn: str) -> None:
+        self._app = app
+        self._commit = commit
+        self.dsn = dsn
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, dsn: str, *, app_pool: int = 8, commit_pool: int = 4
+    ) -> AsyncIterator[Database]:
+        """Open both pools; they connect lazily again after the database was away."""
+        app = _pool(dsn, APP_ROLE, app_pool)
+        commit = _pool(dsn, COMMIT_ROLE, commit_pool)
+        async with app, commit:
+            yield cls(app, commit, dsn)
+
+    @asynccontextmanager
+    async def unit(
+        self, tenant: TenantId | None, *, read_only: bool = False
+    ) -> AsyncIterator[Cursor]:
+        """One transaction of the application's role, seeing only the tenant's rows.
+
+        With tenant None no tenant's row is visible. Raises Unavailable when no connection is to
+        be had or the deadline passes.
+        """
+        async with _transaction(self._app, UNIT_DEADLINE_S) as cursor:
+            await cursor.execute(
+                "SELECT set_config('karvon.tenant', %s, true),"
+                " set_config('transaction_read_only', %s, true)",
+                ("" if tenant is None else str(tenant), "on" if read_only else "off"),
+            )
+            yield cursor
+
+    @asynccontextmanager
+    async def commit_unit(self, deadline_s: float = UNIT_DEADLINE_S) -> AsyncIterator[Cursor]:
+        """One transaction of the commit path's role, which sees every tenant."""
+        async with _transaction(self._commit, deadline_s) as cursor:
+            yield cursor
+
+    @asynccontextmanager
+    async def listener(self) -> AsyncIterator[Connection]:
+        """An autocommit connection of its own, for LISTEN."""
+        connection = await psycopg.AsyncConnection.connect(self.dsn, autocommit=True)
+        async with connection:
+            yield connection
+
+    async def healthy(self) -> bool:
+        """Whether the database answers within two seconds."""
+        try:
+            async with asyncio.timeout(2), self.commit_unit(2) as cursor:
+                await cursor.execute("SELECT 1")
+        except (Unavailable, TimeoutError):
+            return False
+        return True
+
+
+def _pool(dsn: str, role: str, size: int) -> Pool:
+    async def configure(connection: Connection) -> None:
+        await connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
+        await connection.execute(
+            sql.SQL("SET statement_timeout = {}").format(sql.Literal(STATEMENT_TIMEOUT_MS))
+        )
+        await connection.execute("SET timezone = 'UTC'")
+        await connection.commit()
+
+    kwargs: dict[str, Any] = {"connect_timeout": 5, "application_name": f"karvon {role}"}
+    return AsyncConnectionPool(
+        dsn,
+        min_size=1,
+        max_size=size,
+        open=False,
+        kwargs=kwargs,
+        configure=configure,
+        check=AsyncConnectionPool.check_connection,
+        timeout=ACQUIRE_TIMEOUT_S,
+        reconnect_timeout=3600.0,
+        name=role,
+    )
+
+
+@asynccontextmanager
+async def _transaction(pool: Pool, deadline_s: float) -> AsyncIterator[Cursor]:
+    try:
+        async with asyncio.timeout(deadline_s):
+            async with pool.connection() as connection, connection.cursor() as cursor:
+                yield cursor
+    except PoolTimeout as error:
+        raise Unavailable("the database gives no connection; try again shortly") from error
+    except TimeoutError as error:
+        raise Unavailable(f"the database did not answer within {deadline_s:g} s") from error
+    except psycopg.OperationalError as error:
+        raise Unavailable(f"the database is out of reach: {error}") from error

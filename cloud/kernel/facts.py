@@ -1,0 +1,312 @@
+"""The commit path: facts of many stations, one database transaction, exactly once.
+
+`FactSink.append` returns when what it was given is committed. The group committer gathers whatever
+waits, drops the batches whose numbers are committed already, calls each owning module's writer in a
+fixed order, writes the event log and the stream marks, and commits all of it together. A batch that
+a writer cannot take is found by halving the group on savepoints and dead-lettered; its number
+counts as committed, so that the rest goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Protocol, Self
+from uuid import UUID
+
+import psycopg
+from psycopg.types.multirange import Multirange
+from psycopg.types.range import Range
+
+from cloud.kernel import events, faultpoints
+from cloud.kernel.database import Cursor, Database, TenantId
+from cloud.kernel.errors import Unavailable
+from cloud.kernel.events import Event
+from protocols.agent_link import (
+    BillingBatch,
+    Ranges,
+    StateBatch,
+    Stream,
+    TelemetryBatch,
+    encode,
+)
+
+logger = logging.getLogger(__name__)
+COMMIT_DEADLINE_S: Final = 10.0
+ATTEMPTS: Final = 3
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One batch as it came from a station."""
+
+    station_id: int
+    tenant_id: TenantId
+    outbox: UUID
+    received_at: datetime
+    stream: Stream
+    batch: BillingBatch | StateBatch | TelemetryBatch
+
+    @property
+    def mark(self) -> tuple[int, UUID, str]:
+        return (self.station_id, self.outbox, str(self.stream))
+
+
+class FactWriter(Protocol):
+    """A module's part of the commit path."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def write_batch(self, cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Event]:
+        """Store those facts that this module owns; each delivery is new to this database.
+
+        Any exception but a lost connection makes the group be halved, and in the end one delivery
+        be dead-lettered.
+        """
+        ...
+
+
+class FactSink(Protocol):
+    async def append(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Commit these; returns those whose outbox the database knows and that are now committed.
+
+        Raises Unavailable when the database is out of reach: nothing of it is acknowledged then,
+        and the same again is safe.
+        """
+        ...
+
+
+class UnknownOutboxError(Exception):
+    """The outbox has never greeted this database."""
+
+
+@dataclass
+class _Waiting:
+    deliveries: Sequence[Delivery]
+    done: asyncio.Future[list[Delivery]] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class GroupCommitter:
+    """A FactSink that commits in this process. Use as an async context manager.
+
+    Lingers for company as long as `linger_s`, or until `max_deliveries` wait. `append` blocks when
+    twice as many wait: that is the back-pressure.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        writers: Sequence[FactWriter],
+        *,
+        linger_s: float = 0.02,
+        max_deliveries: int = 500,
+    ) -> None:
+        self._database = database
+        self._writers = writers
+        self._linger_s = linger_s
+        self._max = max_deliveries
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(max_deliveries * 2)
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name="group committer")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        while not self._queue.empty():
+            self._queue.get_nowait().done.cancel()
+
+    async def append(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        waiting = _Waiting(deliveries)
+        await self._queue.put(waiting)
+        return await waiting.done
+
+    async def _run(self) -> None:
+        while True:
+            group = await self._gather()
+            try:
+                committed = await self._commit([d for w in group for d in w.deliveries])
+            except asyncio.CancelledError:
+                for waiting in group:
+                    waiting.done.cancel()
+                raise
+            except Exception as error:  # noqa: BLE001  # the loop's root: every waiter gets its answer
+                _fail(group, error)
+            else:
+                _answer(group, committed)
+
+    async def _gather(self) -> list[_Waiting]:
+        group = [await self._queue.get()]
+        count = len(group[0].deliveries)
+        deadline = asyncio.get_running_loop().time() + self._linger_s
+        while count < self._max:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    group.append(await self._queue.get())
+            except TimeoutError:
+                break
+            count += len(group[-1].deliveries)
+        return group
+
+    async def _commit(self, deliveries: Sequence[Delivery]) -> set[int]:
+        """Commit, again after a lost race or connection; returns the ids() of what is committed."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await self._commit_once(deliveries)
+            except Unavailable:
+                if attempt == ATTEMPTS:
+                    raise
+                await asyncio.sleep(0.05 * attempt)
+        raise AssertionError
+
+    async def _commit_once(self, deliveries: Sequence[Delivery]) -> set[int]:
+        async with self._database.commit_unit(COMMIT_DEADLINE_S) as cursor:
+            marks = await _lock_marks(cursor, deliveries)
+            fresh = _unseen(deliveries, marks)
+            happened = await self._write(cursor, fresh)
+            await events.append(cursor, happened)
+            await _store_marks(cursor, deliveries, marks)
+            faultpoints.reach("cloud.before_commit")
+        faultpoints.reach("cloud.after_commit")
+        return {id(d) for d in deliveries if d.mark in marks}
+
+    async def _write(self, cursor: Cursor, fresh: Sequence[Delivery]) -> list[Event]:
+        if not fresh:
+            return []
+        try:
+            async with cursor.connection.transaction():
+                happened: list[Event] = []
+                for writer in self._writers:
+                    happened += await writer.write_batch(cursor, fresh)
+                return happened
+        except psycopg.OperationalError:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever a writer trips over must not stop the stream
+            if len(fresh) == 1:
+                return [await _bury(cursor, fresh[0], error)]
+        middle = len(fresh) // 2
+        return [
+            *await self._write(cursor, fresh[:middle]),
+            *await self._write(cursor, fresh[middle:]),
+        ]
+
+
+def _answer(group: Iterable[_Waiting], committed: set[int]) -> None:
+    for waiting in group:
+        if not waiting.done.done():
+            waiting.done.set_result([d for d in waiting.deliveries if id(d) in committed])
+
+
+def _fail(group: Iterable[_Waiting], error: Exception) -> None:
+    logger.error("commit failed: %s", error)
+    for waiting in group:
+        if not waiting.done.done():
+            waiting.done.set_exception(error)
+
+
+# --------------------------------------------------------------------------- marks
+
+Marks = dict[tuple[int, UUID, str], Multirange[int]]
+
+
+async def _lock_marks(cursor: Cursor, deliveries: Sequence[Delivery]) -> Marks:
+    """The committed ranges of each known outbox concerned, locked in one order for everybody."""
+    keys = sorted({d.mark for d in deliveries}, key=lambda key: (key[0], str(key[1]), key[2]))
+    await cursor.execute(
+        "SELECT m.station_id, m.outbox, m.stream, m.committed FROM kernel.outbox_mark m"
+        " JOIN unnest(%s::int[], %s::uuid[], %s::text[]) AS k(station_id, outbox, stream)"
+        " USING (station_id, outbox, stream)"
+        " ORDER BY m.station_id, m.outbox, m.stream FOR UPDATE OF m",
+        ([k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys]),
+    )
+    return {(row[0], row[1], row[2]): row[3] for row in await cursor.fetchall()}
+
+
+def _unseen(deliveries: Sequence[Delivery], marks: Marks) -> list[Delivery]:
+    taken: set[tuple[int, UUID, str, int]] = set()
+    fresh = []
+    for delivery in deliveries:
+        key = (*delivery.mark, delivery.batch.seq)
+        if delivery.mark not in marks or key in taken:
+            continue
+        taken.add(key)
+        if not any(delivery.batch.seq in known for known in marks[delivery.mark]):
+            fresh.append(delivery)
+    return fresh
+
+
+async def _store_marks(cursor: Cursor, deliveries: Sequence[Delivery], marks: Marks) -> None:
+    added: dict[tuple[int, UUID, str], list[Range[int]]] = {}
+    for delivery in deliveries:
+        if delivery.mark not in marks:
+            continue
+        ranges = added.setdefault(delivery.mark, [])
+        ranges.append(Range(delivery.batch.seq, delivery.batch.seq + 1))
+        if delivery.stream is not Stream.BILLING and delivery.batch.floor > 1:
+            ranges.append(Range(1, delivery.batch.floor))
+    await cursor.executemany(
+        "UPDATE kernel.outbox_mark SET committed = committed + %s::int8multirange"
+        " WHERE station_id = %s AND outbox = %s AND stream = %s",
+        [(_text(ranges), *key) for key, ranges in added.items()],
+    )
+
+
+def _text(ranges: Sequence[Range[int]]) -> str:
+    return "{" + ",".join(f"[{r.lower},{r.upper})" for r in ranges) + "}"
+
+
+def to_ranges(committed: Multirange[int]) -> Ranges:
+    """A multirange as the agent link writes it: inclusive pairs."""
+    return tuple((int(r.lower or 0), int(r.upper or 0) - 1) for r in committed)
+
+
+# --------------------------------------------------------------------------- dead letters
+
+
+async def _bury(cursor: Cursor, delivery: Delivery, error: Exception) -> Event:
+    reason = f"{type(error).__name__}: {error}"
+    logger.error(
+        "dead letter: station %s, %s %s: %s",
+        delivery.station_id,
+        delivery.stream,
+        delivery.batch.seq,
+        reason,
+    )
+    topic = f"{delivery.stream} {delivery.outbox} {delivery.batch.seq}"
+    await dead_letter(
+        cursor, topic, reason, encode(delivery.batch), delivery.tenant_id, delivery.station_id
+    )
+    return Event(
+        tenant_id=delivery.tenant_id,
+        kind="fact.dead_lettered",
+        station_id=delivery.station_id,
+        subject=f"{delivery.outbox}:{delivery.stream}:{delivery.batch.seq}",
+        data={"reason": reason},
+    )
+
+
+async def dead_letter(
+    cursor: Cursor,
+    topic: str,
+    reason: str,
+    payload: bytes,
+    tenant: TenantId | None,
+    station_id: int | None,
+) -> None:
+    """Keep what could not be taken, with the reason."""
+    await cursor.execute(
+        "INSERT INTO kernel.dead_letter (tenant_id, station_id, topic, reason, payload)"
+        " VALUES (%s, %s, %s, %s, %s)",
+        (tenant, station_id, topic, reason[:2000], payload),
+    )

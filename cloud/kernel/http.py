@@ -1,0 +1,240 @@
+"""What every REST route shares: who calls, what fails, how lists are cut into pages."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Final, Generic, Protocol, TypeVar
+
+import msgspec
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from cloud.kernel.database import TenantId
+from cloud.kernel.errors import BadCursor, Forbidden, KarvonError, Kind, Unauthorized
+
+logger = logging.getLogger(__name__)
+
+STATUS: Final = {
+    Kind.INVALID: 422,
+    Kind.UNAUTHORIZED: 401,
+    Kind.FORBIDDEN: 403,
+    Kind.NOT_FOUND: 404,
+    Kind.CONFLICT: 409,
+    Kind.GONE: 410,
+    Kind.TOO_LARGE: 413,
+    Kind.RATE_LIMITED: 429,
+    Kind.UNAVAILABLE: 503,
+}
+PROBLEM: Final = "application/problem+json"
+
+
+class Role(StrEnum):
+    """Each role may do what those before it may."""
+
+    VIEWER = "viewer"
+    TECHNICIAN = "technician"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+    def covers(self, needed: Role) -> bool:
+        order = list(Role)
+        return order.index(self) >= order.index(needed)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: `subject` is `key:12` or `user:3`."""
+
+    tenant_id: TenantId
+    subject: str
+    role: Role
+
+
+class Authenticator(Protocol):
+    """Answers for a bearer token; set as `app.state.authenticator` (users implements it)."""
+
+    async def authenticate(self, token: str) -> Caller:
+        """Raises Unauthorized."""
+        ...
+
+
+_bearer = HTTPBearer(auto_error=False, description="An API key: kv_…")
+
+
+async def _caller(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Caller:
+    if credentials is None:
+        raise Unauthorized("send an API key in the header: Authorization: Bearer kv_…")
+    authenticator: Authenticator = request.app.state.authenticator
+    return await authenticator.authenticate(credentials.credentials)
+
+
+def require(role: Role) -> Callable[[Caller], Awaitable[Caller]]:
+    """For `Depends`: gives the Caller, or answers 401 or 403."""
+
+    async def check(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+        if not caller.role.covers(role):
+            raise Forbidden(f"this needs the role {role}; yours is {caller.role}", needs=role)
+        return caller
+
+    return check
+
+
+# --------------------------------------------------------------------------- problems
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details; `code` is stable, `detail` is for people."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str
+    detail: str
+    params: dict[str, Any] = {}
+
+
+def problem(status: int, code: str, title: str, detail: str, **params: Any) -> JSONResponse:
+    body = Problem(title=title, status=status, code=code, detail=detail, params=params)
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse(
+        body.model_dump(mode="json"), status_code=status, media_type=PROBLEM, headers=headers
+    )
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Make every failure of the app answer problem+json."""
+    app.add_exception_handler(KarvonError, _known)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _known(_: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, KarvonError):
+        raise error
+    title = error.kind.replace("_", " ").capitalize()
+    return problem(STATUS[error.kind], error.code, title, error.detail, **error.params)
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    fields = [
+        {"field": ".".join(str(part) for part in e["loc"]), "reason": e["msg"]}
+        for e in error.errors()
+    ]
+    detail = "; ".join(f"{f['field']}: {f['reason']}" for f in fields)
+    return problem(422, "request.invalid", "Invalid request", detail, fields=fields)
+
+
+async def _http(_: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise error
+    response = problem(
+        error.status_code, f"http.{error.status_code}", str(error.detail), str(error.detail)
+    )
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    reference = uuid.uuid4().hex[:12]
+    logger.error(
+        "unexpected error %s in %s %s", reference, request.method, request.url.path, exc_info=error
+    )
+    detail = f"something failed on our side; quote {reference} when you report it"
+    return problem(500, "internal", "Internal error", detail, reference=reference)
+
+
+PROBLEM_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"model": Problem, "description": kind.replace("_", " "), "content": {PROBLEM: {}}}
+    for kind, status in STATUS.items()
+    if status in {401, 403, 404, 409, 422}
+}
+
+# --------------------------------------------------------------------------- pages
+
+Item = TypeVar("Item", bound=BaseModel)
+Row = TypeVar("Row")
+T = TypeVar("T")
+
+
+class Page(BaseModel, Generic[Item]):
+    """One page of a list; pass `next` as `cursor` to get the following one, null ends it."""
+
+    items: list[Item]
+    next: str | None = None
+
+
+class Paging:
+    """The query parameters of every list: `cursor` (from the page before) and `limit`.
+
+    A store is asked for `limit + 1` rows behind the cursor's key; `page` tells from the surplus
+    whether there is more.
+    """
+
+    def __init__(
+        self,
+        cursor: Annotated[str | None, Query(max_length=500)] = None,
+        limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    ) -> None:
+        self._cursor = cursor
+        self.limit = limit
+
+    def after_int(self) -> int | None:
+        """The key of a list that is ordered by a number; raises BadCursor."""
+        return self._after(tuple[int])[0] if self._cursor else None
+
+    def after_str(self) -> str | None:
+        """The key of a list that is ordered by text; raises BadCursor."""
+        return self._after(tuple[str])[0] if self._cursor else None
+
+    def after_time_and_id(self) -> tuple[datetime, uuid.UUID] | None:
+        """The key of a list that is ordered by time, then id; raises BadCursor."""
+        return self._after(tuple[datetime, uuid.UUID]) if self._cursor else None
+
+    def _after(self, keys: type[T]) -> T:
+        return decode_cursor(self._cursor or "", keys)
+
+    def page(
+        self,
+        found: Sequence[Row],
+        view: Callable[[Row], Item],
+        key: Callable[[Row], Any],
+    ) -> Page[Item]:
+        """The page of `found`, which holds up to limit + 1 rows; `key` is what a cursor carries."""
+        shown = found[: self.limit]
+        more = len(found) > self.limit
+        return Page(
+            items=[view(row) for row in shown],
+            next=encode_cursor(key(shown[-1])) if more else None,
+        )
+
+
+def encode_cursor(key: Any) -> str:
+    """Where a page ended, as opaque text; a key is one value or a tuple of values."""
+    keys = key if isinstance(key, tuple | list) else (key,)
+    return base64.urlsafe_b64encode(msgspec.json.encode(keys)).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str, keys: type[T]) -> T:
+    """Read back what `encode_cursor` wrote as the tuple type `keys`; raises BadCursor."""
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        return msgspec.json.decode(raw, type=keys)
+    except (binascii.Error, ValueError, msgspec.DecodeError):
+        raise BadCursor("this cursor is not one of ours; begin again without it") from None

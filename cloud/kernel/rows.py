@@ -1,0 +1,26 @@
+"""Rows as dataclasses: the columns of a query are the fields' names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, LiteralString, TypeVar
+
+from cloud.kernel.database import Cursor
+
+T = TypeVar("T")
+Params = Sequence[Any] | Mapping[str, Any]
+
+
+async def rows(cursor: Cursor, kind: type[T], sql: LiteralString, params: Params = ()) -> list[T]:
+    """Every row of the query as a `kind`."""
+    await cursor.execute(sql, params)
+    names = [column.name for column in cursor.description or ()]
+    return [
+        kind(**dict(zip(names, values, strict=True))) for values in await cursor.fetchall()
+    ]
+
+
+async def row(cursor: Cursor, kind: type[T], sql: LiteralString, params: Params = ()) -> T | None:
+    """The query's first row as a `kind`, or None."""
+    found = await rows(cursor, kind, sql, params)
+    return found[0] if found else None
