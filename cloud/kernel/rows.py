@@ -15,9 +15,7 @@ async def rows(cursor: Cursor, kind: type[T], sql: LiteralString, params: Params
     """Every row of the query as a `kind`."""
     await cursor.execute(sql, params)
     names = [column.name for column in cursor.description or ()]
-    return [
-        kind(**dict(zip(names, values, strict=True))) for values in await cursor.fetchall()
-    ]
+    return [kind(**dict(zip(names, values, strict=True))) for values in await cursor.fetchall()]
 
 
 async def row(cursor: Cursor, kind: type[T], sql: LiteralString, params: Params = ()) -> T | None:

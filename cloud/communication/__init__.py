@@ -1,0 +1,1 @@
+"""The agent link in the cloud: receive, commit, acknowledge; greet; commands; credentials."""

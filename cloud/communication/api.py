@@ -1,0 +1,78 @@
+"""What neighbours may know of the agent link, and what it asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from cloud.kernel.database import Cursor, TenantId
+from cloud.kernel.errors import KarvonError, Kind
+from protocols.agent_link import Hello, OpenTransaction
+
+
+class CommandNotFound(KarvonError):
+    kind = Kind.NOT_FOUND
+    code = "command.not_found"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A station that may speak: its key inside and whose it is."""
+
+    id: int
+    tenant_id: TenantId
+
+
+class StationDirectory(Protocol):
+    """Who a wire identity is (stations implements it)."""
+
+    async def resolve(self, cursor: Cursor, identity: str) -> Known | None: ...
+
+    async def identities(self, cursor: Cursor, stations: Collection[int]) -> dict[int, str]: ...
+
+    async def key_of(self, cursor: Cursor, identity: str) -> int:
+        """The station of the cursor's tenant; raises its own not-found error."""
+        ...
+
+
+class Greeted(Protocol):
+    """A module that takes something over from a hello, in the hello's database transaction."""
+
+    async def hello(
+        self, cursor: Cursor, tenant: TenantId, station_id: int, hello: Hello
+    ) -> None: ...
+
+
+class TransactionBook(Protocol):
+    """What a welcome tells of transactions (transactions implements it)."""
+
+    async def open_transactions(
+        self, cursor: Cursor, station_id: int, told: Collection[UUID]
+    ) -> tuple[tuple[OpenTransaction, ...], tuple[UUID, ...]]:
+        """Those open for the station, and which of the told ones are over."""
+        ...
+
+
+class ListVersion(Protocol):
+    """The local list that a station should hold (authorization implements it)."""
+
+    async def list_version(self, cursor: Cursor, tenant: TenantId) -> int: ...
+
+
+@dataclass(frozen=True)
+class Presence:
+    """How a station's connection stands."""
+
+    online: bool
+    last_seen: datetime
+
+
+@dataclass(frozen=True)
+class Credential:
+    """What a station logs in to the broker with; the password is not kept."""
+
+    username: str
+    password: str

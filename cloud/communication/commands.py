@@ -1,0 +1,198 @@
+"""Commands to stations: stored first, delivered while they live, answered by a billing fact."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID, uuid4
+
+import msgspec
+import psycopg
+
+from cloud.communication import store
+from cloud.communication.api import CommandNotFound, StationDirectory
+from cloud.communication.store import CommandRow
+from cloud.kernel import events
+from cloud.kernel.database import Cursor, Database, TenantId
+from cloud.kernel.errors import Unavailable
+from cloud.kernel.events import Event
+from cloud.kernel.facts import Delivery
+from cloud.kernel.http import Caller
+from protocols.agent_link import Action, BillingBatch, Command, CommandResult
+from protocols.quantities import Milliseconds
+
+logger = logging.getLogger(__name__)
+
+AGAIN_AFTER: Final = timedelta(seconds=10)
+"""An unanswered command is sent again; the agent knows the id and answers the same."""
+LATE_ANSWERS: Final = timedelta(seconds=30)
+"""How long after its end a command may still be answered before it counts as expired."""
+SWEEP_S: Final = 5.0
+AT_ONCE: Final = 200
+
+Publish = Callable[[str, Command], Awaitable[None]]
+
+
+class Commands:
+    """Stores commands in the caller's transaction; `run` delivers and expires them."""
+
+    def __init__(
+        self,
+        database: Database,
+        directory: StationDirectory,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._directory = directory
+        self._clock = clock
+        self._wake = asyncio.Event()
+
+    async def send(
+        self,
+        cursor: Cursor,
+        tenant: TenantId,
+        station_id: int,
+        action: Action,
+        valid_for: timedelta,
+        actor: str,
+    ) -> UUID:
+        """Queue a command in the caller's unit of work; it goes out when that commits."""
+        command_id = uuid4()
+        now = self._clock()
+        await store.add_command(
+            cursor, command_id, tenant, station_id, action, actor, now, now + valid_for
+        )
+        return command_id
+
+    async def get(self, caller: Caller, command_id: UUID) -> tuple[CommandRow, str]:
+        """The command and its station's identity; raises CommandNotFound."""
+        async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
+            found = await store.command(cursor, command_id)
+            if found is None:
+                raise CommandNotFound(f"there is no command {command_id}", command=str(command_id))
+            names = await self._directory.identities(cursor, [found.station_id])
+        return found, names.get(found.station_id, "")
+
+    async def list_commands(
+        self,
+        caller: Caller,
+        identity: str,
+        after: tuple[datetime, UUID] | None,
+        limit: int,
+        status: str | None,
+    ) -> list[CommandRow]:
+        """A station's commands, newest first; raises the directory's not-found error."""
+        async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
+            station_id = await self._directory.key_of(cursor, identity)
+            return await store.commands(cursor, station_id, after, limit, status)
+
+    # ------------------------------------------------------------------ delivery
+
+    async def run(self, publish: Publish) -> None:
+        """Deliver and expire, for ever; the database wakes it, and every few seconds time does."""
+        listening = asyncio.create_task(self._listen(), name="listen for commands")
+        try:
+            while True:
+                try:
+                    await self.deliver(publish)
+                    await self._expire()
+                except Unavailable as error:
+                    logger.warning("commands wait: %s", error)
+                try:
+                    async with asyncio.timeout(SWEEP_S):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
+                self._wake.clear()
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with self._database.listener() as connection:
+                    await connection.execute(f"LISTEN {store.COMMAND_CHANNEL}")
+                    self._wake.set()
+                    async for _ in connection.notifies():
+                        self._wake.set()
+            except psycopg.Error:
+                await asyncio.sleep(1)
+
+    async def deliver(self, publish: Publish, station_id: int | None = None) -> None:
+        """Publish what is due; all of one station's at once after its hello."""
+        now = self._clock()
+        before = now if station_id is not None else now - AGAIN_AFTER
+        async with self._database.commit_unit() as cursor:
+            due = await store.due_commands(cursor, now, before, station_id, AT_ONCE)
+            names = await self._directory.identities(cursor, {row.station_id for row in due})
+            await store.note_sent(cursor, [row.id for row in due], now)
+        for row in due:
+            await publish(names[row.station_id], _as_command(row))
+
+    async def _expire(self) -> None:
+        now = self._clock()
+        async with self._database.commit_unit() as cursor:
+            gone = await store.expire_commands(cursor, now - LATE_ANSWERS, now)
+            await events.append(cursor, [_event(row) for row in gone])
+
+
+def _as_command(row: CommandRow) -> Command:
+    valid = row.expires_at - row.requested_at
+    return Command(
+        id=row.id,
+        issued_ms=Milliseconds(round(row.requested_at.timestamp() * 1000)),
+        valid_ms=Milliseconds(round(valid.total_seconds() * 1000)),
+        do=msgspec.convert(row.action, Action),
+    )
+
+
+def _event(row: CommandRow) -> Event:
+    return Event(
+        tenant_id=TenantId(row.tenant_id),
+        kind=f"command.{row.status}",
+        station_id=row.station_id,
+        subject=str(row.id),
+        data={"action": row.action.get("action"), "text": row.result},
+    )
+
+
+class CommandResults:
+    """The commit path's part: what agents answered."""
+
+    name = "commands"
+
+    async def write_batch(self, cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Event]:
+        happened = []
+        for delivery in deliveries:
+            if isinstance(delivery.batch, BillingBatch):
+                for fact in delivery.batch.facts:
+                    if isinstance(fact, CommandResult):
+                        happened += await self._take(cursor, delivery, fact)
+        return happened
+
+    async def _take(self, cursor: Cursor, delivery: Delivery, fact: CommandResult) -> list[Event]:
+        changed = await store.answer_command(
+            cursor,
+            delivery.station_id,
+            fact.command,
+            fact.status,
+            fact.text,
+            fact.transaction,
+            delivery.received_at,
+        )
+        if not changed:
+            return []
+        data = {"text": fact.text, "transaction": str(fact.transaction or "")}
+        return [
+            Event(
+                delivery.tenant_id,
+                f"command.{fact.status}",
+                delivery.station_id,
+                str(fact.command),
+                data,
+            )
+        ]

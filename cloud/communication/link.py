@@ -1,0 +1,312 @@
+"""The agent link's cloud side: hello to welcome, batch to commit to ack, presence, commands."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any, Final, TypeVar
+from uuid import UUID, uuid4
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from cloud.communication import store
+from cloud.communication.api import (
+    Greeted,
+    Known,
+    ListVersion,
+    StationDirectory,
+    TransactionBook,
+)
+from cloud.communication.commands import Commands
+from cloud.communication.greeting import judge
+from cloud.communication.receiver import Received, Receiver
+from cloud.kernel import events, faultpoints
+from cloud.kernel.database import Database
+from cloud.kernel.errors import Unavailable
+from cloud.kernel.events import Event
+from cloud.kernel.facts import Delivery, FactSink, dead_letter
+from cloud.kernel.observability import log_context
+from protocols.agent_link import (
+    Ack,
+    BillingBatch,
+    Command,
+    Down,
+    Hello,
+    LinkError,
+    Presence,
+    Ranges,
+    StateBatch,
+    Stream,
+    TelemetryBatch,
+    Up,
+    Verdict,
+    Welcome,
+    decode_up,
+    down_topic,
+    encode,
+    parse_up_topic,
+)
+from protocols.quantities import Milliseconds
+
+logger = logging.getLogger(__name__)
+
+DIRECTORY_TTL_S: Final = 30.0
+SEEN_EVERY_S: Final = 5.0
+RETRY_S: Final = 1.0
+DEAD_LETTERS_A_MINUTE: Final = 60
+
+T = TypeVar("T")
+AckKey = tuple[str, UUID, Stream]
+
+
+class AgentLink:
+    """Runs the link over a Receiver; `run` ends only by cancellation."""
+
+    def __init__(
+        self,
+        database: Database,
+        receiver: Receiver,
+        sink: FactSink,
+        commands: Commands,
+        *,
+        directory: StationDirectory,
+        book: TransactionBook,
+        lists: ListVersion,
+        greeted: Sequence[Greeted],
+        clock: Callable[[], datetime],
+        registry: CollectorRegistry,
+    ) -> None:
+        self.cloud = uuid4()
+        self._database = database
+        self._receiver = receiver
+        self._sink = sink
+        self._commands = commands
+        self._directory = directory
+        self._book = book
+        self._lists = lists
+        self._greeted = greeted
+        self._clock = clock
+        self._known: dict[str, tuple[float, Known | None]] = {}
+        self._seen: dict[int, datetime] = {}
+        self._acks: dict[AckKey, set[int]] = defaultdict(set)
+        self._acked: list[Received] = []
+        self._greeting: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._buried = (0.0, 0)
+        self._received = Counter(
+            "karvon_link_received", "Messages from agents", ["channel"], registry=registry
+        )
+        self._refused = Counter(
+            "karvon_link_refused", "Messages that could not be taken", registry=registry
+        )
+        self._lag = Gauge(
+            "karvon_link_waiting", "Messages taken and not yet settled", registry=registry
+        )
+
+    async def run(self) -> None:
+        """Take messages, deliver commands, note who was seen."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._receive(), name="agent link: receive")
+            group.create_task(
+                self._commands.run(self._publish_command), name="agent link: commands"
+            )
+            group.create_task(self._note_seen(), name="agent link: seen")
+
+    async def _receive(self) -> None:
+        while True:
+            message = await self._receiver.inbox.get()
+            try:
+                await self._take(message)
+            except LinkError as error:
+                self._refused.inc()
+                self._start(self._bury(message, str(error)))
+
+    async def _take(self, message: Received) -> None:
+        identity, channel = parse_up_topic(message.topic)
+        self._received.labels(channel).inc()
+        if channel is Up.PRESENCE and not message.payload:
+            self._receiver.done(message)  # a cleared retained message
+            return
+        content = decode_up(channel, message.payload)
+        known = await self._resolve(identity)
+        if known is None:
+            raise LinkError(f"no station {identity!r} is known here")
+        self._seen[known.id] = self._clock()
+        if isinstance(content, Hello):
+            self._start(self._greet(message, identity, known, content))
+        elif isinstance(content, Presence):
+            self._start(self._note_presence(message, known, content))
+        elif isinstance(content, BillingBatch | StateBatch | TelemetryBatch):
+            delivery = Delivery(
+                known.id, known.tenant_id, content.outbox, self._clock(), Stream(channel), content
+            )
+            self._start(self._commit(message, identity, delivery))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        self._lag.set(len(self._tasks))
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._lag.set(len(self._tasks))
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a message could not be settled", exc_info=error)
+
+    async def _resolve(self, identity: str) -> Known | None:
+        at, known = self._known.get(identity, (0.0, None))
+        if known is not None and time.monotonic() - at < DIRECTORY_TTL_S:
+            return known
+        known = await self._again(lambda: self._look_up(identity))
+        self._known[identity] = (time.monotonic(), known)
+        return known
+
+    async def _look_up(self, identity: str) -> Known | None:
+        async with self._database.commit_unit() as cursor:
+            return await self._directory.resolve(cursor, identity)
+
+    async def _again(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Until the database is back: unacknowledged messages are the back-pressure meanwhile."""
+        while True:
+            try:
+                return await work()
+            except Unavailable as error:
+                logger.warning("the database is away, messages wait: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+    # ------------------------------------------------------------------ batches
+
+    async def _commit(self, message: Received, identity: str, delivery: Delivery) -> None:
+        committed = await self._again(lambda: self._sink.append([delivery]))
+        key = (identity, delivery.outbox, delivery.stream)
+        if not self._acks:
+            asyncio.get_running_loop().call_soon(self._flush_acks)
+        self._acks[key].update(taken.batch.seq for taken in committed)
+        self._acked.append(message)
+
+    def _flush_acks(self) -> None:
+        """One ack per stream for all that one commit settled; an empty one asks for a hello."""
+        acks, self._acks = self._acks, defaultdict(set)
+        messages, self._acked = self._acked, []
+        faultpoints.reach("cloud.before_ack")
+        for (identity, outbox, stream), numbers in acks.items():
+            ack = Ack(self.cloud, outbox, stream, to_ranges(numbers))
+            self._receiver.publish(down_topic(identity, Down.ACK), encode(ack))
+        faultpoints.reach("cloud.after_ack")
+        for message in messages:
+            self._receiver.done(message)
+
+    # ------------------------------------------------------------------ hello
+
+    async def _greet(self, message: Received, identity: str, known: Known, hello: Hello) -> None:
+        with log_context(station=identity):
+            async with self._greeting[identity]:
+                welcome = await self._again(lambda: self._welcome(known, hello))
+            self._receiver.publish(down_topic(identity, Down.WELCOME), encode(welcome))
+            self._receiver.done(message)
+            if welcome.verdict is Verdict.GO_ON:
+                await self._again(lambda: self._commands.deliver(self._publish_command, known.id))
+
+    async def _welcome(self, known: Known, hello: Hello) -> Welcome:
+        async with self._database.commit_unit() as cursor:
+            now = self._clock()
+            outbox, elsewhere = await store.outbox(cursor, known.id, hello.outbox)
+            verdict, reason = judge(hello, outbox, of_other_station=elsewhere)
+            if verdict is Verdict.NEW_OUTBOX:
+                logger.warning("the agent shall take a new outbox: %s", reason)
+                await events.append(cursor, [_forked(known, hello, reason)])
+                return self._reply(hello, verdict, now)
+            await store.greet_outbox(cursor, known.tenant_id, known.id, hello)
+            await store.connected(cursor, known.tenant_id, known.id, hello, now)
+            for module in self._greeted:
+                await module.hello(cursor, known.tenant_id, known.id, hello)
+            still, over = await self._book.open_transactions(
+                cursor, known.id, hello.open_transactions
+            )
+            return self._reply(
+                hello,
+                verdict,
+                now,
+                committed=await store.committed(cursor, known.id, hello.outbox),
+                open_transactions=still,
+                ended_transactions=over,
+                local_list_version=await self._lists.list_version(cursor, known.tenant_id),
+            )
+
+    def _reply(self, hello: Hello, verdict: Verdict, now: datetime, **known: Any) -> Welcome:
+        return Welcome(
+            cloud=self.cloud,
+            outbox=hello.outbox,
+            verdict=verdict,
+            now_ms=Milliseconds(round(now.timestamp() * 1000)),
+            **{"committed": {}, **known},
+        )
+
+    async def _publish_command(self, identity: str, command: Command) -> None:
+        self._receiver.publish(down_topic(identity, Down.COMMAND), encode(command))
+
+    # ------------------------------------------------------------------ presence
+
+    async def _note_presence(self, message: Received, known: Known, presence: Presence) -> None:
+        await self._again(lambda: self._set_online(known, presence))
+        self._receiver.done(message)
+
+    async def _set_online(self, known: Known, presence: Presence) -> None:
+        async with self._database.commit_unit() as cursor:
+            changed = await store.set_online(
+                cursor, known.id, online=presence.online, boot=presence.boot
+            )
+            if changed:
+                kind = "station.connected" if presence.online else "station.disconnected"
+                await events.append(
+                    cursor, [Event(known.tenant_id, kind, known.id, str(known.id), {})]
+                )
+
+    async def _note_seen(self) -> None:
+        while True:
+            await asyncio.sleep(SEEN_EVERY_S)
+            seen, self._seen = self._seen, {}
+            if seen:
+                await self._again(partial(self._store_seen, seen))
+
+    async def _store_seen(self, seen: dict[int, datetime]) -> None:
+        async with self._database.commit_unit() as cursor:
+            await store.seen(cursor, seen.items())
+
+    # ------------------------------------------------------------------ poison
+
+    async def _bury(self, message: Received, reason: str) -> None:
+        """Keep what could not be read, but not more than a minute's ration: it may be an attack."""
+        minute = time.monotonic() // 60
+        count = self._buried[1] + 1 if self._buried[0] == minute else 1
+        self._buried = (minute, count)
+        logger.warning("refused a message on %s: %s", message.topic[:200], reason)
+        if count <= DEAD_LETTERS_A_MINUTE:
+            await self._again(lambda: self._store_dead(message, reason))
+        self._receiver.done(message)
+
+    async def _store_dead(self, message: Received, reason: str) -> None:
+        async with self._database.commit_unit() as cursor:
+            await dead_letter(cursor, message.topic[:500], reason, message.payload, None, None)
+
+
+def to_ranges(numbers: set[int]) -> Ranges:
+    """Numbers as ascending inclusive pairs."""
+    ranges: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return tuple(ranges)
+
+
+def _forked(known: Known, hello: Hello, reason: str) -> Event:
+    data = {"reason": reason, "boots": [str(boot) for boot in hello.boots]}
+    return Event(known.tenant_id, "outbox.forked", known.id, str(hello.outbox), data)

@@ -1,0 +1,320 @@
+"""The agent link's SQL: outboxes, connections, credentials, commands."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+from psycopg.types.json import Jsonb
+from psycopg.types.multirange import Int8Multirange
+from psycopg.types.range import Range
+
+from cloud.communication.api import Presence
+from cloud.communication.greeting import KnownOutbox
+from cloud.kernel.database import Cursor, TenantId
+from cloud.kernel.facts import to_ranges
+from cloud.kernel.rows import row, rows
+from protocols.agent_link import Action, CommandStatus, Hello, Ranges, Stream
+
+COMMAND_CHANNEL: Final = "karvon_command"
+
+# --------------------------------------------------------------------------- outboxes
+
+
+async def outbox(
+    cursor: Cursor, station_id: int, outbox_id: UUID
+) -> tuple[KnownOutbox | None, bool]:
+    """What is known of the outbox, locked; and whether it belongs to another station."""
+    await cursor.execute(
+        "SELECT station_id, last_boot FROM kernel.outbox WHERE outbox = %s FOR UPDATE",
+        (outbox_id,),
+    )
+    boots: dict[int, UUID] = {row[0]: row[1] for row in await cursor.fetchall()}
+    if station_id not in boots:
+        return None, bool(boots)
+    return KnownOutbox(boots[station_id], await committed(cursor, station_id, outbox_id)), False
+
+
+async def committed(cursor: Cursor, station_id: int, outbox_id: UUID) -> dict[Stream, Ranges]:
+    await cursor.execute(
+        "SELECT stream, committed FROM kernel.outbox_mark WHERE station_id = %s AND outbox = %s",
+        (station_id, outbox_id),
+    )
+    return {Stream(stream): to_ranges(marks) for stream, marks in await cursor.fetchall()}
+
+
+async def greet_outbox(cursor: Cursor, tenant: TenantId, station_id: int, hello: Hello) -> None:
+    """Enter or renew the outbox, and settle what the agent can no longer send of it."""
+    await cursor.execute(
+        "INSERT INTO kernel.outbox (station_id, outbox, tenant_id, last_boot)"
+        " VALUES (%s, %s, %s, %s) ON CONFLICT (station_id, outbox) DO UPDATE"
+        " SET last_boot = excluded.last_boot, tenant_id = excluded.tenant_id,"
+        " greeted_at = clock_timestamp()",
+        (station_id, hello.outbox, tenant, hello.boots[0]),
+    )
+    await cursor.executemany(
+        "INSERT INTO kernel.outbox_mark AS m (station_id, outbox, stream, committed)"
+        " VALUES (%s, %s, %s, %s) ON CONFLICT (station_id, outbox, stream)"
+        " DO UPDATE SET committed = m.committed + excluded.committed",
+        [(station_id, hello.outbox, str(s), _settled(hello, s)) for s in Stream],
+    )
+
+
+def _settled(hello: Hello, stream: Stream) -> Int8Multirange:
+    """Below the floor nothing will come any more; of billing nothing is ever given up."""
+    mark = hello.marks.get(stream)
+    if stream is Stream.BILLING or mark is None or mark.floor <= 1:
+        return Int8Multirange()
+    return Int8Multirange([Range(1, mark.floor)])
+
+
+# --------------------------------------------------------------------------- connections
+
+
+async def connected(
+    cursor: Cursor, tenant: TenantId, station_id: int, hello: Hello, now: datetime
+) -> None:
+    """The station's newest connection; a higher epoch fences the ones before."""
+    await cursor.execute(
+        "INSERT INTO communication.connection AS c (station_id, tenant_id, epoch, online, boot,"
+        " agent_version, connected_at, last_seen) VALUES (%s, %s, 1, true, %s, %s, %s, %s)"
+        " ON CONFLICT (station_id) DO UPDATE SET epoch = c.epoch + 1, online = true,"
+        " tenant_id = excluded.tenant_id, boot = excluded.boot,"
+        " agent_version = excluded.agent_version,"
+        " connected_at = CASE WHEN c.online AND c.boot = excluded.boot"
+        " THEN c.connected_at ELSE excluded.connected_at END, last_seen = excluded.last_seen",
+        (station_id, tenant, hello.boots[0], hello.agent_version, now, now),
+    )
+
+
+async def set_online(cursor: Cursor, station_id: int, *, online: bool, boot: UUID) -> bool:
+    """Take over a presence of the boot that holds the connection; whether anything changed."""
+    await cursor.execute(
+        "UPDATE communication.connection SET online = %s"
+        " WHERE station_id = %s AND boot = %s AND online <> %s",
+        (online, station_id, boot, online),
+    )
+    return cursor.rowcount > 0
+
+
+async def seen(cursor: Cursor, times: Iterable[tuple[int, datetime]]) -> None:
+    await cursor.executemany(
+        "UPDATE communication.connection SET last_seen = greatest(last_seen, %s)"
+        " WHERE station_id = %s",
+        [(at, station_id) for station_id, at in sorted(times)],
+    )
+
+
+async def presence(cursor: Cursor, stations: Collection[int]) -> dict[int, Presence]:
+    await cursor.execute(
+        "SELECT station_id, online, last_seen FROM communication.connection"
+        " WHERE station_id = ANY(%s)",
+        (list(stations),),
+    )
+    return {row[0]: Presence(row[1], row[2]) for row in await cursor.fetchall()}
+
+
+async def online(cursor: Cursor, tenant: TenantId) -> list[int]:
+    await cursor.execute(
+        "SELECT station_id FROM communication.connection WHERE tenant_id = %s AND online"
+        " ORDER BY station_id",
+        (tenant,),
+    )
+    return [row[0] for row in await cursor.fetchall()]
+
+
+# --------------------------------------------------------------------------- credentials
+
+
+@dataclass(frozen=True)
+class StoredCredential:
+    username: str
+    bcrypt: str
+    mosquitto: str
+
+
+async def put_credential(
+    cursor: Cursor, tenant: TenantId, station_id: int, credential: StoredCredential, now: datetime
+) -> None:
+    await cursor.execute(
+        "INSERT INTO communication.credential"
+        " (station_id, tenant_id, username, bcrypt, mosquitto, issued_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (station_id) DO UPDATE SET"
+        " username = excluded.username, bcrypt = excluded.bcrypt,"
+        " mosquitto = excluded.mosquitto, issued_at = excluded.issued_at",
+        (
+            station_id,
+            tenant,
+            credential.username,
+            credential.bcrypt,
+            credential.mosquitto,
+            now,
+        ),
+    )
+
+
+async def credentials(cursor: Cursor) -> list[StoredCredential]:
+    return await rows(
+        cursor,
+        StoredCredential,
+        "SELECT username, bcrypt, mosquitto FROM communication.credential ORDER BY username",
+    )
+
+
+# --------------------------------------------------------------------------- commands
+
+
+@dataclass(frozen=True)
+class CommandRow:
+    id: UUID
+    tenant_id: int
+    station_id: int
+    action: dict[str, Any]
+    actor: str
+    status: str
+    requested_at: datetime
+    expires_at: datetime
+    sent_at: datetime | None
+    accepted_at: datetime | None
+    finished_at: datetime | None
+    result: str
+    transaction_id: UUID | None
+
+
+_COMMAND: Final = (
+    "SELECT id, tenant_id, station_id, action, actor, status, requested_at, expires_at,"
+    " sent_at, accepted_at, finished_at, result, transaction_id FROM communication.command "
+)
+
+
+async def add_command(
+    cursor: Cursor,
+    command_id: UUID,
+    tenant: TenantId,
+    station_id: int,
+    action: Action,
+    actor: str,
+    requested_at: datetime,
+    expires_at: datetime,
+) -> None:
+    """Store a command, and wake the deliverer when this transaction commits."""
+    await cursor.execute(
+        "INSERT INTO communication.command"
+        " (id, tenant_id, station_id, action, actor, status, requested_at, expires_at)"
+        " VALUES (%s, %s, %s, %s, %s, 'requested', %s, %s)",
+        (
+            command_id,
+            tenant,
+            station_id,
+            Jsonb(msgspec.to_builtins(action)),
+            actor,
+            requested_at,
+            expires_at,
+        ),
+    )
+    await cursor.execute("SELECT pg_notify(%s, %s)", (COMMAND_CHANNEL, str(station_id)))
+
+
+async def command(cursor: Cursor, command_id: UUID) -> CommandRow | None:
+    return await row(cursor, CommandRow, _COMMAND + "WHERE id = %s", (command_id,))
+
+
+async def commands(
+    cursor: Cursor,
+    station_id: int,
+    after: tuple[datetime, UUID] | None,
+    limit: int,
+    status: str | None,
+) -> list[CommandRow]:
+    """A station's commands, newest first."""
+    return await rows(
+        cursor,
+        CommandRow,
+        _COMMAND + "WHERE station_id = %(station)s"
+        " AND (%(status)s::text IS NULL OR status = %(status)s)"
+        " AND (%(time)s::timestamptz IS NULL OR (requested_at, id) < (%(time)s, %(id)s::uuid))"
+        " ORDER BY requested_at DESC, id DESC LIMIT %(limit)s",
+        {
+            "station": station_id,
+            "status": status,
+            "time": after[0] if after else None,
+            "id": after[1] if after else None,
+            "limit": limit,
+        },
+    )
+
+
+async def due_commands(
+    cursor: Cursor, now: datetime, sent_before: datetime, station_id: int | None, limit: int
+) -> list[CommandRow]:
+    """Commands to (re)send: alive, of a connected station, not sent since `sent_before`."""
+    return await rows(
+        cursor,
+        CommandRow,
+        _COMMAND + "WHERE status IN ('requested', 'sent') AND expires_at > %(now)s"
+        " AND (sent_at IS NULL OR sent_at < %(before)s)"
+        " AND (%(station)s::int IS NULL OR station_id = %(station)s)"
+        " AND station_id IN (SELECT station_id FROM communication.connection WHERE online)"
+        " ORDER BY requested_at, id LIMIT %(limit)s",
+        {"now": now, "before": sent_before, "station": station_id, "limit": limit},
+    )
+
+
+async def note_sent(cursor: Cursor, ids: Sequence[UUID], now: datetime) -> None:
+    await cursor.execute(
+        "UPDATE communication.command SET sent_at = %s,"
+        " status = CASE status WHEN 'requested' THEN 'sent' ELSE status END WHERE id = ANY(%s)",
+        (now, list(ids)),
+    )
+
+
+async def expire_commands(cursor: Cursor, before: datetime, now: datetime) -> list[CommandRow]:
+    """Give up the commands that died before the given time without an answer."""
+    return await rows(
+        cursor,
+        CommandRow,
+        "UPDATE communication.command SET status = 'expired', finished_at = %s,"
+        " result = 'the station did not answer in time'"
+        " WHERE status IN ('requested', 'sent', 'accepted') AND expires_at < %s"
+        " RETURNING id, tenant_id, station_id, action, actor, status, requested_at, expires_at,"
+        " sent_at, accepted_at, finished_at, result, transaction_id",
+        (now, before),
+    )
+
+
+async def answer_command(
+    cursor: Cursor,
+    station_id: int,
+    command_id: UUID,
+    status: CommandStatus,
+    text: str,
+    transaction: UUID | None,
+    at: datetime,
+) -> bool:
+    """Take over an agent's answer; a late `accepted` never hides how it ended.
+
+    An answer that comes after we gave up still tells the truth and replaces `expired`.
+    """
+    accepted = status is CommandStatus.ACCEPTED
+    await cursor.execute(
+        "UPDATE communication.command SET status = %(status)s, result = %(text)s,"
+        " accepted_at = CASE WHEN %(accepted)s THEN %(at)s ELSE accepted_at END,"
+        " finished_at = CASE WHEN %(accepted)s THEN NULL ELSE %(at)s END,"
+        " transaction_id = coalesce(%(transaction)s::uuid, transaction_id)"
+        " WHERE id = %(id)s AND station_id = %(station)s AND (status IN ('requested', 'sent')"
+        " OR status IN ('accepted', 'expired') AND NOT %(accepted)s)",
+        {
+            "status": str(status),
+            "text": text,
+            "accepted": accepted,
+            "at": at,
+            "transaction": transaction,
+            "id": command_id,
+            "station": station_id,
+        },
+    )
+    return cursor.rowcount > 0
