@@ -1,0 +1,430 @@
+"""Real components for tests, on loopback and ports of their own: TimescaleDB and Mosquitto.
+
+`start` makes them ready (idempotent), `stop` ends what was started from this checkout, `status`
+tells, `run -- COMMAND` wraps a command in them. Standard library only.
+
+The packages come from Debian trixie in a folder of their own (debootstrap), so that the host's
+suite does not matter. One user's checkouts share that folder (`KARVON_SERVICES_DIR`, by default
+the user's cache). What runs from this checkout stands in `.services/run/services.json`. What cannot
+be had here (no root, no network) is said loudly and listed under `left_out`; tests report it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent
+RUN = PROJECT / ".services" / "run"
+STATE = RUN / "services.json"
+CACHE = Path(
+    os.environ.get("KARVON_SERVICES_DIR")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "karvon" / "services"
+)
+TRIXIE = CACHE / "trixie"
+RECIPE = {"version": 3, "packages": ["postgresql-17-timescaledb", "mosquitto"]}
+PG_BIN = "/usr/lib/postgresql/17/bin"
+PG_SETTINGS = {
+    "shared_preload_libraries": "timescaledb",
+    "timescaledb.license": "apache",
+    "timescaledb.telemetry_level": "off",
+    "jit": "off",
+    "max_connections": "200",
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+}
+
+
+class LeftOutError(Exception):
+    """A component cannot be had on this machine; says why and what to do."""
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"services: {text}\n")
+    sys.stderr.flush()
+
+
+def run(*command: str, env: dict[str, str] | None = None) -> str:
+    """The command's output; LeftOutError with its last lines when it fails."""
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C", **(env or {})},
+    )
+    if done.returncode:
+        tail = "\n  ".join(done.stdout.strip().splitlines()[-5:])
+        raise LeftOutError(f"`{' '.join(command[:4])} ...` failed:\n  {tail}")
+    return done.stdout
+
+
+# -- the trixie root ------------------------------------------------------------------------------
+
+
+def apt_mirror() -> str:
+    """The Debian mirror that this machine's own apt uses (sources.list or deb822)."""
+    folder = Path("/etc/apt")
+    entries = [
+        *deb822_entries([*sorted(folder.glob("sources.list.d/*.sources"))]),
+        *one_line_entries([folder / "sources.list", *sorted(folder.glob("sources.list.d/*.list"))]),
+    ]
+    for uri, suites in entries:
+        if any(
+            re.fullmatch(r"(bullseye|bookworm|trixie|forky|sid|stable|testing)", s) for s in suites
+        ):
+            return uri.rstrip("/")
+    raise LeftOutError("no Debian mirror in this machine's apt sources; it needs a Debian host")
+
+
+def deb822_entries(paths: list[Path]) -> Iterator[tuple[str, list[str]]]:
+    for path in paths:
+        for stanza in re.split(r"\n\s*\n", path.read_text()):
+            fields = dict(
+                re.findall(r"^([A-Za-z-]+):[ \t]*(.*(?:\n[ \t].*)*)", stanza, re.MULTILINE)
+            )
+            if "deb" in fields.get("Types", "").split() and fields.get("Enabled", "yes") != "no":
+                yield from ((uri, fields["Suites"].split()) for uri in fields["URIs"].split())
+
+
+def one_line_entries(paths: list[Path]) -> Iterator[tuple[str, list[str]]]:
+    for path in paths:
+        text = path.read_text() if path.exists() else ""
+        for uri, suite in re.findall(r"^deb\s+(?:\[[^\]]*\]\s+)?(\S+)\s+(\S+)", text, re.MULTILINE):
+            yield uri, [suite]
+
+
+def ensure_root() -> Path:
+    """The folder with trixie's packages, built when its stamp is missing or of another recipe."""
+    if root_is_current():
+        return TRIXIE
+    if os.geteuid() != 0:
+        raise LeftOutError(
+            f"building {TRIXIE} needs root; run `make services` once as root, or set "
+            "KARVON_SERVICES_DIR to a folder where root has built it"
+        )
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not root_is_current():
+            build_root()
+    return TRIXIE
+
+
+def root_is_current() -> bool:
+    try:
+        return bool(json.loads((TRIXIE / "karvon-stamp.json").read_text())["recipe"] == RECIPE)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def build_root() -> None:
+    mirror = apt_mirror()
+    if not shutil.which("debootstrap"):
+        say("installing debootstrap")
+        run("apt-get", "update", "-qq")
+        run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "debootstrap")
+    say(f"building the trixie root in {CACHE} (about half a minute, 560 MB)")
+    fresh = CACHE / "trixie.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    run("debootstrap", "--variant=minbase", "trixie", str(fresh), mirror)
+    configure_root(fresh)
+    inside = ("chroot", str(fresh))
+    path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    packages: list[str] = RECIPE["packages"]  # type: ignore[assignment]  # the recipe is plain JSON
+    run(*inside, "apt-get", "update", "-qq", env=path)
+    run(*inside, "apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages, env=path)
+    run(*inside, "apt-get", "clean", env=path)
+    versions = run(*inside, "dpkg-query", "-W", "-f=${Package} ${Version}\n", env=path).splitlines()
+    (fresh / "dev" / "shm").chmod(0o1777)
+    (fresh / "srv" / "karvon").mkdir(parents=True)
+    (fresh / "srv" / "karvon").chmod(0o1777)
+    (fresh / "karvon-stamp.json").write_text(json.dumps({"recipe": RECIPE, "versions": versions}))
+    shutil.rmtree(TRIXIE, ignore_errors=True)
+    fresh.rename(TRIXIE)
+
+
+def configure_root(root: Path) -> None:
+    """No service may start in it, no cluster be made, and no documentation unpacked."""
+    policy = root / "usr/sbin/policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    cluster = root / "etc/postgresql-common/createcluster.conf"
+    cluster.parent.mkdir(parents=True, exist_ok=True)
+    cluster.write_text("create_main_cluster = false\n")
+    excludes = "".join(f"path-exclude=/usr/share/{name}/*\n" for name in ("doc", "man", "locale"))
+    (root / "etc/dpkg/dpkg.cfg.d/karvon").write_text(excludes)
+    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+    acquire = run("apt-config", "dump", "--format", '%F "%v";%n')
+    proxies = [
+        line for line in acquire.splitlines() if re.match(r"Acquire::https?::\S*[Pp]roxy", line)
+    ]
+    (root / "etc/apt/apt.conf.d/90karvon").write_text("\n".join(proxies) + "\n")
+
+
+# -- TimescaleDB ----------------------------------------------------------------------------------
+
+
+class Timescale:
+    """One cluster per checkout, inside the trixie root, on a loopback port of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        name = hashlib.sha256(f"{PROJECT}:{os.geteuid()}".encode()).hexdigest()[:12]
+        self.home = f"/srv/karvon/{name}"
+        self.outside = root / self.home.lstrip("/")
+        line = next(
+            line
+            for line in (root / "etc/passwd").read_text().splitlines()
+            if line.startswith("postgres:")
+        )
+        self.uid, self.gid = (int(field) for field in line.split(":")[2:4])
+
+    def inside(self, *command: str) -> list[str]:
+        if os.geteuid() == 0:
+            return [
+                "chroot",
+                f"--userspec={self.uid}:{self.gid}",
+                "--groups=",
+                str(self.root),
+                *command,
+            ]
+        return ["unshare", "--user", f"--map-user={self.uid}", f"--root={self.root}", *command]
+
+    def start(self) -> dict[str, Any]:
+        password = self.initialise()
+        port = free_port()
+        options = [word for key, value in PG_SETTINGS.items() for word in ("-c", f"{key}={value}")]
+        command = self.inside(
+            f"{PG_BIN}/postgres", "-D", f"{self.home}/data", "-p", str(port), *options
+        )
+        child = spawn(command, RUN / "timescale.log")
+        self.wait_ready(child, port)
+        dsn = f"host=127.0.0.1 port={port} user=postgres password={password} dbname=postgres"
+        return {"dsn": dsn, "process": identity(child.pid)}
+
+    def initialise(self) -> str:
+        """Make the cluster when it is missing; its superuser's password."""
+        secret = self.outside / "password"
+        if (self.outside / "data" / "PG_VERSION").exists() and secret.exists():
+            return secret.read_text()
+        shutil.rmtree(self.outside, ignore_errors=True)
+        self.outside.mkdir(mode=0o700)
+        secret.touch(mode=0o600)
+        secret.write_text(secrets.token_urlsafe(24))
+        if os.geteuid() == 0:
+            os.chown(self.outside, self.uid, self.gid)
+            os.chown(secret, self.uid, self.gid)
+        locale = (
+            "--encoding=UTF8",
+            "--locale=C",
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",
+        )
+        login = ("-U", "postgres", "-A", "scram-sha-256", f"--pwfile={self.home}/password")
+        run(*self.inside(f"{PG_BIN}/initdb", "-D", f"{self.home}/data", *locale, *login))
+        return secret.read_text()
+
+    def wait_ready(self, child: subprocess.Popen[bytes], port: int) -> None:
+        probe = self.inside(f"{PG_BIN}/pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port))
+        for _ in range(600):
+            if child.poll() is not None:
+                tail = (RUN / "timescale.log").read_text()[-500:]
+                raise LeftOutError(f"TimescaleDB ended at once:\n{tail}")
+            if subprocess.run(probe, check=False).returncode == 0:
+                return
+            time.sleep(0.1)
+        raise LeftOutError(
+            f"TimescaleDB did not answer within a minute; see {RUN / 'timescale.log'}"
+        )
+
+
+# -- Mosquitto ------------------------------------------------------------------------------------
+
+
+def mosquitto_command(root: Path | None) -> list[str]:
+    """How to run Mosquitto here: the host's own, or trixie's through its own loader."""
+    host = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if host:
+        return [host]
+    if root is None:
+        raise LeftOutError("no mosquitto on this machine; as root: apt-get install mosquitto")
+    loader = next(root.glob("lib64/ld-linux-*.so.*"), None) or next(
+        root.glob("lib/ld-linux-*.so.*")
+    )
+    libraries = [str(path) for path in (*root.glob("usr/lib/*-linux-gnu"), root / "usr/lib")]
+    return [str(loader), "--library-path", ":".join(libraries), str(root / "usr/sbin/mosquitto")]
+
+
+# -- processes ------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def spawn(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd="/",
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+        )
+
+
+def identity(pid: int) -> dict[str, int]:
+    return {"pid": pid, "started": start_ticks(pid)}
+
+
+def start_ticks(pid: int) -> int:
+    """When the kernel started it, so that a reused pid is never taken for ours; 0: gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[19])
+
+
+def alive(process: dict[str, int]) -> bool:
+    return start_ticks(process["pid"]) == process["started"] != 0
+
+
+def end(process: dict[str, int], how: signal.Signals) -> None:
+    for attempt in (how, signal.SIGQUIT, signal.SIGKILL):
+        if alive(process):
+            os.kill(process["pid"], attempt)
+        deadline = time.monotonic() + 20
+        while alive(process) and time.monotonic() < deadline:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process["pid"], os.WNOHANG)
+            time.sleep(0.05)
+
+
+# -- commands -------------------------------------------------------------------------------------
+
+
+def load() -> dict[str, Any]:
+    try:
+        return dict(json.loads(STATE.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def store(state: dict[str, Any]) -> None:
+    fresh = STATE.with_suffix(".new")
+    fresh.touch(mode=0o600)
+    fresh.write_text(json.dumps(state, indent=2) + "\n")
+    fresh.replace(STATE)
+
+
+def start() -> bool:
+    """Make everything ready; True when something was started now."""
+    RUN.mkdir(parents=True, exist_ok=True)
+    with (RUN / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        state = load()
+        if "timescale" in state and alive(state["timescale"]["process"]):
+            return False
+        state = {"left_out": []}
+        root = part(state, "trixie", ensure_root)
+        part(state, "mosquitto", lambda: {"command": mosquitto_command(root)})
+        if root is not None:
+            part(state, "timescale", Timescale(root).start)
+        else:
+            state["left_out"].append("TimescaleDB: it comes with the trixie root")
+        state.pop("trixie", None)
+        store(state)
+    announce(state)
+    return "timescale" in state
+
+
+def part(state: dict[str, Any], name: str, make: Any) -> Any:
+    try:
+        made = make()
+    except LeftOutError as reason:
+        state["left_out"].append(f"{name}: {reason}")
+        return None
+    state[name] = made if isinstance(made, dict) else str(made)
+    return made
+
+
+def announce(state: dict[str, Any]) -> None:
+    if "timescale" in state:
+        say(f"TimescaleDB runs as pid {state['timescale']['process']['pid']}; see {STATE}")
+    if state["left_out"]:
+        lines = "\n".join(f"  * {reason}" for reason in state["left_out"])
+        rule = "!" * 78
+        heading = "LEFT OUT on this machine; the tests that need it will NOT RUN:"
+        say(f"\n{rule}\n{heading}\n{lines}\n{rule}")
+
+
+def stop() -> None:
+    process = load().get("timescale", {}).get("process")
+    if process and alive(process):
+        end(process, signal.SIGINT)
+        say("stopped TimescaleDB")
+    STATE.unlink(missing_ok=True)
+
+
+def wrap(command: list[str]) -> int:
+    """Run the command with the services up; stop them again when this started them."""
+    started = start()
+    try:
+        return subprocess.run(command, check=False).returncode
+    finally:
+        if started:
+            stop()
+
+
+def status() -> int:
+    state = load()
+    up = "timescale" in state and alive(state["timescale"]["process"])
+    sys.stdout.write(json.dumps({"up": up, **state}, indent=2) + "\n")
+    return 0 if up else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="real components for tests")
+    parser.add_argument("verb", choices=["start", "stop", "status", "run"])
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="for run: -- COMMAND ...")
+    args = parser.parse_args()
+    match args.verb:
+        case "run":
+            return wrap(args.command[args.command[:1] == ["--"] :])
+        case "status":
+            return status()
+        case "start":
+            start()
+        case "stop":
+            stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
