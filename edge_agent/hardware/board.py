@@ -42,7 +42,7 @@ class BoardUnreachableError(Exception):
 
 
 class BoardRefusedError(Exception):
-    """The board answered, but would not take or apply what was written; the text says what."""
+    """The board answered, but would not take or did not apply what was written; the text says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
