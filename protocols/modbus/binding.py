@@ -1,0 +1,173 @@
+"""A profile fixed to one device: its firmware, its options, its EVSE numbers, its word order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from protocols.modbus.checks import forbids
+from protocols.modbus.planning import Span
+from protocols.modbus.profile import (
+    Condition,
+    Field,
+    Forbidden,
+    Override,
+    Profile,
+    StateRule,
+    Write,
+    width,
+)
+from protocols.modbus.values import SUSPECT, Value, Words, decode, encode_raw
+
+STATION = 0
+"""The EVSE number of what belongs to the whole station (OCPP 2.x: EVSE 0)."""
+
+
+class ForbiddenError(Exception):
+    """A request would touch a register that the profile forbids; never sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRequest:
+    """Raw registers (function 5: one 0 or 1) for one unit."""
+
+    unit: int
+    function: int
+    address: int
+    words: Words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known of this device; a condition about something unknown does not hold."""
+
+    firmware: str | None = None
+    registers: Mapping[str, int | str] = field(default_factory=dict)
+    options: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """One device. `absent` names the fields it does not have."""
+
+    profile: Profile
+    unit: int
+    facts: Facts = field(default_factory=Facts)
+    order: str = "msw_first"
+    absent: frozenset[str] = frozenset()
+
+    def fields(self) -> dict[str, Field]:
+        """The fields this device has, with its overrides applied."""
+        found = {name: self._varied(each) for name, each in self.profile.registers.items()}
+        return {
+            name: each
+            for name, each in found.items()
+            if each is not None and name not in self.absent
+        }
+
+    def span(self, each: Field, evse: int) -> Span:
+        """Where the field of this EVSE stands; EVSE 0 reads station registers."""
+        return Span(
+            self._unit(each.scope, evse),
+            each.function or self.profile.read_function,
+            each.address + self._offset(each.scope, evse),
+            width(each.type),
+        )
+
+    def decode(self, each: Field, words: Words) -> Value:
+        return decode(each, words, self.word_order(each)) if words else SUSPECT
+
+    def word_order(self, each: Field | Write) -> str:
+        if each.word_order is not None:
+            return each.word_order
+        return self.order if self.profile.word_order == "probe" else self.profile.word_order
+
+    def rules(self) -> tuple[StateRule, ...]:
+        """The state rules that hold for this device's firmware and that it has registers for."""
+        states = self.profile.states
+        known = self.fields()
+        return tuple(
+            rule
+            for rule in (states.rules if states else ())
+            if (rule.only is None or holds(rule.only, self.facts)) and set(rule.when) <= set(known)
+        )
+
+    def varied_write(self, write: Write) -> Write:
+        return self._varied(write) or write
+
+    def fixed(self, write: Write, evse: int) -> WriteRequest:
+        """The request of a write that always sends the same."""
+        return self.raw(write, write.value or 0, evse)
+
+    def raw(self, write: Write, raw: Any, evse: int) -> WriteRequest:
+        """A raw number as a request; raises ForbiddenError, EncodingError."""
+        varied = self.varied_write(write)
+        address = varied.address + self._offset(varied.scope, evse)
+        if varied.function == 5:
+            words: Words = (1 if raw else 0,)
+        else:
+            words = encode_raw(varied.type, raw, self.word_order(varied))
+        check_write(self.profile.forbidden, varied.function, address, len(words))
+        return WriteRequest(self._unit(varied.scope, evse), varied.function, address, words)
+
+    def _varied(self, each: Any) -> Any:
+        override: Override
+        for override in each.overrides:
+            if holds(override.when, self.facts):
+                if override.absent:
+                    return None
+                changes = {
+                    name: value
+                    for name in override.__struct_fields__
+                    if name in each.__struct_fields__
+                    and (value := getattr(override, name)) is not None
+                }
+                return msgspec.structs.replace(each, **changes)
+        return each
+
+    def _offset(self, scope: str | None, evse: int) -> int:
+        return 0 if scope == "station" else evse * self.profile.evses.stride
+
+    def _unit(self, scope: str | None, evse: int) -> int:
+        per_evse = self.profile.evses.unit_per_evse and scope != "station" and evse != STATION
+        return evse if per_evse else self.unit
+
+
+def check_write(rules: tuple[Forbidden, ...], function: int, address: int, count: int) -> None:
+    """Raises ForbiddenError when the profile forbids this write."""
+    for rule in rules:
+        if forbids(rule, "write", function, address, address + count - 1):
+            raise ForbiddenError(f"register {address:#06x} is never written: {rule.why}")
+
+
+def holds(condition: Condition, facts: Facts) -> bool:
+    """Whether all that the condition names is true of this device."""
+    return all(
+        (
+            condition.firmware_below is None or _below(facts.firmware, condition.firmware_below),
+            condition.firmware_from is None
+            or (facts.firmware is not None and not _below(facts.firmware, condition.firmware_from)),
+            condition.option is None or condition.option in facts.options,
+            condition.register is None or _equals(condition, facts),
+        )
+    )
+
+
+def version(text: str) -> tuple[int, ...]:
+    """The numbers of a firmware text, for comparison: "v1.10b" -> (1, 10)."""
+    return tuple(int(part) for part in re.findall(r"\d+", text))
+
+
+def _below(firmware: str | None, limit: str) -> bool:
+    return firmware is not None and version(firmware) < version(limit)
+
+
+def _equals(condition: Condition, facts: Facts) -> bool:
+    value = facts.registers.get(condition.register or "")
+    if isinstance(value, int) and condition.mask is not None:
+        value &= condition.mask
+    return value is not None and value == condition.equals
