@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from protocols.modbus.checks import forbids
 from protocols.modbus.planning import Span
 from protocols.modbus.profile import (
+    BITS,
     Condition,
     Field,
     Forbidden,
@@ -21,7 +23,16 @@ from protocols.modbus.profile import (
     Write,
     width,
 )
-from protocols.modbus.values import SUSPECT, Value, Words, decode, encode_raw
+from protocols.modbus.values import (
+    FLOATS,
+    SUSPECT,
+    Value,
+    Words,
+    decode,
+    encode_raw,
+    factor,
+    nearest,
+)
 
 STATION = 0
 """The EVSE number of what belongs to the whole station (OCPP 2.x: EVSE 0)."""
@@ -85,6 +96,17 @@ class Binding:
         if each.word_order is not None:
             return each.word_order
         return self.order if self.profile.word_order == "probe" else self.profile.word_order
+
+    def step(self, name: str) -> int:
+        """The smallest change of this field in its base unit, at least 1."""
+        each = self.fields()[name]
+        one = 1 if each.type in FLOATS else factor(each.scale, each.unit)
+        return max(1, nearest(Fraction(one)))
+
+    def modulus(self, name: str) -> int:
+        """Where an unsigned counter starts again, in its base unit."""
+        each = self.fields()[name]
+        return nearest((1 << BITS[each.type]) * factor(each.scale, each.unit))
 
     def rules(self) -> tuple[StateRule, ...]:
         """The state rules that hold for this device's firmware and that it has registers for."""
