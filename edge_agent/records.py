@@ -6,7 +6,7 @@ from uuid import UUID
 
 import msgspec
 
-from protocols.agent_link import ChargingState, IdToken, LocalListEntry, Stamp
+from protocols.agent_link import ChargingState, IdToken, LocalListEntry, Stamp, StoppedReason
 from protocols.quantities import MilliAmperes, Milliseconds, WattHours
 
 
@@ -23,6 +23,8 @@ class Transaction(msgspec.Struct, frozen=True):
     duration_ms: Milliseconds
     charging_state: ChargingState
     command: UUID | None = None
+    stopping: StoppedReason | None = None
+    """Its end was decided; it must never be resumed, only ended once the energy is known."""
 
 
 class Register(msgspec.Struct, frozen=True):
