@@ -45,9 +45,7 @@ class ClockRules:
     def stamp(self, system: SystemTime) -> Stamp:
         """A stamp for now; never runs back while the offset is trusted."""
         wall = system.wall_ms if self.offset_ms is None else system.mono_ms + self.offset_ms
-        return Stamp(
-            Milliseconds(wall), Milliseconds(system.mono_ms), self.boot, self.quality
-        )
+        return Stamp(Milliseconds(wall), Milliseconds(system.mono_ms), self.boot, self.quality)
 
     def observe(self, system: SystemTime, identity: UUID) -> ClockCorrected | None:
         """Look at the system clock; returns the fact to record when the offset changed."""

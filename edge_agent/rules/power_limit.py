@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from protocols.quantities import IEC_MIN_CURRENT, MilliAmperes
 
-PAUSE = MilliAmperes(0)
+PAUSE: Final = MilliAmperes(0)
+WORTH_A_WRITE: Final = MilliAmperes(500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,9 @@ def smallest(bounds: Iterable[Bound]) -> Offer:
     if tightest.limit < IEC_MIN_CURRENT:
         return Offer(PAUSE, tightest.name)
     return Offer(tightest.limit, tightest.name)
+
+
+NOTHING: Final = Offer(PAUSE, "board")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +119,10 @@ def headroom(
 class Ramp:
     """Keeps one EVSE's offer from flapping."""
 
-    offer: Offer = Offer(PAUSE, "board")
+    offer: Offer = NOTHING
     lowered_ms: int | None = None
     hold_ms: int = 10_000
-    deadband: MilliAmperes = MilliAmperes(500)
+    deadband: MilliAmperes = WORTH_A_WRITE
 
     def follow(self, target: Offer, now_ms: int) -> Ramp:
         """Down at once; up after the hold time, and only where it is worth a write."""
