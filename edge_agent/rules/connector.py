@@ -408,7 +408,7 @@ class Connector:
         running = self.state.session or running
         if running.stop is not None:
             return self._finish(running, now)
-        return self._go_on(running, now)
+        return self._go_on(running, now) if running.proven else []
 
     @property
     def _answered(self) -> bool:
@@ -416,7 +416,7 @@ class Connector:
 
     def _prove(self, running: Session, now: Stamp) -> None:
         """After a restart: the register went on, so it is the same session; or it did not."""
-        if self.state.step is Step.RESET and not _just_begun(running.record):
+        if self.state.step is Step.RESET and not running.young:
             running = replace(
                 running,
                 stop=running.stop or StoppedReason.POWER_LOSS,
@@ -618,11 +618,6 @@ class Connector:
         if state.session is not None or state.plugged:
             return ConnectorStatus.OCCUPIED
         return ConnectorStatus.AVAILABLE
-
-
-def _just_begun(record: Transaction) -> bool:
-    """Persisted before its release: the register's own start from zero may not be known yet."""
-    return record.seq_no == 0 and record.energy_wh == 0
 
 
 def _flows(reading: EvseReading) -> bool:

@@ -53,6 +53,9 @@ class Session:
     stop_command: UUID | None = None
     proven: bool = True
     """False after a restart, until a reading shows that it is still the same session."""
+    young: bool = False
+    """The restart came between its start and the first reading of a register that then began
+    from zero: such a reset is its own."""
 
     @classmethod
     def resume(cls, record: Transaction, meter: Meter, now_ms: int) -> Session:
@@ -67,6 +70,7 @@ class Session:
             stop=record.stopping,
             stop_ms=now_ms,
             proven=False,
+            young=record.seq_no == 0 and record.energy_wh == 0,
         )
 
     def energy(self, meter: Meter) -> WattHours:
