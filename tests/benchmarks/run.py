@@ -29,6 +29,8 @@ def main() -> int:
         sys.stderr.write(f"bench: {name} …\n")
         module = importlib.import_module(name)
         for figure in asyncio.run(module.measure(args.runs)):
+            sys.stdout.write(json.dumps(figure.line()) + "\n")
+            sys.stdout.flush()
             holds = holds and figure.holds
     return 0 if holds else 1
 
