@@ -1,12 +1,57 @@
-"""What all tests share: two sizes, and saying loudly what could not run on this machine."""
+"""What all tests share: real services, two sizes, and saying loudly what could not run here.
+
+Fixtures that give real services (a test gets what is there, or is reported as NOT RUN):
+
+| fixture                 | scope    | gives                                                    |
+|-------------------------|----------|----------------------------------------------------------|
+| `embedded_postgres_dsn` | session  | superuser on our embedded PostgreSQL                     |
+| `timescale_dsn`         | session  | superuser on `make services`' TimescaleDB                |
+| `pg_server`             | session  | the two above in turn: [embedded], [timescale]           |
+| `pg_dsn`                | function | an empty database of its own on each `pg_server`         |
+| `nats_broker`           | session  | our embedded broker                                      |
+| `mosquitto`             | session  | a private Mosquitto with our settings and ACL file       |
+| `broker`                | session  | the two above in turn: [nats], [mosquitto]               |
+
+A test that proves something by counting says so with `record_property("kills at commit", 120)`;
+`make torture` prints these in its report.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import base64
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
+import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
-NOT_RUN = "NOT RUN: "
+from cloud.kernel.embedded import BrokerUser, EmbeddedBroker, EmbeddedPostgres, hash_secret
+from cloud.kernel.embedded.tls import ensure_certificates
+
+PROJECT: Final = Path(__file__).resolve().parent.parent
+NOT_RUN: Final = "NOT RUN: "
+CLOUD_USER: Final = "karvon-cloud"
+T = TypeVar("T")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,14 +67,254 @@ def sample_size(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
     return lambda small, full: full if torture else small
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reasons: dict[str, int] = {}
+# -- databases ------------------------------------------------------------------------------------
+
+
+class LoopThread:
+    """An event loop that outlives tests: supervisors of session fixtures live on it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="session fixtures")
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.fixture(scope="session")
+def session_loop() -> Iterator[LoopThread]:
+    loop = LoopThread()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="session")
+def embedded_postgres_dsn(
+    session_loop: LoopThread, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("embedded-postgres"))
+    session_loop.run(server.start())
+    yield server.dsn_for("postgres")
+    session_loop.run(server.stop())
+
+
+@pytest.fixture(scope="session")
+def timescale_dsn() -> str:
+    return str(_service("timescale")["dsn"])
+
+
+@pytest.fixture(scope="session", params=["embedded", "timescale"])
+def pg_server(request: pytest.FixtureRequest) -> str:
+    name = {"embedded": "embedded_postgres_dsn", "timescale": "timescale_dsn"}[request.param]
+    return str(request.getfixturevalue(name))
+
+
+@pytest.fixture
+def pg_dsn(pg_server: str) -> Iterator[str]:
+    name = f"test_{secrets.token_hex(6)}"
+    creation = (
+        "CREATE DATABASE {} TEMPLATE template0 LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"
+    )
+    _administer(pg_server, creation, name)
+    yield make_conninfo(pg_server, dbname=name)
+    _administer(pg_server, "DROP DATABASE {} WITH (FORCE)", name)
+
+
+def _administer(server: str, statement: str, name: str) -> None:
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+
+
+def _service(name: str) -> dict[str, Any]:
+    """What `make services` says of it."""
+    state_file = PROJECT / ".services" / "run" / "services.json"
+    state = json.loads(state_file.read_text()) if state_file.exists() else {}
+    pid = state.get(name, {}).get("process", {}).get("pid", os.getpid())
+    if name not in state or not Path(f"/proc/{pid}").exists():
+        reasons = state.get("left_out") or ["run `make services` first"]
+        pytest.skip(f"{NOT_RUN}{name} is not here: {'; '.join(reasons)}")
+    return dict(state[name])
+
+
+# -- brokers --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Broker:
+    """A running MQTT broker with TLS; `admit` lets stations in besides those already admitted."""
+
+    name: str
+    host: str
+    port: int
+    ca_file: Path
+    cloud_secret: str
+    _apply: Callable[[dict[str, str]], None]
+    _secrets: dict[str, str]
+    cloud_user: str = CLOUD_USER
+
+    def admit(self, station: str, secret: str) -> None:
+        self._secrets[station] = secret
+        self._apply(self._secrets)
+
+    def tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=str(self.ca_file))
+
+
+@pytest.fixture(scope="session")
+def nats_broker(
+    session_loop: LoopThread, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Broker]:
+    secret = secrets.token_urlsafe(16)
+    cloud = BrokerUser(CLOUD_USER, hash_secret(secret), ["karvon/1/#"], ["karvon/1/#"])
+    server = EmbeddedBroker(tmp_path_factory.mktemp("nats"), users=[cloud])
+
+    def apply(stations: dict[str, str]) -> None:
+        users = [cloud, *(_station_user(*station) for station in stations.items())]
+        session_loop.run(server.set_users(users))
+
+    session_loop.run(server.start())
+    yield Broker("nats", "localhost", server.port, server.ca_file, secret, apply, {})
+    session_loop.run(server.stop())
+
+
+def _station_user(name: str, secret: str) -> BrokerUser:
+    up, down = f"karvon/1/+/{name}/up/#", f"karvon/1/+/{name}/down/#"
+    return BrokerUser(name, hash_secret(secret), [up], [down])
+
+
+@pytest.fixture(scope="session")
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    command = _service("mosquitto")["command"]
+    folder = tmp_path_factory.mktemp("mosquitto")
+    secret, port = secrets.token_urlsafe(16), _free_port()
+    ca_file = _configure_mosquitto(folder, port)
+    _write_passwords(folder, {CLOUD_USER: secret})
+    with (
+        (folder / "mosquitto.log").open("wb") as log,
+        subprocess.Popen(
+            [*command, "-c", str(folder / "mosquitto.conf")], stdout=log, stderr=subprocess.STDOUT
+        ) as process,
+    ):
+        _await_log(folder, "running", 1)
+
+        def apply(stations: dict[str, str]) -> None:
+            _write_passwords(folder, {CLOUD_USER: secret, **stations})
+            reloads = (folder / "mosquitto.log").read_text().count("Reloading config")
+            process.send_signal(signal.SIGHUP)
+            _await_log(folder, "Reloading config", reloads + 1)
+
+        yield Broker("mosquitto", "localhost", port, ca_file, secret, apply, {})
+        process.terminate()
+
+
+def _configure_mosquitto(folder: Path, port: int) -> Path:
+    """The settings and the ACL file that we ship, with this test's paths and port."""
+    shipped = PROJECT / "cloud" / "deploy" / "mosquitto"
+    tls = ensure_certificates(folder / "tls", [], datetime.now(UTC))
+    shutil.copy(shipped / "acl", folder / "acl")
+    (folder / "acl").chmod(0o600)
+    text = (shipped / "mosquitto.conf").read_text()
+    values = {
+        "listener": f"{port} 127.0.0.1",
+        "certfile": tls.certificate,
+        "keyfile": tls.key,
+        "password_file": folder / "passwd",
+        "acl_file": folder / "acl",
+    }
+    for key, value in values.items():
+        text, found = re.subn(rf"^{key} .*$", f"{key} {value}", text, flags=re.MULTILINE)
+        assert found == 1, key
+    owner = "user root\n" if os.geteuid() == 0 else ""
+    (folder / "mosquitto.conf").write_text(f"{text}{owner}persistence_location {folder}/\n")
+    return tls.ca
+
+
+def _write_passwords(folder: Path, passwords: dict[str, str]) -> None:
+    """Mosquitto's `$7$` format: PBKDF2-SHA512, as mosquitto_passwd writes it."""
+    lines = []
+    for user, password in passwords.items():
+        salt = secrets.token_bytes(12)
+        digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, 101)
+        encoded = [base64.b64encode(part).decode() for part in (salt, digest)]
+        lines.append(f"{user}:$7$101${encoded[0]}${encoded[1]}\n")
+    (folder / "passwd").write_text("".join(lines))
+    (folder / "passwd").chmod(0o600)
+
+
+def _await_log(folder: Path, words: str, times: int) -> None:
+    log = folder / "mosquitto.log"
+    deadline = time.monotonic() + 10
+    while log.read_text().count(words) < times:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session", params=["nats", "mosquitto"])
+def broker(request: pytest.FixtureRequest) -> Broker:
+    name = {"nats": "nats_broker", "mosquitto": "mosquitto"}[request.param]
+    return request.getfixturevalue(name)  # type: ignore[no-any-return]  # pytest cannot know
+
+
+# -- what was proven, what could not run ----------------------------------------------------------
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    missing = _not_run(terminalreporter)
+    if missing:
+        terminalreporter.section("left out on this machine", red=True, bold=True)
+        for line in missing:
+            terminalreporter.line(line)
+    report = config.getoption("--torture-report")
+    if report:
+        Path(report).write_text(_proof(terminalreporter, exitstatus, missing))
+        terminalreporter.line(f"wrote {report}")
+
+
+def _not_run(terminalreporter: pytest.TerminalReporter) -> list[str]:
+    reasons: Counter[str] = Counter()
     for report in terminalreporter.getreports("skipped"):
         reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else ""
         if NOT_RUN in reason:
-            missing = reason.split(NOT_RUN, 1)[1]
-            reasons[missing] = reasons.get(missing, 0) + 1
-    if reasons:
-        terminalreporter.section("left out on this machine", red=True, bold=True)
-        for missing, count in sorted(reasons.items()):
-            terminalreporter.line(f"{NOT_RUN}{count} tests: {missing}")
+            reasons[reason.split(NOT_RUN, 1)[1]] += 1
+    return [f"{NOT_RUN}{count} tests: {why}" for why, count in sorted(reasons.items())]
+
+
+def _proof(terminalreporter: pytest.TerminalReporter, exitstatus: int, missing: list[str]) -> str:
+    """The torture report: what was counted, what failed, what was left out."""
+    tests = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    calls = [test for test in tests if test.when == "call"]
+    failed = len(terminalreporter.getreports("failed"))
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    minutes = sum(test.duration for test in calls) / 60
+    when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, Python {platform.python_version()}, {machine}"
+    counts = f"{len(calls)} tests, {failed} failed, {minutes:.0f} minutes, exit code {exitstatus:d}"
+    head = [
+        "# Torture: the latest full run",
+        "",
+        f"{when}: {counts}.",
+        "",
+        "| test | outcome | seconds | counted |",
+        "|---|---|---:|---|",
+    ]
+    rows = [
+        f"| {test.nodeid.removeprefix('tests/')} | {test.outcome} | {test.duration:.0f} | "
+        + ", ".join(f"{key}: {value}" for key, value in test.user_properties)
+        + " |"
+        for test in calls
+        if test.user_properties or test.failed or test.duration > 1
+    ]
+    return "\n".join([*head, *rows, "", *missing]).rstrip() + "\n"
