@@ -1,0 +1,121 @@
+"""The register bank of a simulated device, made from its profile; as strict as the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from protocols.modbus.binding import Binding
+from protocols.modbus.checks import forbids, writes
+from protocols.modbus.document import Path
+from protocols.modbus.planning import Span
+from protocols.modbus.profile import Write, width
+from protocols.modbus.values import Words, encode
+
+ILLEGAL_FUNCTION: Final = 1
+ILLEGAL_ADDRESS: Final = 2
+ILLEGAL_VALUE: Final = 3
+Place = tuple[int, int, int]
+"""Unit, function, address."""
+Values = dict[str, int | str]
+
+
+class RefusedError(Exception):
+    """The device answers with this Modbus exception code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"exception {code}")
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A register that can be written: what it is in the profile, and for which EVSE."""
+
+    path: Path
+    write: Write
+    evse: int
+
+
+class RegisterBank:
+    """Words by unit, function and address; reads and writes are checked as the profile says."""
+
+    def __init__(self, binding: Binding, evses: Iterable[int]) -> None:
+        self.binding = binding
+        self.evses = tuple(evses)
+        self.fields = binding.fields()
+        self._words: dict[Place, int] = {}
+        self._spans: set[Span] = set()
+        self._targets: dict[Place, list[Target]] = {}
+        for evse in self.evses:
+            self._spans |= {binding.span(each, evse) for each in self.fields.values()}
+            self._add_targets(evse)
+        self.units = {span.unit for span in self._spans}
+        self._functions = {span.function for span in self._spans}
+        self._functions |= {function for _, function, _ in self._targets}
+
+    def show(self, values: dict[int, Values]) -> None:
+        """Put these values (base units, by EVSE) where they can be read; other fields read 0."""
+        words = {
+            (span.unit, span.function, address): 0
+            for span in self._spans
+            for address in range(span.address, span.end)
+        }
+        for evse, known in values.items():
+            for name, value in known.items():
+                if name in self.fields:
+                    self._place(words, evse, name, value)
+        self._words = words
+
+    def read(self, span: Span) -> Words:
+        """Raises RefusedError with the device's exception code."""
+        limits = self.binding.profile.limits
+        if span.function not in self._functions:
+            raise RefusedError(ILLEGAL_FUNCTION)
+        if not 1 <= span.count <= min(limits.max_registers, 125):
+            raise RefusedError(ILLEGAL_VALUE)
+        places = [(span.unit, span.function, a) for a in range(span.address, span.end)]
+        if self._unreadable(span, places):
+            raise RefusedError(ILLEGAL_ADDRESS)
+        return tuple(self._words.get(place, 0) for place in places)
+
+    def write(self, unit: int, function: int, address: int, words: Words) -> tuple[Target, ...]:
+        """What this write aims at (several where one register has several fixed values)."""
+        if function not in self._functions:
+            raise RefusedError(ILLEGAL_FUNCTION)
+        targets = tuple(self._targets.get((unit, function, address), ()))
+        if not targets:
+            raise RefusedError(ILLEGAL_ADDRESS)
+        if len(words) != width(targets[0].write.type):
+            raise RefusedError(ILLEGAL_VALUE)
+        return targets
+
+    def _unreadable(self, span: Span, places: list[Place]) -> bool:
+        profile = self.binding.profile
+        if any(
+            forbids(rule, "read", span.function, span.address, span.end - 1)
+            for rule in profile.forbidden
+        ):
+            return True
+        if profile.limits.one_value_per_request:
+            return span not in self._spans
+        if profile.limits.readable_gaps:
+            return places[0] not in self._words or places[-1] not in self._words
+        return any(place not in self._words for place in places)
+
+    def _place(self, words: dict[Place, int], evse: int, name: str, value: int | str) -> None:
+        each = self.fields[name]
+        span = self.binding.span(each, evse)
+        order = self.binding.word_order(each)
+        bit = each.type == "bit"
+        encoded = (int(bool(value)),) if bit else encode(each, value, order)
+        for i, word in enumerate(encoded):
+            words[span.unit, span.function, span.address + i] |= word
+
+    def _add_targets(self, evse: int) -> None:
+        for path, write in writes(self.binding.profile):
+            varied = self.binding.varied_write(write)
+            request = self.binding.raw(write, write.value or 0, evse)
+            place = (request.unit, request.function, request.address)
+            self._targets.setdefault(place, []).append(Target(path, varied, evse))
