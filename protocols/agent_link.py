@@ -339,6 +339,8 @@ class StationStatus(msgspec.Struct, frozen=True, tag="station", tag_field="kind"
     pending_billing: int
     pending_telemetry: int
     journal_bytes: int
+    alarms: tuple[str, ...] = ()
+    """What keeps the agent from its duty now, e.g. a journal that cannot be written."""
 
 
 StateFact = EvseStatus | StationStatus

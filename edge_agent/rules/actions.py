@@ -147,17 +147,17 @@ Durable = Emit | Keep | Forget
 def rank(action: Action) -> int:
     """The order of a step: safe first, then durable, then power, then the report."""
     if isinstance(action, SetLimit):
-        return 2 if action.raises else 0
+        return 3 if action.raises else 1
     return _RANKS[type(action)]
 
 
 _RANKS: Final[dict[type, int]] = {
     Withhold: 0,
-    Emit: 1,
-    Keep: 1,
-    Forget: 1,
-    Release: 3,
-    ReportStatus: 4,
+    Emit: 2,
+    Keep: 2,
+    Forget: 2,
+    Release: 4,
+    ReportStatus: 5,
 }
 
 

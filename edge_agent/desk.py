@@ -1,0 +1,144 @@
+"""The desk: cards, commands and welcomes, checked and passed on to the loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from uuid import UUID, uuid4
+
+from edge_agent.ledger import Ledger
+from edge_agent.loop import Loop
+from edge_agent.records import LocalList, SiteLimit
+from edge_agent.rules.actions import Emit, Event, Operative, Redated
+from edge_agent.rules.authorization import Authorizer
+from edge_agent.rules.station import RefusedError
+from protocols.agent_link import (
+    ClockCorrected,
+    ClockQuality,
+    Command,
+    CommandResult,
+    CommandStatus,
+    IdToken,
+    RemoteStart,
+    RemoteStop,
+    SetAvailability,
+    SetLimit,
+    SetLocalList,
+    Welcome,
+)
+from protocols.quantities import Milliseconds
+
+log = logging.getLogger(__name__)
+NO_DISK = "the agent's journal cannot be written"
+
+
+class Desk:
+    """Answers each command once, with a result that outlives a restart."""
+
+    def __init__(
+        self, loop: Loop, *, ended_here: Callable[[], frozenset[UUID]] = frozenset
+    ) -> None:
+        self.loop = loop
+        self.station = loop.station
+        self.ledger: Ledger = loop.ledger
+        self.clock = loop.clock
+        self._ended_here = ended_here
+        self._taken: set[UUID] = set()
+
+    async def present(self, token: IdToken, evse: int | None = None) -> str:
+        """A card was shown; returns what to tell the person. Raises RefusedError."""
+        if self.ledger.failure and not self.ledger.retry():
+            raise RefusedError(f"no start now: {NO_DISK} ({self.ledger.failure})")
+        target, event, text = self.station.present(token, evse, self.clock.now())
+        await self.loop.tell(target, event)
+        return text
+
+    async def command(self, command: Command) -> None:
+        """Carry out a command of the cloud, at most once."""
+        if command.id in self._taken or self.ledger.store.result_of(command.id) is not None:
+            return
+        self._taken.add(command.id)
+        now = self.clock.now()
+        late = now.wall_ms >= command.issued_ms + command.valid_ms
+        if late and now.quality is not ClockQuality.UNSET:
+            self._answer(command, CommandStatus.EXPIRED, "it arrived after its expiry")
+            return
+        try:
+            await self._carry_out(command)
+        except RefusedError as error:
+            self._answer(command, CommandStatus.REJECTED, str(error))
+
+    async def _carry_out(self, command: Command) -> None:
+        do = command.do
+        if isinstance(do, RemoteStart):
+            if self.ledger.failure and not self.ledger.retry():
+                raise RefusedError(NO_DISK)
+            await self.loop.tell(*self.station.remote_start(do, command.id))
+        elif isinstance(do, RemoteStop):
+            await self.loop.tell(*self.station.remote_stop(do, command.id))
+        elif isinstance(do, SetLimit):
+            self._limit(command, do)
+        elif isinstance(do, SetAvailability):
+            await self._availability(command, do)
+        else:
+            self._local_list(command, do)
+
+    def _limit(self, command: Command, do: SetLimit) -> None:
+        self.station.concerned(do.evse)
+        result = self._result(command, CommandStatus.EXECUTED)
+        if do.limit_ma is None:
+            self._persist(result, lifted=[do.evse])
+            self.station.commands.pop(do.evse, None)
+            return
+        now = self.clock.now()
+        until = Milliseconds(now.wall_ms + do.valid_ms)
+        limit = SiteLimit(evse=do.evse, limit_ma=do.limit_ma, until_wall_ms=until)
+        self._persist(result, put=[limit])
+        self.station.hold(do, now)
+
+    async def _availability(self, command: Command, do: SetAvailability) -> None:
+        evses = self.station.concerned(do.evse)
+        result = self._result(command, CommandStatus.EXECUTED)
+        self._persist(result, availability=dict.fromkeys(evses, do.operative))
+        await self.tell_all([(evse, Operative(do.operative)) for evse in evses])
+
+    def _local_list(self, command: Command, do: SetLocalList) -> None:
+        local = LocalList(version=do.version, entries=do.entries)
+        self._persist(self._result(command, CommandStatus.EXECUTED), local_list=local)
+        self.station.authorizer = Authorizer(local, self.station.authorizer.policy)
+
+    def _result(self, command: Command, status: CommandStatus, text: str = "") -> CommandResult:
+        return CommandResult(
+            id=uuid4(), command=command.id, at=self.clock.now(), status=status, text=text
+        )
+
+    def _persist(self, result: CommandResult, **settings: object) -> None:
+        """Raises RefusedError when it cannot be made durable: then nothing was changed."""
+        if not self.ledger.write([Emit(result)], **settings):
+            raise RefusedError(f"{NO_DISK}: {self.ledger.failure}")
+        self.loop.wake()
+
+    def _answer(self, command: Command, status: CommandStatus, text: str) -> None:
+        log.info("command %s: %s, %s", command.id, status, text)
+        result = [Emit(self._result(command, status, text))]
+        if not self.ledger.write(result):
+            self.ledger.write_later(result)
+        self.loop.wake()
+
+    async def welcomed(self, welcome: Welcome) -> None:
+        """The cloud's time and its view of our transactions."""
+        await self.corrected(self.clock.cloud_time(welcome.now_ms))
+        await self.tell_all(self.station.welcomed(welcome, self._ended_here()))
+
+    async def corrected(self, fact: ClockCorrected | None) -> None:
+        """Our account of time changed: record it, re-date what is open."""
+        if fact is None:
+            return
+        log.warning("clock: offset %s ms, %s", fact.offset_ms, fact.quality)
+        if not self.ledger.write([Emit(fact)]):
+            self.ledger.write_later([Emit(fact)])
+        await self.tell_all([(evse, Redated(fact)) for evse in self.station.connectors])
+
+    async def tell_all(self, events: Sequence[tuple[int, Event]]) -> None:
+        for evse, event in events:
+            await self.loop.tell(evse, event)
