@@ -1,0 +1,106 @@
+"""One station of the network: a simulated board, the agent that runs it, and their wires."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from pathlib import Path
+from typing import Any, Final
+
+from karvon.demo.lines import ask
+from karvon.demo.places import Plan
+from karvon.demo.process import Child, free_port
+
+AGENT_TOML: Final = """\
+station = {station}
+journal = {journal}
+
+[uplink.mqtt]
+url = {mqtt_url}
+ca = {ca}
+credentials = {credentials}
+
+[[boards]]
+name = "board-1"
+profile = "abb_terra_ac"
+evses = [1]
+
+[boards.link]
+kind = "tcp"
+host = "127.0.0.1"
+port = {board_port}
+unit = 1
+
+[site]
+limit_ma = {limit_ma}
+"""
+
+
+class Station:
+    """Owns the simulator's and the agent's processes and folder of one station.
+
+    `board_port` and `mqtt_url` may be turned to a proxy before `write_config`.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, *, speed: float) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.plan = plan
+        self.folder = folder
+        self.config = folder / "agent.toml"
+        self.journal = folder / "journal"
+        self.modbus_port = free_port()
+        self.control_port = free_port()
+        self.board_port = self.modbus_port
+        self.mqtt_url = ""
+        name = plan.identity
+        self.sim = Child(f"sim-{name}", self._sim_args(speed), folder)
+        self.agent = Child(f"agent-{name}", ["agent", "run", "--config", str(self.config)], folder)
+
+    @property
+    def identity(self) -> str:
+        return self.plan.identity
+
+    def _sim_args(self, speed: float) -> list[str]:
+        return [
+            *("sim", "charger", "--profile", "abb_terra_ac", "--json"),
+            *("--tcp", f"127.0.0.1:{self.modbus_port}"),
+            *("--control", f"127.0.0.1:{self.control_port}"),
+            *("--speed", str(speed)),
+            *("--state", str(self.folder / "charger.json")),
+        ]
+
+    def keep_claim(self, claim: dict[str, Any]) -> None:
+        """Store what the cloud answered to the claim, as `karvon agent claim` does."""
+        ca, credentials = self.folder / "ca.pem", self.folder / "credentials.json"
+        ca.write_text(claim["ca_pem"])
+        credentials.touch(mode=0o600)
+        credentials.write_text(
+            json.dumps({"username": claim["username"], "password": claim["password"]})
+        )
+        self.mqtt_url = claim["mqtt_url"]
+
+    def write_config(self) -> None:
+        text = AGENT_TOML.format(
+            station=json.dumps(self.identity),
+            journal=json.dumps(str(self.journal)),
+            mqtt_url=json.dumps(self.mqtt_url),
+            ca=json.dumps(str(self.folder / "ca.pem")),
+            credentials=json.dumps(str(self.folder / "credentials.json")),
+            board_port=self.board_port,
+            limit_ma=self.plan.max_ma,
+        )
+        self.config.write_text(text)
+
+    def through(self, port: int) -> None:
+        """Reach the broker through this loopback port (a proxy's) from the next start on."""
+        parts = urllib.parse.urlsplit(self.mqtt_url)
+        self.mqtt_url = parts._replace(netloc=f"127.0.0.1:{port}").geturl()
+        self.write_config()
+
+    def board(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Ask the simulator's control port."""
+        return ask(self.control_port, {"do": do, **arguments})
+
+    def stop(self) -> None:
+        self.agent.stop()
+        self.sim.stop()
