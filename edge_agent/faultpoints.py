@@ -1,0 +1,40 @@
+"""Instants at which a system test may kill this very process: before, between and after promises.
+
+`KARVON_FAULT=agent.after_persist:3` sends SIGKILL to the agent when it passes that instant for the
+third time. Nobody sets it in operation, and then a pass costs one comparison.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Final
+
+BEFORE_PERSIST: Final = "agent.before_persist"
+AFTER_PERSIST: Final = "agent.after_persist"
+BEFORE_PUBLISH: Final = "agent.before_publish"
+AFTER_ACK: Final = "agent.after_ack"
+
+
+class Armed:
+    """One armed instant and how many more passes it lets through."""
+
+    def __init__(self, setting: str) -> None:
+        self.instant, _, passes = setting.partition(":")
+        self.left = int(passes or 1)
+
+    def strikes(self, instant: str) -> bool:
+        """Count a pass; True at the one that must not survive."""
+        if instant != self.instant:
+            return False
+        self.left -= 1
+        return self.left == 0
+
+
+_armed = Armed(setting) if (setting := os.environ.get("KARVON_FAULT")) else None
+
+
+def passing(instant: str) -> None:
+    """Say that this instant is reached now."""
+    if _armed is not None and _armed.strikes(instant):
+        os.kill(os.getpid(), signal.SIGKILL)
