@@ -35,9 +35,12 @@ class Row:
 def live_table(rows: Iterable[Row], title: str) -> Table:
     """What stands in the terminal; a stale value is dim and says its age."""
     table = Table(title=title, title_justify="left", expand=False)
-    for heading in ("station", "site", "state", "age", "power", "energy", "transaction", "link"):
-        justify = "right" if heading in {"age", "power", "energy"} else "left"
-        table.add_column(heading, justify=justify, no_wrap=True)
+    for heading in ("station", "site", "state"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("age", "power", "energy"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("transaction", "link"):
+        table.add_column(heading, no_wrap=True)
     for row in rows:
         table.add_row(*_cells(row), style="dim" if row.stale else "")
     return table
