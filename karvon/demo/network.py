@@ -83,10 +83,8 @@ class Network:
         return self._sites[site.name]
 
     def start_station(self, station: Station) -> None:
-        """Start the board, then the agent, and wait until the cloud sees it connected."""
-        station.sim.start()
-        station.sim.ready()
-        station.agent.start()
+        """Start the board and the agent, and wait until the cloud sees it connected."""
+        station.start()
         self.wait_online(station)
 
     def wait_online(self, station: Station, deadline_s: float = START_S) -> None:

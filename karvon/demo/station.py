@@ -7,6 +7,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any, Final
 
+from karvon.demo.agreement import Truth
 from karvon.demo.lines import ask
 from karvon.demo.places import Plan
 from karvon.demo.process import Child, free_port
@@ -100,6 +101,40 @@ class Station:
     def board(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Ask the simulator's control port."""
         return ask(self.control_port, {"do": do, **arguments})
+
+    # ------------------------------------------------------------------ what people do
+
+    def plug(self, want_wh: int, max_ma: int) -> None:
+        """A vehicle comes that wants so much energy and takes up to so much current."""
+        self.board("plug", evse=1, want_wh=want_wh, max_ma=max_ma)
+
+    def unplug(self) -> None:
+        self.board("unplug", evse=1)
+
+    def present(self, token: str) -> None:
+        """Hold an id token to the reader."""
+        ask(self.journal / "control.sock", {"do": "token", "token": token, "evse": 1})
+
+    # ------------------------------------------------------------------ what the simulator saw
+
+    def full(self) -> bool:
+        """Whether the vehicle has what it wanted."""
+        return bool(self.board("status")["evses"][0]["full"])
+
+    def truth(self) -> list[Truth]:
+        """The charging sessions that took place, oldest first."""
+        sessions = self.board("status")["evses"][0]["sessions"]
+        return [Truth(one["energy_mwh"], over=one["over"]) for one in sessions]
+
+    def violations(self) -> list[str]:
+        """Current that flowed where the rules forbid it."""
+        return [str(line) for line in self.board("status")["violations"]]
+
+    def start(self) -> None:
+        """Start the board, and once it answers, the agent."""
+        self.sim.start()
+        self.sim.ready()
+        self.agent.start()
 
     def stop(self) -> None:
         self.agent.stop()
