@@ -34,7 +34,7 @@ class Armed:
 _armed = Armed(setting) if (setting := os.environ.get("KARVON_FAULT")) else None
 
 
-def passing(instant: str) -> None:
-    """Say that this instant is reached now."""
+def reach(instant: str) -> None:
+    """Die by SIGKILL if this instant is armed and its count is reached."""
     if _armed is not None and _armed.strikes(instant):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -12,6 +12,7 @@ from karvon.demo.lines import ask
 from karvon.demo.places import Plan
 from karvon.demo.process import Child, free_port
 
+NANOJOULES_PER_MWH: Final = 3_600_000_000
 AGENT_TOML: Final = """\
 station = {station}
 journal = {journal}
@@ -121,10 +122,16 @@ class Station:
         """Whether the vehicle has what it wanted."""
         return bool(self.board("status")["evses"][0]["full"])
 
+    def current_ma(self) -> int:
+        """What flows at this moment."""
+        return int(self.board("status")["evses"][0]["current_ma"])
+
     def truth(self) -> list[Truth]:
         """The charging sessions that took place, oldest first."""
-        sessions = self.board("status")["evses"][0]["sessions"]
-        return [Truth(one["energy_mwh"], over=one["over"]) for one in sessions]
+        return [
+            Truth(one["energy_nj"] // NANOJOULES_PER_MWH, over=one["ended_ms"] is not None)
+            for one in self.board("status")["sessions"]
+        ]
 
     def violations(self) -> list[str]:
         """Current that flowed where the rules forbid it."""

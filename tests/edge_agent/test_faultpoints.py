@@ -10,9 +10,9 @@ import sys
 from edge_agent.faultpoints import Armed
 
 PASSES = (
-    "from edge_agent.faultpoints import passing\n"
+    "from edge_agent.faultpoints import reach\n"
     "for n in range(5):\n"
-    "    passing('agent.after_ack'); passing('agent.before_persist'); print(n, flush=True)\n"
+    "    reach('agent.after_ack'); reach('agent.before_persist'); print(n, flush=True)\n"
 )
 
 
