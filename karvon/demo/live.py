@@ -88,6 +88,8 @@ def _power(network: Network, station: Station) -> int | None:
     """The newest power in the telemetry of the last seconds."""
     now = datetime.now(UTC)
     window = {"from": (now - RECENT).isoformat(), "to": now.isoformat()}
-    found = network.rest.items(f"/stations/{station.identity}/telemetry", **window, evse=1)
+    found = network.rest.items(
+        f"/stations/{station.identity}/telemetry", **window, evse=1, every="1s"
+    )
     powers = [row["power_w"] for row in found if row["power_w"] is not None]
     return powers[-1] if powers else None

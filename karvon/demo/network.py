@@ -57,12 +57,13 @@ class Network:
         self.cloud.ready(START_S)
         self.rest.key = self.key_file.read_text().strip()
 
-    def add_station(self, plan: Plan) -> Station:
+    def add_station(self, plan: Plan, *, serial: bool = False) -> Station:
         """Create the station in the cloud and claim it; its processes do not run yet."""
         created = self.rest.post(
             "/stations", {"station": plan.identity, "name": plan.name, "site": self._site(plan)}
         )
-        station = Station(plan, self.folder / plan.identity, speed=self.speed)
+        folder = self.folder / plan.identity
+        station = Station(plan, folder, speed=self.speed, serial=serial)
         claim = {"station": plan.identity, "code": created["claim"]["code"]}
         station.keep_claim(Rest(self.rest.base).post("/claims", claim))
         station.write_config()

@@ -28,9 +28,7 @@ profile = "abb_terra_ac"
 evses = [1]
 
 [boards.link]
-kind = "tcp"
-host = "127.0.0.1"
-port = {board_port}
+{link}
 unit = 1
 
 [site]
@@ -41,15 +39,17 @@ limit_ma = {limit_ma}
 class Station:
     """Owns the simulator's and the agent's processes and folder of one station.
 
-    `board_port` and `mqtt_url` may be turned to a proxy before `write_config`.
+    `board_port` and `mqtt_url` may be turned to a proxy before `write_config`. With `serial` the
+    board hangs on a serial line (a pseudo terminal) instead of TCP.
     """
 
-    def __init__(self, plan: Plan, folder: Path, *, speed: float) -> None:
+    def __init__(self, plan: Plan, folder: Path, *, speed: float, serial: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.plan = plan
         self.folder = folder
         self.config = folder / "agent.toml"
         self.journal = folder / "journal"
+        self.line = folder / "line" if serial else None
         self.modbus_port = free_port()
         self.control_port = free_port()
         self.board_port = self.modbus_port
@@ -63,9 +63,10 @@ class Station:
         return self.plan.identity
 
     def _sim_args(self, speed: float) -> list[str]:
+        tcp = ("--tcp", f"127.0.0.1:{self.modbus_port}")
         return [
             *("sim", "charger", "--profile", "abb_terra_ac", "--json"),
-            *("--tcp", f"127.0.0.1:{self.modbus_port}"),
+            *(("--pty", str(self.line)) if self.line else tcp),
             *("--control", f"127.0.0.1:{self.control_port}"),
             *("--speed", str(speed)),
             *("--state", str(self.folder / "charger.json")),
@@ -88,10 +89,15 @@ class Station:
             mqtt_url=json.dumps(self.mqtt_url),
             ca=json.dumps(str(self.folder / "ca.pem")),
             credentials=json.dumps(str(self.folder / "credentials.json")),
-            board_port=self.board_port,
+            link=self._link(),
             limit_ma=self.plan.max_ma,
         )
         self.config.write_text(text)
+
+    def _link(self) -> str:
+        if self.line is not None:
+            return f'kind = "rtu"\ndevice = {json.dumps(str(self.line))}'
+        return f'kind = "tcp"\nhost = "127.0.0.1"\nport = {self.board_port}'
 
     def through(self, port: int) -> None:
         """Reach the broker through this loopback port (a proxy's) from the next start on."""
@@ -107,7 +113,7 @@ class Station:
 
     def plug(self, want_wh: int, max_ma: int) -> None:
         """A vehicle comes that wants so much energy and takes up to so much current."""
-        self.board("plug", evse=1, want_wh=want_wh, max_ma=max_ma)
+        self.board("plug", evse=1, wants_wh=want_wh, max_current_ma=max_ma)
 
     def unplug(self) -> None:
         self.board("unplug", evse=1)
