@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import platform
+import queue
 import random
 import shutil
+import ssl
 import tempfile
 import time
+import urllib.parse
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Self
+from uuid import UUID, uuid4
 
+import paho.mqtt.client as mqtt
 import pytest
 
 from karvon import __version__
@@ -21,13 +28,38 @@ from karvon.demo.drivers import Driver, Habits
 from karvon.demo.faults import FaultProxy
 from karvon.demo.network import Network
 from karvon.demo.places import TASHKENT, Plan
-from karvon.demo.process import DemoError
+from karvon.demo.process import DemoError, wait_for
 from karvon.demo.session import TOKEN
 from karvon.demo.station import Station
+from protocols.agent_link import (
+    Ack,
+    BillingBatch,
+    ChargingState,
+    ClockQuality,
+    Down,
+    EvseDescription,
+    Hello,
+    Mark,
+    Stamp,
+    Stream,
+    TransactionEvent,
+    TransactionEventType,
+    Trigger,
+    Up,
+    Verdict,
+    Welcome,
+    decode_down,
+    down_filter,
+    encode,
+    escape,
+    up_topic,
+)
+from protocols.quantities import MilliAmperes, Milliseconds, WattHours
 
 KILLS = pytest.StashKey[Counter[str]]()
 SPEED = 20.0
 SETTLE_S = 60.0
+RECENT = timedelta(seconds=60)
 HERE = Path(__file__).parent
 BUSY = Habits(
     away_s=(0.2, 1.0),
@@ -77,10 +109,10 @@ class World:
         if token:
             self.network.rest.post("/id-tokens", {"value": TOKEN})
 
-    def station(self, name: str, *, start: bool = True) -> Station:
+    def station(self, name: str, *, start: bool = True, serial: bool = False) -> Station:
         """A claimed station that runs and has the offline list."""
         plan = Plan(f"{name}-{len(self.network.stations)}", name, TASHKENT)
-        station = self.network.add_station(plan)
+        station = self.network.add_station(plan, serial=serial)
         if start:
             self.start(station)
         return station
@@ -132,6 +164,16 @@ class World:
             for driver in drivers:
                 driver.step(time.monotonic())
             time.sleep(0.05)
+
+    def newest_sample(self, station: Station) -> datetime | None:
+        """When the newest telemetry was measured that REST shows."""
+        now = datetime.now(UTC)
+        window = {"from": (now - RECENT).isoformat(), "to": (now + RECENT).isoformat()}
+        rows = self.network.rest.items(
+            f"/stations/{station.identity}/telemetry", **window, evse=1, every="1s"
+        )
+        times = [datetime.fromisoformat(row["at"]) for row in rows]
+        return max(times, default=None)
 
     def everybody_leaves(self, *stations: Station) -> None:
         for station in stations:
@@ -277,3 +319,156 @@ def _folders(reports: list[pytest.TestReport]) -> list[str]:
             f" {seconds:.0f} |"
         )
     return lines
+
+
+# --------------------------------------------------------------------------- a stranger's agent
+
+
+class Stranger:
+    """Another maker's agent, written from docs/agent-link.md on paho: it may misbehave."""
+
+    def __init__(self, station: Station, password: str | None = None) -> None:
+        secrets = json.loads((station.folder / "credentials.json").read_text())
+        parts = urllib.parse.urlsplit(station.mqtt_url)
+        self.received: list[tuple[str, bytes]] = []
+        self._where = (parts.hostname or "", parts.port or 8883)
+        self._connected: queue.Queue[mqtt.ReasonCode] = queue.Queue()
+        self._granted: queue.Queue[list[int]] = queue.Queue()
+        self._client = mqtt.Client(
+            mqtt.CallbackAPIVersion.VERSION2, client_id=f"karvon-{escape(station.identity)}"
+        )
+        self._client.username_pw_set(secrets["username"], password or secrets["password"])
+        self._client.tls_set_context(ssl.create_default_context(cafile=station.folder / "ca.pem"))
+        self._client.on_connect = lambda *args: self._connected.put(args[3])
+        self._client.on_subscribe = lambda *args: self._granted.put([c.value for c in args[3]])
+        self._client.on_message = lambda *args: self.received.append(
+            (args[2].topic, args[2].payload)
+        )
+
+    def __enter__(self) -> Self:
+        self._client.connect(*self._where)
+        self._client.loop_start()
+        code = self._connected.get(timeout=10)
+        if code.is_failure:
+            self.__exit__()
+            raise ConnectionError(str(code))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def subscribe(self, *filters: str) -> list[int]:
+        """The codes that the broker answered; 128 is refused."""
+        granted = []
+        for one in filters:
+            self._client.subscribe(one, 1)
+            with contextlib.suppress(queue.Empty):  # some brokers hang up instead
+                granted += self._granted.get(timeout=2)
+        return granted
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        self._client.publish(topic, payload, 1)
+
+    def greet(self, station: Station, batches: list[NumberedBatch]) -> UUID:
+        """Subscribe, say hello, wait for the welcome; returns the outbox."""
+        self.subscribe(down_filter(station.identity))
+        outbox, boot = uuid4(), uuid4()
+        first = Mark(next=len(batches) + 1, floor=1)
+        empty = Mark(next=1, floor=1)
+        hello = Hello(
+            outbox=outbox,
+            boots=(boot,),
+            sent=stamp(boot),
+            marks={Stream.BILLING: first, Stream.STATE: empty, Stream.TELEMETRY: empty},
+            agent_version="stranger 1",
+            evses=(
+                EvseDescription(
+                    evse=1,
+                    phases=3,
+                    max_ma=MilliAmperes(32_000),
+                    energy_step_wh=WattHours(1),
+                    billing_grade=True,
+                ),
+            ),
+            open_transactions=(),
+            local_list_version=0,
+        )
+        self.publish(up_topic(station.identity, Up.HELLO), encode(hello))
+        wait_for(lambda: self._of(Welcome), 20, "the cloud's welcome")
+        assert self._of(Welcome)[0].verdict is Verdict.GO_ON
+        return outbox
+
+    def send(self, station: Station, outbox: UUID, batches: list[NumberedBatch]) -> None:
+        for seq, facts in batches:
+            batch = BillingBatch(outbox, seq, 1, stamp(facts[0].at.boot), facts)
+            self.publish(up_topic(station.identity, Up.BILLING), encode(batch))
+
+    def wait_acknowledged(self, stream: Stream, count: int) -> None:
+        """Until all numbers from 1 to `count` have been acknowledged."""
+
+        def complete() -> bool:
+            ranges = [pair for ack in self._of(Ack) if ack.stream is stream for pair in ack.ranges]
+            seen = {seq for first, last in ranges for seq in range(first, last + 1)}
+            return seen >= set(range(1, count + 1))
+
+        wait_for(complete, 60, "all acknowledgements")
+
+    def _of(self, kind: type) -> list:
+        decoded = [
+            decode_down(Down(topic.rpartition("/")[2]), payload)
+            for topic, payload in list(self.received)
+        ]
+        return [message for message in decoded if isinstance(message, kind)]
+
+
+NumberedBatch = tuple[int, tuple[TransactionEvent, ...]]
+
+
+def stamp(boot: UUID, ago_ms: int = 0) -> Stamp:
+    wall = Milliseconds(time.time_ns() // 1_000_000 - ago_ms)
+    return Stamp(wall, Milliseconds(10_000_000 - ago_ms), boot, ClockQuality.SYNCED)
+
+
+class Strangers:
+    """Opens strangers, and makes what they have to say."""
+
+    def __call__(self, station: Station, password: str | None = None) -> Stranger:
+        return Stranger(station, password)
+
+    @staticmethod
+    def transaction(*, energy_wh: int, events: int = 2) -> list[TransactionEvent]:
+        """A whole transaction in `events` steps that ends at this energy."""
+        transaction, boot = uuid4(), uuid4()
+        started = stamp(boot, 600_000)
+        kinds = ["Started", *["Updated"] * (events - 2), "Ended"]
+        return [
+            TransactionEvent(
+                id=uuid4(),
+                transaction=transaction,
+                type=TransactionEventType(kind),
+                seq_no=number,
+                at=stamp(boot, 600_000 - number * 1000),
+                trigger=Trigger.METER_VALUE_PERIODIC,
+                evse=1,
+                started=started,
+                charging_state=ChargingState.CHARGING,
+                energy_wh=WattHours(energy_wh * number // (events - 1)),
+                meter_wh=WattHours(energy_wh * number // (events - 1)),
+            )
+            for number, kind in enumerate(kinds)
+        ]
+
+    @staticmethod
+    def batches(events: list[TransactionEvent], size: int = 3) -> list[NumberedBatch]:
+        parts = [tuple(events[at : at + size]) for at in range(0, len(events), size)]
+        return list(enumerate(parts, 1))
+
+    @staticmethod
+    def batch(events: list[TransactionEvent], seq: int) -> bytes:
+        return encode(BillingBatch(uuid4(), seq, 1, stamp(uuid4()), tuple(events)))
+
+
+@pytest.fixture(scope="session")
+def stranger() -> Strangers:
+    return Strangers()

@@ -52,9 +52,9 @@ def test_question_and_answer(listening: tuple[socket.socket, Address]) -> None:
 
 def test_a_refusal_is_an_error(listening: tuple[socket.socket, Address]) -> None:
     server, address = listening
-    with _answering(server, b'{"ok": false, "error": "no such EVSE"}\n'):
-        with pytest.raises(DemoError, match="no such EVSE"):
-            ask(address, {"do": "plug", "evse": 9})
+    answer = b'{"ok": false, "error": "no such EVSE"}\n'
+    with _answering(server, answer), pytest.raises(DemoError, match="no such EVSE"):
+        ask(address, {"do": "plug", "evse": 9})
 
 
 def test_silence_is_an_error(listening: tuple[socket.socket, Address]) -> None:

@@ -69,7 +69,7 @@ def test_a_refusal_says_why(base: str) -> None:
 
 
 def test_a_refusal_without_problem_json_is_shown_as_it_came(base: str) -> None:
-    with pytest.raises(RestError, match="404.*nothing here"):
+    with pytest.raises(RestError, match=r"404 .*nothing here"):
         Rest(base, "right").get("/nowhere")
 
 
