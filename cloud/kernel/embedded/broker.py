@@ -163,7 +163,7 @@ class EmbeddedBroker:
     async def set_users(self, users: Sequence[BrokerUser]) -> None:
         """Replace all users; who is no longer among them is disconnected. Takes effect on return.
 
-        While the broker is just being restarted, the new life reads them.
+        A restart under way is waited for. Raises EmbeddedError when the broker does not take them.
         """
         for user in users:
             _permissions(user)
@@ -173,18 +173,17 @@ class EmbeddedBroker:
 
     async def _reload(self) -> None:
         self._write_config()
-        try:
-            pid = self._child.pid
-        except EmbeddedError:
-            return
+        pid, life = await self._child.serving(), self._child.restarts
         answer = self._output.expect("Reloaded server configuration", "Failed to reload")
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGHUP)
         try:
             line = await asyncio.wait_for(answer, RELOAD_DEADLINE_S)
         except TimeoutError:
+            if self._child.restarts != life:  # it died meanwhile; its next life read the new file
+                return
             raise EmbeddedError(
-                f"the broker did not confirm its new users within {RELOAD_DEADLINE_S:.0f} s; "
+                f"the broker did not confirm its configuration within {RELOAD_DEADLINE_S:.0f} s; "
                 f"see {self._output.path}"
             ) from None
         if "Failed" in line:

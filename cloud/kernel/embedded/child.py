@@ -91,6 +91,7 @@ class Supervised:
         self._report = report or _log_event
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._serving = asyncio.Event()
 
     @property
     def pid(self) -> int:
@@ -98,6 +99,13 @@ class Supervised:
         if self._process is None or self._process.returncode is not None:
             raise EmbeddedError(f"{self.name} is not running; see {self._output.path}")
         return self._process.pid
+
+    async def serving(self) -> int:
+        """Wait out a restart; the pid of the child that serves. EmbeddedError after `stop`."""
+        if self._keeper is None:
+            raise EmbeddedError(f"{self.name} was stopped")
+        await self._serving.wait()
+        return self.pid
 
     async def start(self) -> None:
         try:
@@ -122,6 +130,7 @@ class Supervised:
         waited = 0.0
         while process.returncode is None:
             if await self._ready(process.pid):
+                self._serving.set()
                 return process
             await asyncio.sleep(POLL_S)
             waited += POLL_S
@@ -139,6 +148,7 @@ class Supervised:
         while True:
             since = clock()
             code = await process.wait()
+            self._serving.clear()
             if clock() - since > LONGEST_BACKOFF_S:
                 pause = FIRST_BACKOFF_S
             self._report(ChildEvent(self.name, "died", _how(code)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import deque
 from pathlib import Path
@@ -35,13 +36,18 @@ class OutputLog:
         return write_end
 
     def write(self, data: bytes) -> None:
+        """Never fails: a full disk must not close the pipe, for that would kill the child."""
+        with contextlib.suppress(OSError):
+            self._append(data)
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            self._take(line.decode(errors="replace"))
+
+    def _append(self, data: bytes) -> None:
         if self.path.exists() and self.path.stat().st_size + len(data) > self._max_bytes:
             self.path.replace(self.path.with_suffix(self.path.suffix + ".1"))
         with os.fdopen(os.open(self.path, APPEND, 0o600), "ab") as log:
             log.write(data)
-        *lines, self._partial = (self._partial + data).split(b"\n")
-        for line in lines:
-            self._take(line.decode(errors="replace"))
 
     def expect(self, *parts: str) -> asyncio.Future[str]:
         """The next line that contains one of the parts."""
