@@ -43,5 +43,6 @@ services: setup ## start TimescaleDB and find Mosquitto for tests; idempotent
 services-stop: ## stop what `make services` started here
 	@if [ -x $(PY) ]; then $(PY) tools/services.py stop; else python3 tools/services.py stop; fi
 
-clean: services-stop ## forget everything that was built here
+clean: ## forget everything that was built here
+	@python3 tools/services.py forget
 	@rm -rf .venv .services .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info htmlcov .coverage

@@ -1,7 +1,7 @@
 """Real components for tests, on loopback and ports of their own: TimescaleDB and Mosquitto.
 
-`start` makes them ready (idempotent), `stop` ends what was started from this checkout, `status`
-tells, `run -- COMMAND` wraps a command in them. Standard library only.
+`start` makes them ready (idempotent), `stop` ends what was started here, `forget` also removes its
+data, `status` tells, `run -- COMMAND` wraps a command in them. Standard library only.
 
 The packages come from Debian trixie in a folder of their own (debootstrap), so that the host's
 suite does not matter. One user's checkouts share that folder (`KARVON_SERVICES_DIR`, by default
@@ -392,6 +392,13 @@ def stop() -> None:
     STATE.unlink(missing_ok=True)
 
 
+def forget() -> None:
+    """Stop, and remove this checkout's cluster; the packages stay for other checkouts."""
+    stop()
+    if root_is_current():
+        shutil.rmtree(Timescale(TRIXIE).outside, ignore_errors=True)
+
+
 def wrap(command: list[str]) -> int:
     """Run the command with the services up; stop them again when this started them."""
     started = start()
@@ -411,7 +418,7 @@ def status() -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="real components for tests")
-    parser.add_argument("verb", choices=["start", "stop", "status", "run"])
+    parser.add_argument("verb", choices=["start", "stop", "status", "forget", "run"])
     parser.add_argument("command", nargs=argparse.REMAINDER, help="for run: -- COMMAND ...")
     args = parser.parse_args()
     match args.verb:
@@ -423,6 +430,8 @@ def main() -> int:
             start()
         case "stop":
             stop()
+        case "forget":
+            forget()
     return 0
 
 
