@@ -52,6 +52,8 @@ class SimEvse:
     shown_nj: int = 0
     timeout_s: int = 0
     fallback: int | None = None
+    ceiling: int | None = None
+    """Set by something else than Modbus: a dial inside, another controller."""
     overdrawn_ms: int = 0
 
     def situation(self, limit: int) -> str:
@@ -165,6 +167,9 @@ class SimulatedCharger:
     def clear(self, evse: int = 1) -> None:
         self.evses[evse].error = 0
 
+    def set_ceiling(self, milliamperes: int | None, evse: int = 1) -> None:
+        self.evses[evse].ceiling = milliamperes
+
     def reset_board(self) -> None:
         """A power cycle of the board: sessions, releases and limits are forgotten."""
         for evse in self.evses.values():
@@ -204,9 +209,12 @@ class SimulatedCharger:
 
     def limit(self, evse: SimEvse) -> int:
         """The limit that holds now: set, or the fallback when the watchdog ran out."""
+        limits = [evse.limit]
         if self._starving and evse.fallback is not None:
-            return min(evse.limit, evse.fallback)
-        return evse.limit
+            limits.append(evse.fallback)
+        if evse.ceiling is not None:
+            limits.append(evse.ceiling)
+        return min(limits)
 
     def _closed(self, evse: SimEvse) -> bool:
         return evse.situation(self.limit(evse)) == "charging" or bool(

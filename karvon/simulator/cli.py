@@ -13,6 +13,7 @@ import typer
 
 from edge_agent.hardware.registry import UnknownProfileError, find_profile
 from karvon.simulator.charger import SimulatedCharger
+from karvon.simulator.describe import register_table, summary
 from karvon.simulator.meter import SimulatedMeter
 from karvon.simulator.running import Places, Running
 from karvon.simulator.script import ScriptError, parse_script
@@ -93,6 +94,25 @@ def meter(
 def schema() -> None:
     """Print the JSON schema of device profiles."""
     sys.stdout.write(profile_schema().decode())
+
+
+@app.command()
+def check(profile: Annotated[str, typer.Argument(help="A profile's name or path.")]) -> None:
+    """Check a device profile; say what it reads, how often it asks, what it writes."""
+    try:
+        found = find_profile(profile)
+    except (UnknownProfileError, ProfileError) as error:
+        raise _refused(str(error)) from error
+    sys.stdout.write(summary(found))
+
+
+@app.command()
+def table(profile: Annotated[str, typer.Argument(help="A profile's name or path.")]) -> None:
+    """Print a profile's registers as the Markdown table of the documentation."""
+    try:
+        sys.stdout.write(register_table(find_profile(profile)))
+    except (UnknownProfileError, ProfileError) as error:
+        raise _refused(str(error)) from error
 
 
 def _profile(name: str, kind: str) -> Profile:

@@ -68,6 +68,7 @@ class Control:
             "unplug": lambda c: charger.unplug(c.get("evse", 1)),
             "fault": lambda c: charger.fault(c.get("code", 1), c.get("evse", 1)),
             "clear": lambda c: charger.clear(c.get("evse", 1)),
+            "ceiling": lambda c: charger.set_ceiling(c.get("limit_ma"), c.get("evse", 1)),
             "reset_board": lambda _: charger.reset_board(),
         }
 

@@ -1,0 +1,68 @@
+"""A profile in words, for people and for the documentation's register tables."""
+
+from __future__ import annotations
+
+from protocols.modbus.binding import Binding
+from protocols.modbus.checks import writes
+from protocols.modbus.planning import Span, plan_reads
+from protocols.modbus.profile import Field, Profile, Write
+
+
+def summary(profile: Profile) -> str:
+    """What a technician checks before trusting a profile."""
+    names = [name for name, each in profile.registers.items() if each.read == "poll"]
+    plan = poll_plan(profile)
+    lines = [
+        f"{profile.profile}: {profile.maker} {', '.join(profile.models)} ({profile.kind})",
+        f"  source: {profile.source} (status: {profile.status})",
+        f"  one poll reads {len(names)} fields in {len(plan)} requests:",
+        *(f"    function {s.function}: {s.count} from {s.address:#06x}" for s in plan),
+    ]
+    named = [(".".join(map(str, path)), write) for path, write in writes(profile)]
+    lines += [f"  writes {what}: {_place(write)}" for what, write in named]
+    lines += [
+        f"  never touches {rule.addresses[0]:#06x} to {rule.addresses[1]:#06x}: {rule.why}"
+        for rule in profile.forbidden
+    ]
+    if profile.simulator is None:
+        lines.append("  no simulator block: `karvon sim` cannot play it")
+    return "\n".join(lines) + "\n"
+
+
+def poll_plan(profile: Profile) -> tuple[Span, ...]:
+    """The requests of one poll of one EVSE."""
+    evse = 1 if profile.kind == "charger" else 0
+    binding = Binding(profile=profile, unit=1)
+    polled = [each for each in binding.fields().values() if each.read == "poll"]
+    spans = [binding.span(each, evse) for each in polled]
+    return plan_reads(spans, profile.limits, profile.forbidden)
+
+
+def register_table(profile: Profile) -> str:
+    """Markdown: every register read, then every register written."""
+    rows = ["| Address | Name | Function | Type | Unit | Read |", "|---|---|---|---|---|---|"]
+    ordered = sorted(profile.registers.items(), key=lambda item: (item[1].address, item[0]))
+    rows += [_row(profile, name, each) for name, each in ordered]
+    told = sorted({(write.address, _label(path), _place(write)) for path, write in writes(profile)})
+    if told:
+        rows += ["", "| Address | Written for | How |", "|---|---|---|"]
+        rows += [f"| {address:#06x} | {what} | {how} |" for address, what, how in told]
+    return "\n".join(rows) + "\n"
+
+
+def _row(profile: Profile, name: str, each: Field) -> str:
+    kind = each.type if each.bits is None else f"{each.type} bits {each.bits[0]}-{each.bits[1]}"
+    unit = each.unit if each.scale == 1 else f"{each.scale:g} {each.unit}".strip()
+    function = each.function or profile.read_function
+    return f"| {each.address:#06x} | {name} | {function} | {kind} | {unit} | {each.read} |"
+
+
+def _label(path: tuple[str | int, ...]) -> str:
+    words = [str(part) for part in path if isinstance(part, str) and part != "write"]
+    return " ".join(words)
+
+
+def _place(write: Write) -> str:
+    value = "" if write.value is None else f" = {write.value:#x}"
+    unit = f" {write.scale:g} {write.unit}" if write.unit else ""
+    return f"function {write.function}, {write.type}{unit}{value}"
