@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from edge_agent.ledger import Ledger
 from edge_agent.loop import Loop
 from edge_agent.records import LocalList, SiteLimit
-from edge_agent.rules.actions import Emit, Event, Operative, Redated
+from edge_agent.rules.actions import Authorized, Emit, Event, Operative, Redated
 from edge_agent.rules.authorization import Authorizer
 from edge_agent.rules.station import RefusedError
 from protocols.agent_link import (
@@ -51,6 +51,9 @@ class Desk:
             raise RefusedError(f"no start now: {NO_DISK} ({self.ledger.failure})")
         target, event, text = self.station.present(token, evse, self.clock.now())
         await self.loop.tell(target, event)
+        state = self.station.connectors[target].state
+        if isinstance(event, Authorized) and not (state.waiting or state.session):
+            raise RefusedError(f"no start now: {NO_DISK} ({self.ledger.failure})")
         return text
 
     async def command(self, command: Command) -> None:

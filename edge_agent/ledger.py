@@ -73,15 +73,17 @@ class Ledger:
         self._pending: list[Durable] = []
 
     def write(self, durable: Sequence[Durable], **settings: Any) -> bool:
-        """Persist; False when it could not be (then `must_hold` facts did not happen).
+        """Persist, with what is still pending; False when the journal could not.
 
-        `settings` are the journal's own: lifted, local_list, availability.
+        `settings` are those of `Store.commit`: put, lifted, local_list, availability.
         """
         actions = [*self._pending, *durable]
         if not actions and not settings:
             return True
+        commit = _as_commit(actions)
+        commit["put"] += settings.pop("put", ())
         try:
-            self.store.commit(**_as_commit(actions), **settings)
+            self.store.commit(**commit, **settings)
         except self.errors as error:
             self._failed(error)
             return False
