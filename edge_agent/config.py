@@ -1,0 +1,227 @@
+"""The agent's configuration: one TOML file, checked as a whole before anything is done with it.
+
+Paths in it are relative to the folder it lies in. `edge_agent/example.toml` shows every setting.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from types import UnionType
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from edge_agent.hardware.modbus_port import ModbusLink
+from protocols.agent_link import LinkError, escape
+from protocols.quantities import IEC_MIN_CURRENT
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text says where, why, and what is allowed."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file; a name that does not belong there is refused."""
+
+
+class Device(Part, frozen=True, kw_only=True):
+    """A meter: what it is and how it is connected."""
+
+    profile: str
+    link: ModbusLink
+    kind: Literal["modbus"] = "modbus"
+    options: tuple[str, ...] = ()
+
+
+class BoardPart(Device, frozen=True, kw_only=True):
+    """A power board and the station's EVSE numbers behind it, in the board's own order."""
+
+    name: str
+    evses: tuple[int, ...] = (1,)
+    cable_ma: int | None = None
+    """The weakest cable behind this board; None: as strong as the board."""
+
+
+class SitePart(Part, frozen=True, kw_only=True):
+    """What this controller's EVSEs may take together (mA per phase)."""
+
+    limit_ma: int
+    """Without a meter their share, with one the fuse of the whole site."""
+    meter: Device | None = None
+    safe_share_ma: int = IEC_MIN_CURRENT
+    stale_after_s: float = 5.0
+
+
+class FailsafePart(Part, frozen=True, kw_only=True):
+    """What a board does by itself when the agent falls silent."""
+
+    timeout_s: int = 60
+    current_ma: int = IEC_MIN_CURRENT
+
+
+class UplinkPart(Part, frozen=True, kw_only=True):
+    """The cloud; `karvon agent claim` fills the credentials file."""
+
+    credentials: str = "credentials.json"
+    url: str | None = None
+    """mqtts://host:port; None: as the credentials file says."""
+    ca: str | None = None
+    """The certificate authority's PEM file; None: `ca.pem` beside the credentials if there."""
+
+
+class AuthorizationPart(Part, frozen=True, kw_only=True):
+    """What happens to an id token that is not in the local list."""
+
+    unknown: Literal["deny", "allow"] = "deny"
+    unknown_cap_ma: int | None = None
+
+
+class JournalPart(Part, frozen=True, kw_only=True):
+    folder: str
+    telemetry_mib: int = 64
+    on_error: Literal["continue", "stop"] = "continue"
+    """Running transactions while the disk refuses; new ones never start then."""
+
+
+class TimesPart(Part, frozen=True, kw_only=True):
+    """Intervals in seconds."""
+
+    poll_s: float = 1.0
+    deadline_s: float = 4.0
+    lost_after_s: float = 5.0
+    checkpoint_s: int = 60
+    checkpoint_wh: int = 500
+    event_s: int = 300
+    connection_timeout_s: int = 60
+    fault_grace_s: int = 60
+    raise_after_s: int = 10
+
+
+class MeteringPart(Part, frozen=True, kw_only=True):
+    margin: int = 2
+    """Times the rated energy that a reading may gain before it is doubted; above 2 only against a
+    simulator whose time is accelerated."""
+
+
+class Config(Part, frozen=True, kw_only=True):
+    """The whole file."""
+
+    station: str
+    journal: JournalPart
+    boards: tuple[BoardPart, ...]
+    uplink: UplinkPart | None = None
+    site: SitePart | None = None
+    failsafe: FailsafePart = FailsafePart()
+    authorization: AuthorizationPart = AuthorizationPart()
+    times: TimesPart = TimesPart()
+    metering: MeteringPart = MeteringPart()
+    base: str = ""
+    """Not for the file: the folder it lies in."""
+
+    def path(self, name: str) -> Path:
+        """A path of this configuration, made absolute."""
+        return Path(self.base, name).expanduser().absolute()
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file. Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error}); give the agent's TOML file with --config"
+        ) from error
+    return msgspec.structs.replace(parse(text, str(path)), base=str(path.absolute().parent))
+
+
+def parse(text: str, name: str) -> Config:
+    """A configuration from its text. Raises ConfigError with `name`, the path and the remedy."""
+    try:
+        plain = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: not TOML: {error}") from None
+    try:
+        config = msgspec.convert(plain, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{name}: {_explained(str(error))}") from None
+    problem = next(_problems(config), None)
+    if problem is not None:
+        raise ConfigError(f"{name}: {problem}")
+    return config
+
+
+def _problems(config: Config) -> Any:
+    """What a type cannot say, as path and reason."""
+    try:
+        escape(config.station)
+    except LinkError as error:
+        yield f"station: {error}"
+    if config.base:
+        yield "base: not a setting; paths are relative to the file's folder"
+    if not config.boards:
+        yield "boards: at least one [[boards]] is needed"
+    yield from _board_problems(config)
+    yield from _number_problems(config)
+
+
+def _board_problems(config: Config) -> Any:
+    names, numbers = set(), set()
+    for index, board in enumerate(config.boards):
+        if board.name in names:
+            yield f"boards[{index}].name: '{board.name}' is used twice"
+        names.add(board.name)
+        if not board.evses:
+            yield f"boards[{index}].evses: name at least one EVSE number"
+        for number in board.evses:
+            if number < 1:
+                yield f"boards[{index}].evses: EVSE numbers start at 1, not {number}"
+            if number in numbers:
+                yield f"boards[{index}].evses: EVSE {number} is there already"
+            numbers.add(number)
+
+
+def _number_problems(config: Config) -> Any:
+    times, failsafe = config.times, config.failsafe
+    if not 0.1 <= times.poll_s <= 10:
+        yield f"times.poll_s: 0.1 to 10 seconds, not {times.poll_s}"
+    if times.lost_after_s <= 2 * times.poll_s:
+        yield "times.lost_after_s: must be more than twice times.poll_s"
+    if failsafe.timeout_s <= 2 * times.poll_s + times.deadline_s:
+        yield "failsafe.timeout_s: too short; one late poll would already stop a vehicle"
+    if 0 < failsafe.current_ma < IEC_MIN_CURRENT or failsafe.current_ma < 0:
+        yield f"failsafe.current_ma: 0 (stop) or at least 6000, not {failsafe.current_ma}"
+    if config.site is not None and config.site.limit_ma < 0:
+        yield "site.limit_ma: not below 0"
+    if config.metering.margin < 1:
+        yield "metering.margin: at least 1"
+
+
+_UNKNOWN: Final = re.compile(r"unknown field `(?P<field>[^`]*)`(?: - at `\$(?P<path>[^`]*)`)?")
+
+
+def _explained(message: str) -> str:
+    """What msgspec complains of, in the file's own words, with what is allowed."""
+    match = _UNKNOWN.search(message)
+    if match is None:
+        return message.replace("`$.", "`").replace("Object missing", "missing")
+    path = (match["path"] or "").lstrip(".")
+    allowed = ", ".join(name for name in _fields(path) if name != "base")
+    where = f"[{path}]" if path else "the top of the file"
+    return f"unknown setting '{match['field']}' at {where}; allowed there: {allowed}"
+
+
+def _fields(path: str) -> tuple[str, ...]:
+    """The settings of the table at a path like `boards[...].link`."""
+    kind: Any = Config
+    for step in filter(None, re.sub(r"\[[^\]]*\]", "", path).split(".")):
+        kind = _struct_in(get_type_hints(kind)[step])
+    return tuple(kind.__struct_fields__)
+
+
+def _struct_in(hint: Any) -> Any:
+    """The table type inside an optional or a list of it."""
+    if get_origin(hint) in {Union, UnionType, tuple}:
+        return next(_struct_in(arg) for arg in get_args(hint) if arg not in {type(None), ...})
+    return hint

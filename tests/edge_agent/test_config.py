@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_agent import config as configuration
+from edge_agent.config import ConfigError
+
+EXAMPLE = Path(configuration.__file__).with_name("example.toml")
+
+SMALL = """
+station = "TAS-1"
+[journal]
+folder = "journal"
+[[boards]]
+name = "left"
+profile = "abb_terra_ac"
+link = { kind = "tcp", host = "192.0.2.1" }
+"""
+
+
+def test_the_example_is_valid_and_shows_every_setting() -> None:
+    text = EXAMPLE.read_text()
+    config = configuration.load(EXAMPLE)
+    assert [board.evses for board in config.boards] == [(1,), (2,)]
+    parts = (
+        configuration.Config,
+        configuration.JournalPart,
+        configuration.UplinkPart,
+        configuration.BoardPart,
+        configuration.SitePart,
+        configuration.FailsafePart,
+        configuration.AuthorizationPart,
+        configuration.TimesPart,
+        configuration.MeteringPart,
+    )
+    names = {name for part in parts for name in part.__struct_fields__} - {"base", "kind"}
+    assert [name for name in names if name not in text] == []
+
+
+def test_the_defaults_are_those_that_the_example_shows() -> None:
+    small = configuration.parse(SMALL, "small")
+    shown = configuration.load(EXAMPLE)
+    assert (small.times, small.failsafe) == (shown.times, shown.failsafe)
+    assert (small.authorization, small.metering) == (shown.authorization, shown.metering)
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text(SMALL)
+    config = configuration.load(file)
+    assert config.path(config.journal.folder) == tmp_path / "journal"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('station = "TAS-1"', 'station = ""', "station: a station identity has 1 to 48"),
+        ('station = "TAS-1"', "", "missing required field `station`"),
+        ('station = "TAS-1"', 'station = "T"\nplace = 1', "allowed there: station, journal"),
+        ('name = "left"', "nam = 1", r"unknown setting 'nam' at \[boards"),
+        ('host = "192.0.2.1"', "hots = 1", r"unknown setting 'hots' at \[boards\[0\].link\]"),
+        ('folder = "journal"', "folder = 5", "Expected `str`, got `int`"),
+        ('name = "left"', 'name = "left"\nevses = [1, 1]', "EVSE 1 is there already"),
+        ('name = "left"', 'name = "left"\nevses = [0]', "start at 1"),
+        ('name = "left"', 'name = "left"\nevses = []', "at least one EVSE"),
+        ("[journal]", "[failsafe]\ncurrent_ma = 3000\n[journal]", "0 .stop. or at least 6000"),
+        ("[journal]", "[failsafe]\ntimeout_s = 3\n[journal]", "failsafe.timeout_s: too short"),
+        ("[journal]", "[times]\npoll_s = 99\n[journal]", "times.poll_s: 0.1 to 10"),
+        ('station = "TAS-1"', 'base = "x"\nstation = "T"', "base: not a setting"),
+        ("[journal]", "[journal", "not TOML"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_place_and_reason(old: str, new: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as refusal:
+        configuration.parse(SMALL.replace(old, new), "agent.toml")
+    assert str(refusal.value).startswith("agent.toml: ")
+
+
+def test_two_boards_of_one_name_are_refused() -> None:
+    board = SMALL[SMALL.index("[[boards]]") :]
+    with pytest.raises(ConfigError, match="'left' is used twice"):
+        configuration.parse(SMALL + board, "agent.toml")
+
+
+def test_a_missing_file_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--config"):
+        configuration.load(tmp_path / "none.toml")
