@@ -201,7 +201,10 @@ class Paging:
 
     def after_str(self) -> str | None:
         """The key of a list that is ordered by text; raises BadCursor."""
-        return self._after(tuple[str])[0] if self._cursor else None
+        key = self._after(tuple[str])[0] if self._cursor else None
+        if key is not None and "\0" in key:
+            raise BadCursor("this cursor is not one of ours; begin again without it")
+        return key
 
     def after_time_and_id(self) -> tuple[datetime, uuid.UUID] | None:
         """The key of a list that is ordered by time, then id; raises BadCursor."""

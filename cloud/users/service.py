@@ -1,0 +1,203 @@
+"""Keys, users and logins."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from cloud.kernel.database import Database, TenantId
+from cloud.kernel.errors import Unauthorized
+from cloud.kernel.http import Caller, Role
+from cloud.users import keys, store
+from cloud.users.api import ApiKeyNotFound, LoginRefused, LoginTooOften, UserNotFound
+from cloud.users.store import ApiKey, Person
+
+DEFAULT_TENANT = TenantId(1)
+SESSION = timedelta(hours=12)
+_USED_EVERY = timedelta(minutes=1)
+_PARALLEL_HASHES = 2
+"""Argon2 takes 64 MiB and a core for a while; more than this at once is refused."""
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """A fresh key; `secret` is the whole key as its holder sends it, shown this once."""
+
+    key: ApiKey
+    secret: str
+
+
+class Users:
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._clock = clock
+        self._hasher = PasswordHasher()
+        self._hashing = 0
+        self._nobody = self._hasher.hash(keys.new_secret())
+
+    # ------------------------------------------------------------------ authentication
+
+    async def authenticate(self, token: str) -> Caller:
+        """The caller behind an API key. Raises Unauthorized when the key does not hold."""
+        caller = await self._caller(token)
+        if caller is None:
+            raise Unauthorized("this API key is unknown, expired or revoked; ask for a new one")
+        return caller
+
+    async def _caller(self, token: str) -> Caller | None:
+        parts = keys.read(token)
+        if parts is None:
+            return None
+        key_id, secret = parts
+        now = self._clock()
+        async with self._database.commit_unit() as cursor:
+            facts = await store.key_facts(cursor, key_id)
+            if facts is None or not keys.opens(facts, secret, now):
+                return None
+            if facts.last_used_at is None or now - facts.last_used_at > _USED_EVERY:
+                await store.touch_key(cursor, key_id, now)
+        return Caller(TenantId(facts.tenant_id), f"key:{key_id}", facts.role)
+
+    async def login(self, name: str, password: str) -> NewKey:
+        """A session: a key that lives 12 hours and holds the user's role of the moment."""
+        async with self._database.commit_unit() as cursor:
+            person = await store.person_by_name(cursor, name)
+        known = person is not None and person.disabled_at is None
+        hashed = person.password_hash if person is not None else self._nobody
+        if not await self._verify(hashed, password) or not known or person is None:
+            raise LoginRefused("the name or the password is wrong, or the user is disabled")
+        now = self._clock()
+        secret = keys.new_secret()
+        async with self._database.unit(TenantId(person.tenant_id)) as cursor:
+            key = await store.add_key(
+                cursor,
+                TenantId(person.tenant_id),
+                name=f"session of {person.name}",
+                role=Role(person.role),
+                digest=keys.digest(secret),
+                now=now,
+                by=f"user:{person.id}",
+                expires_at=now + SESSION,
+                person=person.id,
+            )
+        return NewKey(key, keys.write(key.id, secret))
+
+    async def _verify(self, hashed: str, password: str) -> bool:
+        if self._hashing >= _PARALLEL_HASHES:
+            raise LoginTooOften("too many logins at this moment; try again in a few seconds")
+        self._hashing += 1
+        try:
+            return await asyncio.to_thread(self._hasher.verify, hashed, password)
+        except (VerificationError, InvalidHashError):
+            return False
+        finally:
+            self._hashing -= 1
+
+    # ------------------------------------------------------------------ API keys
+
+    async def create_key(
+        self, caller: Caller, name: str, role: Role, expires_at: datetime | None
+    ) -> NewKey:
+        async with self._database.unit(caller.tenant_id) as cursor:
+            secret = keys.new_secret()
+            key = await store.add_key(
+                cursor,
+                caller.tenant_id,
+                name=name,
+                role=role,
+                digest=keys.digest(secret),
+                now=self._clock(),
+                by=caller.subject,
+                expires_at=expires_at,
+            )
+        return NewKey(key, keys.write(key.id, secret))
+
+    async def list_keys(
+        self, caller: Caller, after: int, limit: int, role: str | None, *, active: bool
+    ) -> list[ApiKey]:
+        at = self._clock() if active else None
+        async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
+            return await store.keys(cursor, after, limit, role, active_at=at)
+
+    async def revoke_key(self, caller: Caller, key_id: int) -> ApiKey:
+        async with self._database.unit(caller.tenant_id) as cursor:
+            key = await store.revoke_key(cursor, key_id, self._clock())
+        if key is None:
+            raise ApiKeyNotFound(f"there is no API key {key_id}; list them first", id=key_id)
+        return key
+
+    async def ensure_admin_key(self, path: Path) -> bool:
+        """Have a working admin key in the file (mode 600); True when it was written now."""
+        held = await self._caller(await asyncio.to_thread(_read, path))
+        if held is not None and held.role is Role.ADMIN:
+            return False
+        boss = Caller(DEFAULT_TENANT, "bootstrap", Role.ADMIN)
+        made = await self.create_key(boss, f"admin key file {path.name}", Role.ADMIN, None)
+        await asyncio.to_thread(_write_private, path, made.secret + "\n")
+        return True
+
+    # ------------------------------------------------------------------ users
+
+    async def create_user(self, caller: Caller, name: str, role: Role, password: str) -> Person:
+        hashed = await asyncio.to_thread(self._hasher.hash, password)
+        async with self._database.unit(caller.tenant_id) as cursor:
+            return await store.add_person(
+                cursor, caller.tenant_id, name, role, hashed, self._clock()
+            )
+
+    async def list_users(
+        self, caller: Caller, after: int, limit: int, role: str | None
+    ) -> list[Person]:
+        async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
+            return await store.persons(cursor, after, limit, role)
+
+    async def change_user(
+        self,
+        caller: Caller,
+        user: int,
+        *,
+        role: Role | None,
+        password: str | None,
+        disabled: bool | None,
+    ) -> Person:
+        """Change what is given; a new password or a disabled user ends its sessions."""
+        hashed = None
+        if password is not None:
+            hashed = await asyncio.to_thread(self._hasher.hash, password)
+        now = self._clock()
+        async with self._database.unit(caller.tenant_id) as cursor:
+            person = await store.change_person(
+                cursor, user, role=role, password_hash=hashed, disabled=disabled, now=now
+            )
+            if person is None:
+                raise UserNotFound(f"there is no user {user}; list them first", id=user)
+            if hashed is not None or disabled:
+                await store.revoke_sessions(cursor, user, now)
+        return person
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace the file at once; never readable to others, not even for a moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
