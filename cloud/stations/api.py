@@ -1,0 +1,92 @@
+"""What neighbours may know of stations: who they are, their clocks, their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from cloud.kernel.database import Cursor, TenantId
+from cloud.kernel.errors import KarvonError, Kind
+from cloud.stations.clock import BootClock, Dated, Dating, date, from_ms, sent_clock, to_ms
+from cloud.stations.store import boot_clocks
+
+__all__ = [
+    "BootClock",
+    "ClaimRefused",
+    "Dated",
+    "Dating",
+    "EvseNotFound",
+    "SiteExists",
+    "SiteNotFound",
+    "StationExists",
+    "StationFinder",
+    "StationNotFound",
+    "StationRef",
+    "TooManyClaims",
+    "boot_clocks",
+    "date",
+    "from_ms",
+    "sent_clock",
+    "to_ms",
+]
+
+
+class StationNotFound(KarvonError):
+    kind = Kind.NOT_FOUND
+    code = "station.not_found"
+
+
+class StationExists(KarvonError):
+    kind = Kind.CONFLICT
+    code = "station.exists"
+
+
+class EvseNotFound(KarvonError):
+    kind = Kind.NOT_FOUND
+    code = "evse.not_found"
+
+
+class SiteNotFound(KarvonError):
+    kind = Kind.NOT_FOUND
+    code = "site.not_found"
+
+
+class SiteExists(KarvonError):
+    kind = Kind.CONFLICT
+    code = "site.exists"
+
+
+class ClaimRefused(KarvonError):
+    kind = Kind.FORBIDDEN
+    code = "claim.refused"
+
+
+class TooManyClaims(KarvonError):
+    kind = Kind.RATE_LIMITED
+    code = "claim.too_often"
+
+
+@dataclass(frozen=True)
+class StationRef:
+    """A station that exists: its key inside and its identity on the wire."""
+
+    id: int
+    tenant_id: TenantId
+    identity: str
+
+
+class StationFinder(Protocol):
+    """Finds the stations that the unit of work's tenant may see."""
+
+    async def find(self, cursor: Cursor, identity: str) -> StationRef:
+        """Raises StationNotFound."""
+        ...
+
+    async def identities(self, cursor: Cursor, stations: Collection[int]) -> dict[int, str]:
+        """Wire identities by key; those that are not there are left out."""
+        ...
+
+    async def evse(self, cursor: Cursor, station: StationRef, evse: int) -> None:
+        """Raises EvseNotFound when the station has told its EVSEs and this is none of them."""
+        ...

@@ -1,0 +1,51 @@
+"""What stations asks of its surroundings; the composition root answers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+from uuid import UUID
+
+from cloud.communication.api import Credential, Presence
+from cloud.kernel.database import Cursor, TenantId
+from protocols.agent_link import Action
+
+
+class Link(Protocol):
+    """The agent link, as far as stations needs it."""
+
+    async def presence(self, cursor: Cursor, stations: Collection[int]) -> dict[int, Presence]:
+        """How the stations' connections stand; those never connected are left out."""
+        ...
+
+    async def issue(
+        self, cursor: Cursor, tenant: TenantId, station_id: int, identity: str
+    ) -> Credential:
+        """A fresh credential; an earlier one is void once this unit has committed."""
+        ...
+
+    async def publish_credentials(self) -> None:
+        """Let the broker know, after the commit."""
+        ...
+
+    async def send(
+        self,
+        cursor: Cursor,
+        tenant: TenantId,
+        station_id: int,
+        action: Action,
+        valid_for: timedelta,
+        actor: str,
+    ) -> UUID:
+        """Queue a command; returns its id."""
+        ...
+
+
+@dataclass(frozen=True)
+class AgentEndpoint:
+    """Where agents connect, as a claim tells them."""
+
+    mqtt_url: str
+    ca_pem: str

@@ -1,0 +1,358 @@
+"""Sites and stations: making, finding, joining, commanding them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from cloud.communication.api import Credential, Known, Presence
+from cloud.kernel.database import Cursor, Database, TenantId
+from cloud.kernel.errors import KarvonError
+from cloud.kernel.http import Caller
+from cloud.stations import registration, store
+from cloud.stations.api import (
+    ClaimRefused,
+    EvseNotFound,
+    SiteExists,
+    SiteNotFound,
+    StationExists,
+    StationNotFound,
+    StationRef,
+    TooManyClaims,
+)
+from cloud.stations.limiter import Limiter
+from cloud.stations.ports import AgentEndpoint, Link
+from cloud.stations.registration import ClaimCode, Policy, Standing, Verdict
+from cloud.stations.store import Evse, EvseState, Site, Station, StationState
+from protocols.agent_link import Action, Hello
+
+CLAIM_VALID = timedelta(days=30)
+COMMAND_VALID = timedelta(minutes=2)
+MOST_PENDING = 1000
+
+
+@dataclass(frozen=True)
+class Settings:
+    policy: Policy
+    endpoint: AgentEndpoint
+    tenant: TenantId
+    """Whose stations they become that nobody has announced."""
+
+
+@dataclass(frozen=True)
+class StationDetail:
+    station: Station
+    presence: Presence | None
+    evses: list[Evse] = field(default_factory=list)
+    states: dict[int, EvseState] = field(default_factory=dict)
+    agent: StationState | None = None
+
+
+@dataclass(frozen=True)
+class NewStation:
+    detail: StationDetail
+    code: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True)
+class Admitted:
+    identity: str
+    credential: Credential
+    endpoint: AgentEndpoint
+
+
+@dataclass(frozen=True)
+class Waiting:
+    identity: str
+    code: str | None
+    """The code to come back with; told once."""
+
+
+class Stations:
+    """Implements StationFinder and communication's directory."""
+
+    def __init__(
+        self,
+        database: Database,
+        link: Link,
+        settings: Settings,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._link = link
+        self._settings = settings
+        self._clock = clock
+        self._limiter = Limiter(burst=20, every=timedelta(seconds=3))
+
+    # ------------------------------------------------------------------ for neighbours
+
+    async def find(self, cursor: Cursor, identity: str) -> StationRef:
+        """Raises StationNotFound."""
+        station = await self._station(cursor, identity)
+        return StationRef(station.id, station.tenant_id, station.identity)
+
+    async def resolve(self, cursor: Cursor, identity: str) -> Known | None:
+        """Who speaks under that identity; None when nobody may."""
+        station = await store.station(cursor, identity)
+        return None if station is None else Known(station.id, station.tenant_id)
+
+    async def key_of(self, cursor: Cursor, identity: str) -> int:
+        """Raises StationNotFound."""
+        return (await self.find(cursor, identity)).id
+
+    async def identities(self, cursor: Cursor, stations: Collection[int]) -> dict[int, str]:
+        """Wire identities by key; those that are not there are left out."""
+        return await store.identities(cursor, stations)
+
+    async def evse(self, cursor: Cursor, station: StationRef, evse: int) -> None:
+        """Raises EvseNotFound when the station has told its EVSEs and this is none of them."""
+        told = [known.evse for known in await store.evses(cursor, [station.id])]
+        if told and evse not in told:
+            raise EvseNotFound(
+                f"station {station.identity!r} has no EVSE {evse}; it has {told}",
+                station=station.identity,
+                evse=evse,
+            )
+
+    async def hello(self, cursor: Cursor, tenant: TenantId, station_id: int, hello: Hello) -> None:
+        """Take over what a greeting says of the station's EVSEs."""
+        await store.describe_evses(cursor, tenant, station_id, hello.evses)
+
+    async def _station(self, cursor: Cursor, identity: str, *, lock: bool = False) -> Station:
+        station = await store.station(cursor, identity, lock=lock)
+        if station is None:
+            raise StationNotFound(
+                f"there is no station {identity!r}; create it or check the spelling",
+                station=identity,
+            )
+        return station
+
+    # ------------------------------------------------------------------ sites
+
+    async def create_site(self, caller: Caller, fields: dict[str, Any]) -> Site:
+        async with self._database.unit(caller.tenant_id) as cursor:
+            site = await store.add_site(cursor, caller.tenant_id, fields, self._clock())
+        if site is None:
+            raise SiteExists(
+                f"a site named {fields['name']!r} exists; choose another name",
+                name=fields["name"],
+            )
+        return site
+
+    async def site(self, caller: Caller, site_id: int) -> Site:
+        async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
+            return await self._site(cursor, site_id)
+
+    async def _site(self, cursor: Cursor, site_id: int) -> Site:
+        site = await store.site(cursor, site_id)
+        if site is None:
+            raise SiteNotFound(f"there is no site {site_id}; list the sites first", site=site_id)
+        return site
+
+    async def list_sites(
+        self, caller: Caller, after: int, limit: int, text: str | None
+    ) -> list[Site]:
+        async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
+            return await store.sites(cursor, after, limit, text)
+
+    # ------------------------------------------------------------------ stations
+
+    async def create_station(
+        self, caller: Caller, identity: str, name: str, site_id: int | None
+    ) -> NewStation:
+        """A station that is expected, and the code it may claim its credentials with, once."""
+        async with self._database.unit(caller.tenant_id) as cursor:
+            if site_id is not None:
+                await self._site(cursor, site_id)
+            station = await store.add_station(
+                cursor,
+                caller.tenant_id,
+                identity,
+                name=name,
+                site_id=site_id,
+                registration=Standing.EXPECTED,
+                now=self._clock(),
+            )
+            if station is None:
+                raise StationExists(
+                    f"the identity {identity!r} is taken; choose another, or make a new claim"
+                    " code for the existing station",
+                    station=identity,
+                )
+            return await self._new_code(cursor, station)
+
+    async def _new_code(self, cursor: Cursor, station: Station) -> NewStation:
+        code, now = registration.new_code(), self._clock()
+        claim = ClaimCode(registration.digest(code), now + CLAIM_VALID)
+        await store.set_claim(cursor, station.tenant_id, station.id, claim, now)
+        detail = (await self._details(cursor, [station]))[0]
+        return NewStation(detail, code, claim.expires_at)
+
+    async def new_claim_code(self, caller: Caller, identity: str) -> NewStation:
+        """Another code for the station; its credentials change when the code is used."""
+        async with self._database.unit(caller.tenant_id) as cursor:
+            return await self._new_code(cursor, await self._station(cursor, identity))
+
+    async def detail(self, caller: Caller, identity: str) -> StationDetail:
+        async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
+            station = await self._station(cursor, identity)
+            return (await self._details(cursor, [station]))[0]
+
+    async def list_stations(
+        self,
+        caller: Caller,
+        after: str,
+        limit: int,
+        *,
+        site_id: int | None = None,
+        standing: Standing | None = None,
+        text: str | None = None,
+    ) -> list[StationDetail]:
+        async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
+            found = await store.stations(
+                cursor, after, limit, site_id=site_id, registration=standing, text=text
+            )
+            return await self._details(cursor, found)
+
+    async def _details(self, cursor: Cursor, stations: Sequence[Station]) -> list[StationDetail]:
+        ids = [station.id for station in stations]
+        presence = await self._link.presence(cursor, ids)
+        evses: dict[int, list[Evse]] = defaultdict(list)
+        for evse in await store.evses(cursor, ids):
+            evses[evse.station_id].append(evse)
+        states: dict[int, dict[int, EvseState]] = defaultdict(dict)
+        for state in await store.evse_states(cursor, ids):
+            states[state.station_id][state.evse] = state
+        agents = {state.station_id: state for state in await store.station_states(cursor, ids)}
+        return [
+            StationDetail(
+                station,
+                presence.get(station.id, None),
+                evses[station.id],
+                states[station.id],
+                agents.get(station.id),
+            )
+            for station in stations
+        ]
+
+    async def change_station(
+        self, caller: Caller, identity: str, *, name: str | None, site_id: int | None
+    ) -> StationDetail:
+        async with self._database.unit(caller.tenant_id) as cursor:
+            station = await self._station(cursor, identity)
+            if site_id is not None:
+                await self._site(cursor, site_id)
+            await store.change_station(cursor, station.id, name=name, site_id=site_id)
+            return (await self._details(cursor, [await self._station(cursor, identity)]))[0]
+
+    async def command(self, caller: Caller, identity: str, evse: int, action: Action) -> UUID:
+        """Queue a command for an EVSE (0: the whole station); returns its id."""
+        async with self._database.unit(caller.tenant_id) as cursor:
+            station = await self.find(cursor, identity)
+            if evse:
+                await self.evse(cursor, station, evse)
+            return await self._link.send(
+                cursor, caller.tenant_id, station.id, action, COMMAND_VALID, caller.subject
+            )
+
+    # ------------------------------------------------------------------ joining
+
+    async def claim(self, asker: str, identity: str, code: str | None) -> Admitted | Waiting:
+        """Let a station in, or put it on the list. Raises ClaimRefused and TooManyClaims."""
+        now = self._clock()
+        if not self._limiter.allow(asker, now):
+            raise TooManyClaims("too many claims from this address; try again in a minute")
+        async with self._database.commit_unit() as cursor:
+            outcome = await self._claim(cursor, identity, code, now)
+        if isinstance(outcome, KarvonError):
+            raise outcome
+        if isinstance(outcome, Admitted):
+            await self._link.publish_credentials()
+        return outcome
+
+    async def _claim(
+        self, cursor: Cursor, identity: str, code: str | None, now: datetime
+    ) -> Admitted | Waiting | KarvonError:
+        station = await store.station(cursor, identity, lock=True)
+        held = await store.claim(cursor, station.id) if station else None
+        standing = Standing(station.registration) if station else None
+        verdict = registration.judge(self._settings.policy, standing, held, code, now)
+        if verdict is Verdict.CREATE:
+            return await self._admit(cursor, await self._unannounced(cursor, identity, now))
+        if verdict is Verdict.ENLIST:
+            return await self._enlist(cursor, identity, now)
+        if verdict is Verdict.LET_IN and station is not None:
+            return await self._admit(cursor, station)
+        if verdict is Verdict.WAIT:
+            return Waiting(identity, None)
+        return _refusal(verdict, identity)
+
+    async def _unannounced(self, cursor: Cursor, identity: str, now: datetime) -> Station:
+        policy = self._settings.policy
+        standing = Standing.PENDING if policy is Policy.PENDING else Standing.EXPECTED
+        made = await store.add_station(
+            cursor,
+            self._settings.tenant,
+            identity,
+            name="",
+            site_id=None,
+            registration=standing,
+            now=now,
+        )
+        if made is None:
+            raise TooManyClaims(f"two claims for {identity!r} at one moment; try again")
+        return made
+
+    async def _admit(self, cursor: Cursor, station: Station) -> Admitted:
+        credential = await self._link.issue(cursor, station.tenant_id, station.id, station.identity)
+        await store.use_claim(cursor, station.id)
+        await store.set_registration(cursor, station.id, Standing.REGISTERED, self._clock())
+        return Admitted(station.identity, credential, self._settings.endpoint)
+
+    async def _enlist(self, cursor: Cursor, identity: str, now: datetime) -> Waiting | KarvonError:
+        if await store.count_pending(cursor) >= MOST_PENDING:
+            return TooManyClaims(
+                f"{MOST_PENDING} stations wait for approval; approve or reject some first"
+            )
+        made = await self._new_code(cursor, await self._unannounced(cursor, identity, now))
+        return Waiting(identity, made.code)
+
+    async def approve(self, caller: Caller, identity: str) -> StationDetail:
+        """Let a waiting station in when it comes back with the code it was told."""
+        async with self._database.unit(caller.tenant_id) as cursor:
+            station = await self._pending(cursor, identity)
+            await store.set_registration(cursor, station.id, Standing.EXPECTED, None)
+            await store.extend_claim(cursor, station.id, self._clock() + CLAIM_VALID)
+            return (await self._details(cursor, [await self._station(cursor, identity)]))[0]
+
+    async def reject(self, caller: Caller, identity: str) -> None:
+        """Forget a waiting station; it may ask again."""
+        async with self._database.unit(caller.tenant_id) as cursor:
+            station = await self._pending(cursor, identity)
+            await store.forget_pending(cursor, station.id)
+
+    async def _pending(self, cursor: Cursor, identity: str) -> Station:
+        station = await self._station(cursor, identity, lock=True)
+        if station.registration != Standing.PENDING:
+            raise StationNotFound(
+                f"station {identity!r} does not wait for approval", station=identity
+            )
+        return station
+
+
+_REFUSALS = {
+    Verdict.UNKNOWN: "station {!r} is not known here; an operator must create it first, which"
+    " gives the code to claim it with",
+    Verdict.WRONG_CODE: "the claim code for station {!r} is missing, wrong or used up; an operator"
+    " can make a new one for it",
+    Verdict.EXPIRED: "the claim code for station {!r} has expired; an operator can make a new one",
+}
+
+
+def _refusal(verdict: Verdict, identity: str) -> ClaimRefused:
+    return ClaimRefused(_REFUSALS[verdict].format(identity), station=identity, why=str(verdict))
