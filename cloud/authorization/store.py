@@ -1,0 +1,236 @@
+"""All SQL of authorization."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from cloud.authorization.decision import TokenRules
+from cloud.kernel.database import Cursor, TenantId
+from cloud.kernel.rows import row, rows
+from protocols.agent_link import IdToken
+
+
+@dataclass(frozen=True)
+class Group:
+    id: int
+    name: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Token:
+    id: int
+    value: str
+    type: str
+    group_id: int | None
+    group_name: str | None
+    label: str
+    blocked: bool
+    expires_at: datetime | None
+    created_at: datetime
+
+
+_SELECT = (
+    "SELECT t.id, t.value, t.type, t.group_id, g.name AS group_name, t.label, t.blocked,"
+    ' t.expires_at, t.created_at FROM "authorization".id_token t'
+    ' LEFT JOIN "authorization".id_token_group g ON g.id = t.group_id'
+)
+
+# --------------------------------------------------------------------------- tokens
+
+
+async def tokens(
+    cursor: Cursor,
+    after: int,
+    limit: int,
+    *,
+    group: int | None = None,
+    blocked: bool | None = None,
+    text: str | None = None,
+) -> list[Token]:
+    return await rows(
+        cursor,
+        Token,
+        f"{_SELECT} WHERE t.id > %(after)s AND (%(group)s::int IS NULL OR t.group_id = %(group)s)"
+        " AND (%(blocked)s::boolean IS NULL OR t.blocked = %(blocked)s)"
+        " AND (%(text)s::text IS NULL"
+        "      OR strpos(lower(t.value || ' ' || t.label), lower(%(text)s)) > 0)"
+        " ORDER BY t.id LIMIT %(limit)s",
+        {"after": after, "limit": limit, "group": group, "blocked": blocked, "text": text},
+    )
+
+
+async def all_tokens(cursor: Cursor, tenant: TenantId) -> list[Token]:
+    """The tenant's whole list, for the commit role too, which sees every tenant's."""
+    return await rows(cursor, Token, f"{_SELECT} WHERE t.tenant_id = %s ORDER BY t.id", (tenant,))
+
+
+async def token(cursor: Cursor, value: str) -> Token | None:
+    return await row(cursor, Token, f"{_SELECT} WHERE lower(t.value) = lower(%s)", (value,))
+
+
+async def rules(cursor: Cursor, value: str) -> TokenRules | None:
+    return await row(
+        cursor,
+        TokenRules,
+        'SELECT blocked, expires_at FROM "authorization".id_token WHERE lower(value) = lower(%s)',
+        (value,),
+    )
+
+
+async def put_tokens(
+    cursor: Cursor,
+    tenant: TenantId,
+    entries: Sequence[dict[str, Any]],
+    now: datetime,
+    *,
+    replace: bool,
+) -> int:
+    """Add tokens; those that exist (in whatever case) are replaced or left. Returns how many."""
+    clash = (
+        "DO UPDATE SET value = excluded.value, type = excluded.type,"
+        " group_id = excluded.group_id, label = excluded.label, blocked = excluded.blocked,"
+        " expires_at = excluded.expires_at"
+        if replace
+        else "DO NOTHING"
+    )
+    await cursor.executemany(
+        'INSERT INTO "authorization".id_token (tenant_id, value, type, group_id, label, blocked,'
+        " expires_at, created_at) VALUES (%(tenant)s, %(value)s, %(type)s, %(group_id)s,"
+        " %(label)s, %(blocked)s, %(expires_at)s, %(now)s)"
+        f" ON CONFLICT (tenant_id, lower(value)) {clash}",
+        [{**entry, "tenant": tenant, "now": now} for entry in entries],
+    )
+    return max(cursor.rowcount, 0)
+
+
+async def delete_token(cursor: Cursor, token_id: int) -> None:
+    await cursor.execute('DELETE FROM "authorization".id_token WHERE id = %s', (token_id,))
+
+
+# --------------------------------------------------------------------------- groups
+
+
+async def add_group(cursor: Cursor, tenant: TenantId, name: str, now: datetime) -> Group | None:
+    """None when the name is taken."""
+    return await row(
+        cursor,
+        Group,
+        'INSERT INTO "authorization".id_token_group (tenant_id, name, created_at)'
+        " VALUES (%s, %s, %s) ON CONFLICT DO NOTHING RETURNING id, name, created_at",
+        (tenant, name, now),
+    )
+
+
+async def groups(cursor: Cursor, after: int, limit: int, text: str | None) -> list[Group]:
+    return await rows(
+        cursor,
+        Group,
+        'SELECT id, name, created_at FROM "authorization".id_token_group WHERE id > %(after)s'
+        " AND (%(text)s::text IS NULL OR strpos(lower(name), lower(%(text)s)) > 0)"
+        " ORDER BY id LIMIT %(limit)s",
+        {"after": after, "limit": limit, "text": text},
+    )
+
+
+async def group_ids(cursor: Cursor, names: Collection[str]) -> dict[str, int]:
+    """Numbers of groups by their name in lower case."""
+    await cursor.execute(
+        'SELECT lower(name), id FROM "authorization".id_token_group WHERE lower(name) = ANY(%s)',
+        ([name.lower() for name in names],),
+    )
+    return dict(await cursor.fetchall())
+
+
+# --------------------------------------------------------------------------- the offline list
+
+
+async def bump_version(cursor: Cursor, tenant: TenantId, now: datetime) -> int:
+    """The list's next version; from the clock, so that a restored database does not reuse one."""
+    await cursor.execute(
+        'INSERT INTO "authorization".list_version AS v (tenant_id, version) VALUES (%s, %s)'
+        " ON CONFLICT (tenant_id) DO UPDATE SET"
+        " version = greatest(v.version + 1, excluded.version) RETURNING version",
+        (tenant, int(now.timestamp())),
+    )
+    found = await cursor.fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+async def version(cursor: Cursor, tenant: TenantId) -> int:
+    """The list's version; 0 when nothing was ever entered."""
+    await cursor.execute(
+        'SELECT version FROM "authorization".list_version WHERE tenant_id = %s', (tenant,)
+    )
+    found = await cursor.fetchone()
+    return int(found[0]) if found else 0
+
+
+async def pushed(cursor: Cursor, tenant: TenantId) -> dict[int, tuple[int, datetime]]:
+    """What each station was sent last, and when."""
+    await cursor.execute(
+        'SELECT station_id, version, pushed_at FROM "authorization".list_push WHERE tenant_id = %s',
+        (tenant,),
+    )
+    return {station: (number, at) for station, number, at in await cursor.fetchall()}
+
+
+async def note_push(
+    cursor: Cursor, tenant: TenantId, station_id: int, number: int, command: UUID, now: datetime
+) -> None:
+    await cursor.execute(
+        'INSERT INTO "authorization".list_push (tenant_id, station_id, version, command,'
+        " pushed_at) VALUES (%s, %s, %s, %s, %s) ON CONFLICT (station_id) DO UPDATE SET"
+        " version = excluded.version, command = excluded.command, pushed_at = excluded.pushed_at",
+        (tenant, station_id, number, command, now),
+    )
+
+
+# --------------------------------------------------------------------------- references
+
+
+async def refer(
+    cursor: Cursor, seen: Collection[tuple[TenantId, IdToken]]
+) -> dict[tuple[TenantId, IdToken], int]:
+    """References of tokens that were used, known or not; made where there was none."""
+    if not seen:
+        return {}
+    unique = sorted({(tenant, t.value, t.type) for tenant, t in seen})
+    columns = tuple(list(column) for column in zip(*unique, strict=True))
+    await cursor.execute(
+        'INSERT INTO "authorization".token_ref (tenant_id, value, type)'
+        " SELECT * FROM unnest(%s::int[], %s::text[], %s::text[]) ON CONFLICT DO NOTHING",
+        columns,
+    )
+    await cursor.execute(
+        "SELECT w.tenant_id, w.value, w.type, r.id"
+        " FROM unnest(%s::int[], %s::text[], %s::text[]) AS w (tenant_id, value, type)"
+        ' JOIN "authorization".token_ref r ON r.tenant_id = w.tenant_id'
+        " AND lower(r.value) = lower(w.value) AND r.type = w.type",
+        columns,
+    )
+    return {
+        (TenantId(tenant), IdToken(value, kind)): ref
+        for tenant, value, kind, ref in await cursor.fetchall()
+    }
+
+
+async def reveal(cursor: Cursor, refs: Collection[int]) -> dict[int, IdToken]:
+    """The tokens behind references, as far as the caller may see them."""
+    await cursor.execute(
+        'SELECT id, value, type FROM "authorization".token_ref WHERE id = ANY(%s)', (list(refs),)
+    )
+    return {ref: IdToken(value, kind) for ref, value, kind in await cursor.fetchall()}
+
+
+async def find_refs(cursor: Cursor, value: str) -> list[int]:
+    """References of every token of that value, whatever its type."""
+    await cursor.execute(
+        'SELECT id FROM "authorization".token_ref WHERE lower(value) = lower(%s)', (value,)
+    )
+    return [ref for (ref,) in await cursor.fetchall()]
