@@ -1,0 +1,1 @@
+"""Charging transactions: a projection of their events, whatever order these come in."""

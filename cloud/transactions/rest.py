@@ -1,0 +1,176 @@
+"""/api/v1/transactions, and starting and stopping them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Path, Query
+from pydantic import AwareDatetime, BaseModel, Field
+
+from cloud.kernel.http import Caller, Page, Paging, Role, require
+from cloud.kernel.rest import Body
+from cloud.transactions.projection import State
+from cloud.transactions.service import Detail, Filters, Listed, Transactions
+from cloud.transactions.store import Recorded
+from protocols.agent_link import MAX_STATION_LENGTH, IdToken
+
+Viewer = Annotated[Caller, Depends(require(Role.VIEWER))]
+Operator = Annotated[Caller, Depends(require(Role.OPERATOR))]
+Identity = Annotated[str, Path(min_length=1, max_length=MAX_STATION_LENGTH)]
+
+
+class IdTokenView(Body):
+    value: str = Field(min_length=1, max_length=255)
+    type: str = Field("ISO14443", min_length=1, max_length=20)
+
+
+class TransactionView(BaseModel):
+    transaction: UUID
+    station: str
+    evse: int
+    connector: int
+    state: State
+    charging_state: str
+    id_token: IdTokenView | None
+    started_at: datetime
+    started_dating: str = Field(description="synced, cloud, estimated or unset")
+    ended_at: datetime | None
+    ended_dating: str | None
+    reason: str | None
+    energy_wh: int
+    meter_wh: int = Field(description="the EVSE's lifetime register")
+    raw_wh: int | None = Field(description="the board's own register")
+    duration_ms: int = Field(description="time without power is not in it")
+    billing_grade: bool
+    seq_no: int = Field(description="of the event that gave the measure")
+    start_seen: bool = Field(description="false while the first event is still missing")
+    conflicts: int
+    command: UUID | None
+    last_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, listed: Listed) -> TransactionView:
+        row, token = listed.row, listed.id_token
+        values = {name: getattr(row, name) for name in cls.model_fields if hasattr(row, name)}
+        shown = IdTokenView(value=token.value, type=token.type) if token else None
+        return cls(**values, transaction=row.id, station=listed.station, id_token=shown)
+
+
+class EventView(BaseModel):
+    id: UUID
+    seq_no: int
+    type: str
+    trigger: str
+    at: datetime
+    dating: str
+    received_at: datetime
+    charging_state: str
+    energy_wh: int
+    meter_wh: int
+    raw_wh: int | None
+    reason: str | None
+    command: UUID | None
+
+    @classmethod
+    def of(cls, recorded: Recorded) -> EventView:
+        event = recorded.step.event
+        return cls(
+            id=event.id,
+            seq_no=event.seq_no,
+            type=str(event.type),
+            trigger=str(event.trigger),
+            at=recorded.step.at.at,
+            dating=str(recorded.step.at.quality),
+            received_at=recorded.received_at,
+            charging_state=str(event.charging_state),
+            energy_wh=event.energy_wh,
+            meter_wh=event.meter_wh,
+            raw_wh=event.raw_wh,
+            reason=str(event.reason) if event.reason else None,
+            command=event.command,
+        )
+
+
+class ConflictView(BaseModel):
+    event_id: UUID
+    kind: str
+    noted_at: datetime
+
+
+class TransactionDetailView(TransactionView):
+    events: list[EventView]
+    contradictions: list[ConflictView]
+
+    @classmethod
+    def of_detail(cls, detail: Detail) -> TransactionDetailView:
+        return cls(
+            **TransactionView.of(detail.listed).model_dump(),
+            events=[EventView.of(event) for event in detail.events],
+            contradictions=[
+                ConflictView.model_validate(one, from_attributes=True) for one in detail.conflicts
+            ],
+        )
+
+
+class RemoteStartRequest(Body):
+    evse: int = Field(ge=1, le=1000)
+    id_token: IdTokenView
+
+
+class RemoteStopRequest(Body):
+    transaction: UUID
+
+
+class CommandView(BaseModel):
+    command: UUID
+    status_url: str
+
+    @classmethod
+    def of(cls, command: UUID) -> CommandView:
+        return cls(command=command, status_url=f"/api/v1/commands/{command}")
+
+
+def _filters(
+    station: Annotated[str | None, Query(max_length=MAX_STATION_LENGTH)] = None,
+    state: State | None = None,
+    id_token: Annotated[str | None, Query(max_length=255)] = None,
+    start: Annotated[AwareDatetime | None, Query(alias="from")] = None,
+    end: Annotated[AwareDatetime | None, Query(alias="to")] = None,
+) -> Filters:
+    return Filters(station, state, id_token, start, end)
+
+
+def router(transactions: Transactions) -> APIRouter:
+    routes = APIRouter(prefix="/api/v1", tags=["transactions"])
+
+    @routes.get("/transactions")
+    async def list_transactions(
+        caller: Viewer,
+        paging: Annotated[Paging, Depends()],
+        filters: Annotated[Filters, Depends(_filters)],
+    ) -> Page[TransactionView]:
+        after = paging.after_time_and_id()
+        found = await transactions.list_transactions(caller, after, paging.limit + 1, filters)
+        return paging.page(found, TransactionView.of, lambda one: (one.row.started_at, one.row.id))
+
+    @routes.get("/transactions/{transaction}")
+    async def read_transaction(caller: Viewer, transaction: UUID) -> TransactionDetailView:
+        return TransactionDetailView.of_detail(await transactions.detail(caller, transaction))
+
+    @routes.post("/stations/{station}/commands/remote-start", status_code=202)
+    async def remote_start(
+        caller: Operator, station: Identity, request: RemoteStartRequest
+    ) -> CommandView:
+        token = IdToken(request.id_token.value, request.id_token.type)
+        return CommandView.of(await transactions.remote_start(caller, station, request.evse, token))
+
+    @routes.post("/stations/{station}/commands/remote-stop", status_code=202)
+    async def remote_stop(
+        caller: Operator, station: Identity, request: RemoteStopRequest
+    ) -> CommandView:
+        return CommandView.of(await transactions.remote_stop(caller, station, request.transaction))
+
+    return routes
