@@ -1,0 +1,1 @@
+"""The REST application: assembles the modules' routes and reads the event log."""

@@ -1,0 +1,161 @@
+"""`karvon cloud`: serve, migrate, keys.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 something needed is out of reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import psycopg
+import typer
+from pydantic import ValidationError
+
+from cloud.kernel.config import CloudConfig
+from cloud.kernel.database import Database
+from cloud.kernel.embedded import EmbeddedError, EmbeddedPostgres
+from cloud.kernel.errors import KarvonError
+from cloud.kernel.http import Caller, Role
+from cloud.kernel.migrate import migrate as upgrade
+from cloud.kernel.observability import configure_logging
+from cloud.main import Ready, utc_now
+from cloud.main import serve as run_cloud
+from cloud.users.service import DEFAULT_TENANT, Users
+
+app = typer.Typer(
+    help="The cloud: serve, migrate, administer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the embedded servers.")]
+DatabaseUrl = Annotated[
+    str | None, typer.Option(help="PostgreSQL to use instead of the embedded one.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")]
+
+
+def _fail(code: int, text: str) -> NoReturn:
+    sys.stderr.write(f"karvon cloud: {text}\n")
+    raise typer.Exit(code)
+
+
+def _config(**given: Any) -> CloudConfig:
+    try:
+        return CloudConfig(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        reasons = "; ".join(
+            f"{'.'.join(str(part) for part in one['loc']) or 'settings'}: {one['msg']}"
+            for one in error.errors()
+        )
+        _fail(2, f"{reasons} (from the options or the KARVON_… environment)")
+
+
+def _run(work: Any) -> Any:
+    """Run to the end; what cannot be reached or used becomes one line."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+    except EmbeddedError as error:
+        _fail(3, str(error))
+    except psycopg.OperationalError as error:
+        _fail(3, f"the database is out of reach: {str(error).strip()}; check --database-url")
+    except TimeoutError:
+        _fail(3, "the MQTT broker did not let us in; check --mqtt-url and the broker's log")
+    except KarvonError as error:
+        _fail(1, error.detail)
+    except OSError as error:
+        _fail(3, f"{error}; choose another port or folder, or stop what holds it")
+
+
+@app.command()
+def serve(
+    data_dir: DataDir = None,
+    http_port: Annotated[int | None, typer.Option(help="0: any free one.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    public_host: Annotated[
+        str | None, typer.Option(help="Name that agents reach this machine by.")
+    ] = None,
+    mqtt_port: Annotated[
+        int | None, typer.Option(help="Port of the embedded broker; 0: chosen once and kept.")
+    ] = None,
+    registration: Annotated[
+        str | None, typer.Option(help="Unannounced stations: open, pending or known.")
+    ] = None,
+    admin_key_file: Annotated[
+        Path | None, typer.Option(help="Write an admin API key there (mode 600), once.")
+    ] = None,
+    database_url: DatabaseUrl = None,
+    mqtt_url: Annotated[
+        str | None, typer.Option(help="Broker to use instead of the embedded one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the whole cloud in this process; prints one line when it is ready."""
+    config = _config(
+        data_dir=data_dir,
+        http_port=http_port,
+        host=host,
+        public_host=public_host,
+        mqtt_port=mqtt_port,
+        registration=registration,
+        admin_key_file=admin_key_file,
+        database_url=database_url,
+        mqtt_url=mqtt_url,
+    )
+    configure_logging(config.log_level)
+
+    def announce(ready: Ready) -> None:
+        line = {"ready": ready.http_url, "mqtt_url": ready.mqtt_url}
+        sys.stdout.write(f"{json.dumps(line)}\n" if as_json else f"ready {ready.http_url}\n")
+        sys.stdout.flush()
+
+    _run(run_cloud(config, announce))
+
+
+async def _with_database(config: CloudConfig, work: Any) -> Any:
+    url = config.secret("database_url")
+    if url is not None:
+        return await work(url)
+    async with EmbeddedPostgres(config.data_dir / "postgres") as server:
+        return await work(server.dsn)
+
+
+@app.command()
+def migrate(
+    data_dir: DataDir = None, database_url: DatabaseUrl = None, as_json: Json = False
+) -> None:
+    """Bring the database's schema to this version (serve does it too)."""
+    config = _config(data_dir=data_dir, database_url=database_url)
+
+    async def work(dsn: str) -> None:
+        await asyncio.to_thread(upgrade, dsn)
+
+    _run(_with_database(config, work))
+    sys.stdout.write('{"migrated": true}\n' if as_json else "the schema is up to date\n")
+
+
+@app.command("new-key")
+def new_key(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    role: Annotated[Role, typer.Option(help="What it may do.")] = Role.ADMIN,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Make an API key directly in the database, when no admin key is left."""
+    config = _config(data_dir=data_dir, database_url=database_url)
+
+    async def work(dsn: str) -> str:
+        async with Database.open(dsn, app_pool=1, commit_pool=1) as database:
+            shell = Caller(DEFAULT_TENANT, "shell", Role.ADMIN)
+            made = await Users(database, utc_now).create_key(shell, name, role, None)
+        return made.secret
+
+    secret = _run(_with_database(config, work))
+    sys.stdout.write(f"{json.dumps({'key': secret})}\n" if as_json else f"{secret}\n")

@@ -1,0 +1,321 @@
+"""The cloud's composition root: every module wired over one database and one broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Self
+from uuid import UUID
+
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from cloud.api import rest as api_rest
+from cloud.api.app import create_app
+from cloud.authorization import rest as authorization_rest
+from cloud.authorization.service import Authorization
+from cloud.broker import Broker, embedded_broker, outside_broker
+from cloud.communication import rest as communication_rest
+from cloud.communication import store as communication_store
+from cloud.communication.api import Credential, Known, Presence
+from cloud.communication.commands import CommandResults, Commands
+from cloud.communication.credentials import Credentials
+from cloud.communication.link import AgentLink
+from cloud.communication.receiver import Receiver
+from cloud.kernel.config import CloudConfig
+from cloud.kernel.database import Cursor, Database, TenantId
+from cloud.kernel.embedded import ChildEvent, EmbeddedPostgres
+from cloud.kernel.facts import FactWriter, GroupCommitter
+from cloud.kernel.migrate import migrate
+from cloud.kernel.observability import Check, health_routes
+from cloud.stations import rest as stations_rest
+from cloud.stations.registration import Policy
+from cloud.stations.service import Settings, Stations
+from cloud.stations.writer import StateWriter
+from cloud.telemetry import rest as telemetry_rest
+from cloud.telemetry.service import Telemetry
+from cloud.telemetry.writer import TelemetryWriter
+from cloud.transactions import rest as transactions_rest
+from cloud.transactions.service import Transactions
+from cloud.transactions.writer import TransactionWriter
+from cloud.users import rest as users_rest
+from cloud.users.service import DEFAULT_TENANT, Users
+from protocols.agent_link import Action
+
+logger = logging.getLogger(__name__)
+RESTART_AFTER_S = 1.0
+BROKER_DEADLINE_S = 15.0
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Link:
+    """The agent link as the modules above communication ask for it."""
+
+    def __init__(self, commands: Commands, credentials: Credentials) -> None:
+        self._commands = commands
+        self._credentials = credentials
+
+    async def presence(self, cursor: Cursor, stations: Collection[int]) -> dict[int, Presence]:
+        return await communication_store.presence(cursor, stations)
+
+    async def online(self, cursor: Cursor, tenant: TenantId) -> list[int]:
+        return await communication_store.online(cursor, tenant)
+
+    async def issue(
+        self, cursor: Cursor, tenant: TenantId, station_id: int, identity: str
+    ) -> Credential:
+        return await self._credentials.issue(cursor, tenant, station_id, identity)
+
+    async def publish_credentials(self) -> None:
+        await self._credentials.publish()
+
+    async def send(
+        self,
+        cursor: Cursor,
+        tenant: TenantId,
+        station_id: int,
+        action: Action,
+        valid_for: timedelta,
+        actor: str,
+    ) -> UUID:
+        return await self._commands.send(cursor, tenant, station_id, action, valid_for, actor)
+
+
+class Directory:
+    """Communication's questions about stations, answered by the module made after it."""
+
+    stations: Stations
+
+    async def resolve(self, cursor: Cursor, identity: str) -> Known | None:
+        return await self.stations.resolve(cursor, identity)
+
+    async def identities(self, cursor: Cursor, stations: Collection[int]) -> dict[int, str]:
+        return await self.stations.identities(cursor, stations)
+
+    async def key_of(self, cursor: Cursor, identity: str) -> int:
+        return await self.stations.key_of(cursor, identity)
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Every module's service over one database."""
+
+    users: Users
+    stations: Stations
+    authorization: Authorization
+    telemetry: Telemetry
+    transactions: Transactions
+    commands: Commands
+    credentials: Credentials
+
+    @classmethod
+    def over(cls, database: Database, broker: Broker, config: CloudConfig) -> Self:
+        directory = Directory()
+        commands = Commands(database, directory, utc_now)
+        credentials = Credentials(database, broker.accounts, utc_now)
+        link = Link(commands, credentials)
+        settings = Settings(Policy(config.registration), broker.endpoint, DEFAULT_TENANT)
+        stations = Stations(database, link, settings, utc_now)
+        directory.stations = stations
+        authorization = Authorization(database, link, utc_now)
+        return cls(
+            users=Users(database, utc_now),
+            stations=stations,
+            authorization=authorization,
+            telemetry=Telemetry(database, stations),
+            transactions=Transactions(database, stations, authorization, link),
+            commands=commands,
+            credentials=credentials,
+        )
+
+    def app(self, database: Database, receiver: Receiver, registry: CollectorRegistry) -> FastAPI:
+        """The REST application over these modules."""
+
+        async def broker_is_up() -> bool:
+            return receiver.online.is_set()
+
+        checks: dict[str, Check] = {"database": database.healthy, "broker": broker_is_up}
+        return create_app(
+            self.users,
+            [
+                users_rest.router(self.users),
+                stations_rest.router(self.stations, utc_now),
+                authorization_rest.router(self.authorization),
+                telemetry_rest.router(self.telemetry, utc_now),
+                transactions_rest.router(self.transactions),
+                communication_rest.routes(self.commands),
+                api_rest.router(database, self.stations),
+                health_routes(checks, registry),
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Where the cloud answers."""
+
+    http_url: str
+    mqtt_url: str
+
+
+class Cloud:
+    """Everything in one process: `async with Cloud(config) as cloud: ... cloud.ready`.
+
+    Raises EmbeddedError, OSError and psycopg's errors when it cannot start.
+    """
+
+    def __init__(self, config: CloudConfig) -> None:
+        self._config = config
+        self._stack = AsyncExitStack()
+        self.ready = Ready("", "")
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        config, registry = self._config, CollectorRegistry()
+        listener = stack.enter_context(_listener(config.host, config.http_port))
+        dsn = await self._database(stack)
+        await asyncio.to_thread(migrate, dsn)
+        database = await stack.enter_async_context(Database.open(dsn))
+        broker = await self._broker(stack)
+        modules = Modules.over(database, broker, config)
+        await modules.credentials.publish()
+        if config.admin_key_file is not None:
+            await modules.users.ensure_admin_key(config.admin_key_file)
+        writers: list[FactWriter] = [
+            StateWriter(),
+            TelemetryWriter(),
+            TransactionWriter(),
+            CommandResults(),
+        ]
+        committer = await stack.enter_async_context(GroupCommitter(database, writers))
+        receiver = await stack.enter_async_context(Receiver(broker.settings))
+        link = AgentLink(
+            database,
+            receiver,
+            committer,
+            modules.commands,
+            directory=modules.stations,
+            book=modules.transactions,
+            lists=modules.authorization,
+            greeted=[modules.stations, modules.authorization],
+            clock=utc_now,
+            registry=registry,
+        )
+        keep = timedelta(days=config.telemetry_days)
+        for name, work in {
+            "agent link": link.run,
+            "authorization lists": modules.authorization.run,
+            "telemetry days": lambda: modules.telemetry.run(utc_now, keep),
+        }.items():
+            await stack.enter_async_context(_supervised(name, work))
+        async with asyncio.timeout(BROKER_DEADLINE_S):
+            await receiver.online.wait()
+        await stack.enter_async_context(_http(modules.app(database, receiver, registry), listener))
+        port = listener.getsockname()[1]
+        self.ready = Ready(_url(config.host, port), broker.endpoint.mqtt_url)
+
+    async def _database(self, stack: AsyncExitStack) -> str:
+        url = self._config.secret("database_url")
+        if url is not None:
+            return url
+        home = self._config.data_dir / "postgres"
+        server = await stack.enter_async_context(EmbeddedPostgres(home, report=_report))
+        return server.dsn
+
+    async def _broker(self, stack: AsyncExitStack) -> Broker:
+        url = self._config.secret("mqtt_url")
+        if url is not None:
+            return outside_broker(self._config, url)
+        return await stack.enter_async_context(embedded_broker(self._config, _report))
+
+
+def _report(event: ChildEvent) -> None:
+    logger.warning("%s %s: %s", event.child, event.what, event.detail)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def _listener(host: str, port: int) -> Iterator[socket.socket]:
+    """The HTTP socket, taken first: a port in use is told before anything is started."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        yield listener
+
+
+@asynccontextmanager
+async def _supervised(name: str, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run for as long as the block; what fails is logged and begun again."""
+
+    async def again() -> None:
+        while True:
+            try:
+                await work()
+            except Exception:
+                logger.exception("%s failed; it begins again in %s s", name, RESTART_AFTER_S)
+            await asyncio.sleep(RESTART_AFTER_S)
+
+    task = asyncio.create_task(again(), name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are ours: HTTP stops first, what it stands on afterwards."""
+        yield
+
+
+@asynccontextmanager
+async def _http(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve([listener]), name="http")
+    while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn has only a flag
+        await asyncio.sleep(0.01)
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def serve(config: CloudConfig, announce: Callable[[Ready], None]) -> None:
+    """Run until SIGTERM or SIGINT, then stop everything in order."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Cloud(config) as cloud:
+        announce(cloud.ready)
+        await stop.wait()
+        logger.info("stopping")

@@ -1,0 +1,210 @@
+"""A migrated database of its own for every test, and the services over it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import AsyncIterator, Collection, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import httpx
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from cloud.api import rest as api_rest
+from cloud.api.app import create_app
+from cloud.authorization import rest as authorization_rest
+from cloud.authorization.service import Authorization
+from cloud.communication.api import Credential, Presence
+from cloud.kernel import events
+from cloud.kernel.database import Cursor, Database, TenantId
+from cloud.kernel.embedded import EmbeddedPostgres
+from cloud.kernel.events import Event
+from cloud.kernel.facts import Delivery, FactWriter
+from cloud.kernel.http import Caller, Role
+from cloud.kernel.migrate import migrate
+from cloud.stations import rest as stations_rest
+from cloud.stations.api import StationRef
+from cloud.stations.ports import AgentEndpoint
+from cloud.stations.registration import Policy
+from cloud.stations.service import Settings, Stations
+from cloud.stations.writer import StateWriter
+from cloud.telemetry import rest as telemetry_rest
+from cloud.telemetry.service import Telemetry
+from cloud.telemetry.writer import TelemetryWriter
+from cloud.transactions import rest as transactions_rest
+from cloud.transactions.service import Transactions
+from cloud.transactions.writer import TransactionWriter
+from cloud.users import rest as users_rest
+from cloud.users.service import DEFAULT_TENANT, Users
+from protocols.agent_link import Action, escape
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def pg_dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server's superuser connection; its supervisor lives in a loop of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    folder = Path(tmp_path_factory.mktemp("postgres"))
+    server = EmbeddedPostgres(folder, settings={"fsync": "off"})
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result(60)
+    try:
+        yield server.dsn
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(60)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@pytest.fixture(scope="session")
+def template(pg_dsn: str) -> str:
+    """The name of a migrated database to copy."""
+    _execute(pg_dsn, "CREATE DATABASE migrated TEMPLATE template0")
+    migrate(make_conninfo(pg_dsn, dbname="migrated"))
+    return "migrated"
+
+
+def _execute(dsn: str, statement: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL(statement))  # type: ignore[arg-type]  # written in this file
+
+
+@pytest.fixture
+def cloud_dsn(pg_dsn: str, template: str) -> Iterator[str]:
+    name = f"test_{next(_numbers)}"
+    _execute(pg_dsn, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield make_conninfo(pg_dsn, dbname=name)
+    _execute(pg_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def database(cloud_dsn: str) -> AsyncIterator[Database]:
+    async with Database.open(cloud_dsn, app_pool=2, commit_pool=2) as opened:
+        yield opened
+
+
+# --------------------------------------------------------------------------- the services
+
+
+class FakeLink:
+    """The agent link without a broker: remembers what was sent, answers what it is told."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, Action]] = []
+        self.present: dict[int, Presence] = {}
+        self.published = 0
+
+    async def presence(self, cursor: Cursor, stations: Collection[int]) -> dict[int, Presence]:
+        return {station: self.present[station] for station in stations if station in self.present}
+
+    async def issue(
+        self, cursor: Cursor, tenant: TenantId, station_id: int, identity: str
+    ) -> Credential:
+        return Credential(escape(identity), f"secret-{station_id}")
+
+    async def publish_credentials(self) -> None:
+        self.published += 1
+
+    async def online(self, cursor: Cursor, tenant: TenantId) -> list[int]:
+        return [station for station, presence in self.present.items() if presence.online]
+
+    async def send(
+        self,
+        cursor: Cursor,
+        tenant: TenantId,
+        station_id: int,
+        action: Action,
+        valid_for: timedelta,
+        actor: str,
+    ) -> UUID:
+        self.sent.append((station_id, action))
+        return uuid4()
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, **step: float) -> None:
+        self.now += timedelta(**step)
+
+
+class World:
+    """Every service over one database, and clients of every role."""
+
+    def __init__(self, database: Database, policy: Policy = Policy.KNOWN) -> None:
+        self.database = database
+        self.clock = Clock()
+        self.link = FakeLink()
+        endpoint = AgentEndpoint("mqtts://cloud.example:8883", "-----BEGIN CERTIFICATE-----")
+        settings = Settings(policy, endpoint, DEFAULT_TENANT)
+        self.users = Users(database, self.clock)
+        self.stations = Stations(database, self.link, settings, self.clock)
+        self.authorization = Authorization(database, self.link, self.clock)
+        self.transactions = Transactions(database, self.stations, self.authorization, self.link)
+        self.telemetry = Telemetry(database, self.stations)
+        self.app = create_app(
+            self.users,
+            [
+                users_rest.router(self.users),
+                stations_rest.router(self.stations, self.clock),
+                authorization_rest.router(self.authorization),
+                telemetry_rest.router(self.telemetry, self.clock),
+                transactions_rest.router(self.transactions),
+                api_rest.router(database, self.stations),
+            ],
+        )
+        self.writers: list[FactWriter] = [StateWriter(), TelemetryWriter(), TransactionWriter()]
+
+    async def client(self, role: Role | None, tenant: int = 1) -> httpx.AsyncClient:
+        """A client with a key of that role; None: without a key."""
+        headers = {}
+        if role is not None:
+            boss = Caller(TenantId(tenant), "test", Role.ADMIN)
+            made = await self.users.create_key(boss, f"test {role.name}", role, None)
+            headers["Authorization"] = f"Bearer {made.secret}"
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://cloud", headers=headers)
+
+    async def station(self, identity: str = "CP-1", tenant: int = 1) -> StationRef:
+        """A station that exists."""
+        boss = Caller(TenantId(tenant), "test", Role.ADMIN)
+        await self.stations.create_station(boss, identity, "", None)
+        async with self.database.commit_unit() as cursor:
+            return await self.stations.find(cursor, identity)
+
+    async def commit(self, *deliveries: Delivery) -> list[Event]:
+        """What the commit path does with deliveries that are new to the database."""
+        async with self.database.commit_unit() as cursor:
+            happened = [
+                event
+                for writer in self.writers
+                for event in await writer.write_batch(cursor, deliveries)
+            ]
+            await events.append(cursor, happened)
+            return happened
+
+
+@pytest.fixture
+def world(database: Database) -> World:
+    return World(database)
+
+
+@pytest.fixture
+async def admin(world: World) -> AsyncIterator[httpx.AsyncClient]:
+    async with await world.client(Role.ADMIN) as client:
+        yield client
