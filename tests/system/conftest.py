@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import queue
 import random
 import shutil
@@ -12,8 +11,8 @@ import ssl
 import tempfile
 import time
 import urllib.parse
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
@@ -22,7 +21,6 @@ from uuid import UUID, uuid4
 import paho.mqtt.client as mqtt
 import pytest
 
-from karvon import __version__
 from karvon.demo import witnesses
 from karvon.demo.drivers import Driver, Habits
 from karvon.demo.faults import FaultProxy
@@ -227,8 +225,20 @@ def own_world() -> Iterator[World]:
 
 
 @pytest.fixture
-def kills(request: pytest.FixtureRequest) -> Counter[str]:
-    """How often something was killed, per instant, over the whole run."""
+def kills(
+    all_kills: Counter[str], record_property: Callable[[str, object], None]
+) -> Iterator[Counter[str]]:
+    """How often this test killed something, per instant; goes into the report."""
+    here: Counter[str] = Counter()
+    yield here
+    for instant, count in here.items():
+        record_property(f"kills {instant}", count)
+    all_kills.update(here)
+
+
+@pytest.fixture
+def all_kills(request: pytest.FixtureRequest) -> Counter[str]:
+    """The counts of the whole run."""
     return request.config.stash.setdefault(KILLS, Counter())
 
 
@@ -249,76 +259,6 @@ def pytest_terminal_summary(
         terminalreporter.section("kills per instant")
         for instant, count in sorted(kills.items()):
             terminalreporter.line(f"{instant:<24}{count:>6}")
-    target = config.getoption("--torture-report", None)
-    if target:
-        Path(target).write_text(_report(terminalreporter, kills))
-
-
-def _report(terminalreporter: pytest.TerminalReporter, kills: Counter[str]) -> str:
-    """The run as Markdown: scenarios one by one, the rest by folder."""
-    reports = [
-        report
-        for outcome in ("passed", "failed", "error", "skipped")
-        for report in terminalreporter.getreports(outcome)
-        if report.when == "call" or outcome != "passed"
-    ]
-    system = [report for report in reports if report.nodeid.startswith("tests/system/")]
-    scenarios = [
-        f"| {report.nodeid.removeprefix('tests/system/')} | {report.outcome} |"
-        f" {report.duration:.0f} |"
-        for report in sorted(system, key=lambda report: report.nodeid)
-    ]
-    counts = [f"| {instant} | {count} |" for instant, count in sorted(kills.items())]
-    return "\n".join(
-        [
-            "# What it survives",
-            "",
-            _written_by(),
-            "After each scenario: every session exactly once in the cloud, energy equal to the",
-            "simulator's meter to 1 Wh, no event missing, no current where the rules forbid it.",
-            "",
-            "## Kills per instant",
-            "",
-            "| instant | kills |",
-            "|---|---:|",
-            *counts,
-            "",
-            "## Scenarios",
-            "",
-            "| scenario | outcome | seconds |",
-            "|---|---|---:|",
-            *scenarios,
-            "",
-            "## All other tests at full counts",
-            "",
-            "| folder | passed | failed | not run | seconds |",
-            "|---|---:|---:|---:|---:|",
-            *_folders([report for report in reports if report not in system]),
-            "",
-        ]
-    )
-
-
-def _written_by() -> str:
-    return (
-        f"Written by `make torture` on {datetime.now(UTC):%Y-%m-%d}, karvon {__version__},"
-        f" Python {platform.python_version()}, {platform.machine()}."
-    )
-
-
-def _folders(reports: list[pytest.TestReport]) -> list[str]:
-    groups: dict[str, list[pytest.TestReport]] = defaultdict(list)
-    for report in reports:
-        groups[report.nodeid.split("::")[0].rpartition("/")[0]].append(report)
-    lines = []
-    for folder, members in sorted(groups.items()):
-        outcomes = Counter(member.outcome for member in members)
-        seconds = sum(member.duration for member in members)
-        lines.append(
-            f"| {folder} | {outcomes['passed']} | {outcomes['failed']} | {outcomes['skipped']} |"
-            f" {seconds:.0f} |"
-        )
-    return lines
 
 
 # --------------------------------------------------------------------------- a stranger's agent
