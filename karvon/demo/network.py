@@ -97,7 +97,9 @@ class Network:
         return bool(self.rest.get(f"/stations/{station.identity}")["online"])
 
     def stop(self) -> None:
-        """End every process, the agents first."""
+        """End every process, the agents first and all at once."""
+        for station in self.stations.values():
+            station.agent.signal(signal.SIGTERM)
         for station in self.stations.values():
             station.stop()
         self.cloud.stop(30.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import urllib.parse
 from pathlib import Path
 from typing import Any, Final
@@ -15,17 +16,18 @@ from karvon.demo.process import Child, free_port
 NANOJOULES_PER_MWH: Final = 3_600_000_000
 AGENT_TOML: Final = """\
 station = {station}
-journal = {journal}
 
-[uplink.mqtt]
+[journal]
+folder = "journal"
+
+[uplink]
 url = {mqtt_url}
-ca = {ca}
-credentials = {credentials}
+ca = "ca.pem"
+credentials = "credentials.json"
 
 [[boards]]
-name = "board-1"
+name = "board"
 profile = "abb_terra_ac"
-evses = [1]
 
 [boards.link]
 {link}
@@ -33,6 +35,14 @@ unit = 1
 
 [site]
 limit_ma = {limit_ma}
+
+[times]
+checkpoint_s = 10
+event_s = 10
+raise_after_s = 2
+
+[metering]
+margin = {margin}
 """
 
 
@@ -47,6 +57,7 @@ class Station:
         folder.mkdir(parents=True, exist_ok=True)
         self.plan = plan
         self.folder = folder
+        self.speed = speed
         self.config = folder / "agent.toml"
         self.journal = folder / "journal"
         self.line = folder / "line" if serial else None
@@ -55,20 +66,20 @@ class Station:
         self.board_port = self.modbus_port
         self.mqtt_url = ""
         name = plan.identity
-        self.sim = Child(f"sim-{name}", self._sim_args(speed), folder)
+        self.sim = Child(f"sim-{name}", self._sim_args(), folder)
         self.agent = Child(f"agent-{name}", ["agent", "run", "--config", str(self.config)], folder)
 
     @property
     def identity(self) -> str:
         return self.plan.identity
 
-    def _sim_args(self, speed: float) -> list[str]:
+    def _sim_args(self) -> list[str]:
         tcp = ("--tcp", f"127.0.0.1:{self.modbus_port}")
         return [
             *("sim", "charger", "--profile", "abb_terra_ac", "--json"),
             *(("--pty", str(self.line)) if self.line else tcp),
             *("--control", f"127.0.0.1:{self.control_port}"),
-            *("--speed", str(speed)),
+            *("--speed", str(self.speed)),
             *("--state", str(self.folder / "charger.json")),
         ]
 
@@ -85,12 +96,10 @@ class Station:
     def write_config(self) -> None:
         text = AGENT_TOML.format(
             station=json.dumps(self.identity),
-            journal=json.dumps(str(self.journal)),
             mqtt_url=json.dumps(self.mqtt_url),
-            ca=json.dumps(str(self.folder / "ca.pem")),
-            credentials=json.dumps(str(self.folder / "credentials.json")),
             link=self._link(),
             limit_ma=self.plan.max_ma,
+            margin=math.ceil(2 * self.speed),
         )
         self.config.write_text(text)
 
