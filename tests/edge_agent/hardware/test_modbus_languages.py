@@ -47,7 +47,7 @@ async def opened(
 
 async def until(board: ModbusBoard, evse: int, state: IecState) -> None:
     async with asyncio.timeout(10):
-        while (await board.read())[evse - 1].state is not state:  # noqa: ASYNC110 - it tells only when asked
+        while (await board.read())[evse - 1].state is not state:
             await asyncio.sleep(0.02)
 
 
