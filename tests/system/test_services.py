@@ -29,7 +29,7 @@ async def test_a_station_is_kept_to_its_own_topics(broker: Any) -> None:
         connect(broker, "st-a", "secret-a") as mine,
         connect(broker, "st-b", "secret-b") as thief,
     ):
-        await cloud.subscribe("karvon/1/+/+/up/#", qos=1)
+        await cloud.subscribe("karvon/1/+/st-a/up/#", qos=1)
         await mine.subscribe("karvon/1/0/st-a/down/#", qos=1)
         await thief.subscribe("karvon/1/0/st-a/down/#", qos=1)
         await thief.subscribe("karvon/1/0/st-b/down/#", qos=1)
