@@ -91,6 +91,7 @@ class _Waiting:
     done: asyncio.Future[list[Delivery]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+    since: float = field(default_factory=lambda: asyncio.get_running_loop().time())
 
 
 class GroupCommitter:
@@ -149,7 +150,7 @@ class GroupCommitter:
     async def _gather(self) -> list[_Waiting]:
         group = [await self._queue.get()]
         count = len(group[0].deliveries)
-        deadline = asyncio.get_running_loop().time() + self._linger_s
+        deadline = group[0].since + self._linger_s  # the commit before may have used it up
         while count < self._max:
             try:
                 async with asyncio.timeout_at(deadline):
