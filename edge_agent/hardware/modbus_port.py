@@ -184,7 +184,9 @@ class ModbusPort:
         except (BoardUnreachableError, DeviceExceptionError) as error:
             return error
         except asyncio.CancelledError:
-            job.answer.cancel()
+            # Closing the port must not look to the asker as if it were cancelled itself.
+            if not job.answer.done():
+                job.answer.set_exception(self._unreachable(job, "the port was closed"))
             raise
         except Exception as error:
             # The root of this loop: whatever a driver throws, the line must live on.

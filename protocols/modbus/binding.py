@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-import msgspec
-
 from protocols.modbus.checks import forbids
 from protocols.modbus.planning import Span
 from protocols.modbus.profile import (
@@ -21,6 +19,7 @@ from protocols.modbus.profile import (
     Profile,
     StateRule,
     Write,
+    overridden,
     width,
 )
 from protocols.modbus.values import (
@@ -142,13 +141,7 @@ class Binding:
             if holds(override.when, self.facts):
                 if override.absent:
                     return None
-                changes = {
-                    name: value
-                    for name in override.__struct_fields__
-                    if name in each.__struct_fields__
-                    and (value := getattr(override, name)) is not None
-                }
-                return msgspec.structs.replace(each, **changes)
+                return overridden(each, override)
         return each
 
     def _offset(self, scope: str | None, evse: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Final
 
 from protocols.modbus.document import Path
@@ -13,11 +14,15 @@ from protocols.modbus.profile import (
     FailsafeRegister,
     Field,
     Forbidden,
+    Number,
+    Pause,
     Profile,
     Setpoint,
     Write,
+    overridden,
     width,
 )
+from protocols.modbus.values import EncodingError, encode, encode_raw, exact
 
 Problem = tuple[Path, str]
 CURRENT: Final = ("A", "mA")
@@ -42,11 +47,19 @@ def problems(profile: Profile) -> Iterator[Problem]:
         for reason in _field(profile, name, field):
             yield ("registers", name), reason
         for i, override in enumerate(field.overrides):
-            at = ("registers", name, "overrides", i, "when")
-            yield from _condition(profile, at, override.when)
+            at = ("registers", name, "overrides", i)
+            yield from _condition(profile, (*at, "when"), override.when)
+            for reason in _field(profile, name, overridden(field, override)):
+                yield at, reason
     for path, write in writes(profile):
         for reason in _write(profile, path, write):
             yield path, reason
+        for i, override in enumerate(write.overrides):
+            under = (*path, "overrides", i)
+            yield from _condition(profile, (*under, "when"), override.when)
+            for reason in _write(profile, path, overridden(write, override)):
+                yield under, reason
+    yield from _simulator(profile)
     yield from _kind(profile)
     yield from _names(profile)
     yield from _states(profile)
@@ -132,9 +145,46 @@ def _write(profile: Profile, path: Path, write: Write) -> Iterator[str]:
         yield "value is given, but this register takes the agent's value"
     if not variable and write.value is None:
         yield "value is missing: this write always sends the same"
+    if write.scale == 0:
+        yield "scale 0 has no inverse"
+    if write.value is not None and write.type != "bit" and not _fits(write, write.value):
+        yield f"value {write.value} does not fit into {write.type}"
     for rule in profile.forbidden:
         if forbids(rule, "write", write.function, write.address, write.address + size - 1):
             yield f"writes a forbidden register ({rule.why})"
+
+
+def _fits(write: Write, raw: Number | Fraction) -> bool:
+    try:
+        encode_raw(write.type, Fraction(raw), "msw_first")
+    except (EncodingError, OverflowError, KeyError):
+        return False
+    return True
+
+
+def _holds(write: Write, shown: Number) -> bool:
+    """Whether the register can take this number of its unit."""
+    return write.scale != 0 and _fits(write, exact(shown) / exact(write.scale))
+
+
+def _simulator(profile: Profile) -> Iterator[Problem]:
+    """What the simulator shows must fit its registers."""
+    simulator = profile.simulator
+    if simulator is None:
+        return
+    shown: list[tuple[Path, str, int | str]] = [
+        (("simulator", "defaults", name), name, value) for name, value in simulator.defaults.items()
+    ]
+    for state, values in simulator.states.items():
+        shown += [(("simulator", "states", state, n), n, value) for n, value in values.items()]
+    for path, name, value in shown:
+        field = profile.registers.get(name)
+        if field is None or field.type == "bit" or field.scale == 0:
+            continue
+        try:
+            encode(field, value, "msw_first")
+        except (ValueError, OverflowError) as error:
+            yield path, str(error)
 
 
 def _kind(profile: Profile) -> Iterator[Problem]:
@@ -220,21 +270,30 @@ def _setpoint(setpoint: Setpoint) -> Iterator[Problem]:
     low, high = setpoint.range
     if low > high:
         yield ("setpoint", "range"), f"{low} is above {high}"
+    elif not _holds(setpoint.write, low) or not _holds(setpoint.write, high):
+        yield ("setpoint", "range"), f"does not fit into {setpoint.write.type}"
     if setpoint.write.unit not in (*CURRENT, *POWER):
         yield ("setpoint", "write"), "the unit must be one of current or power"
     if (setpoint.read_back is None) != setpoint.confirm_by_effect:
         yield ("setpoint",), "needs read_back or confirm_by_effect: true, not both, not neither"
-    pause = setpoint.pause
+    for value in setpoint.never:
+        if low <= value <= high:
+            yield ("setpoint", "never"), f"{value} lies within the range"
+    yield from _pause(setpoint, setpoint.pause)
+
+
+def _pause(setpoint: Setpoint, pause: Pause) -> Iterator[Problem]:
     ways = [pause.value is not None, pause.raw is not None, bool(pause.write)]
     if sum(ways) != 1:
         yield ("setpoint", "pause"), "needs exactly one of value, raw, write"
     if bool(pause.write) != bool(pause.resume):
         yield ("setpoint", "pause"), "write and resume come together"
+    if pause.value is not None and not _holds(setpoint.write, pause.value):
+        yield ("setpoint", "pause"), f"{pause.value} does not fit into {setpoint.write.type}"
+    if pause.raw is not None and not _fits(setpoint.write, pause.raw):
+        yield ("setpoint", "pause"), f"{pause.raw} does not fit into {setpoint.write.type}"
     if pause.value is not None and pause.value in setpoint.never:
         yield ("setpoint", "pause"), f"{pause.value} stands under 'never'"
-    for value in setpoint.never:
-        if low <= value <= high:
-            yield ("setpoint", "never"), f"{value} lies within the range"
 
 
 def _failsafe(profile: Profile) -> Iterator[Problem]:
@@ -248,6 +307,8 @@ def _failsafe(profile: Profile) -> Iterator[Problem]:
     for name, register in registers:
         if register.range[0] > register.range[1]:
             yield ("failsafe", name, "range"), "the lower end is above the higher"
+        elif not all(_holds(register.write, bound) for bound in register.range):
+            yield ("failsafe", name, "range"), f"does not fit into {register.write.type}"
     if block.timeout.write.unit not in {"s", "ms"}:
         yield ("failsafe", "timeout", "write"), "the unit must be s or ms"
     if block.fallback.write.unit not in (*CURRENT, *POWER):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Final
 
 import yaml
@@ -97,7 +98,7 @@ class _Reader:
             return WORDS[text]
         if INTEGER.fullmatch(text):
             return int(text, 0)
-        return float(text) if DECIMAL.fullmatch(text) else text
+        return float(text) if DECIMAL.fullmatch(text) and isfinite(float(text)) else text
 
     def _error(self, node: yaml.Node, reason: str) -> ProfileError:
         return ProfileError(self.file, node.start_mark.line + 1, reason)

@@ -7,7 +7,7 @@ Numbers in `range`, `plausible`, `value` and `never` are in the entry's own `uni
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
@@ -350,7 +350,19 @@ class Profile(Shape, frozen=True, kw_only=True):
     note: str = ""
 
 
+Entry = TypeVar("Entry", Field, Write)
+
 BITS: Final = {"u16": 16, "s16": 16, "u32": 32, "s32": 32, "u64": 64, "s64": 64, "bit": 1}
+
+
+def overridden(each: Entry, override: Override) -> Entry:
+    """The entry with what the override changes."""
+    changes = {
+        name: value
+        for name in override.__struct_fields__
+        if name in each.__struct_fields__ and (value := getattr(override, name)) is not None
+    }
+    return msgspec.structs.replace(each, **changes)
 
 
 def width(register_type: str) -> int:

@@ -131,6 +131,8 @@ def encode(field: Field, value: int | str, order: str) -> Words:
 
     Raises EncodingError where the value does not fit. Bits are placed, other bits are 0.
     """
+    if isinstance(value, str) and field.form == "pairs":
+        value = _number(value)
     if isinstance(value, str):
         return _text_words(field, value)
     raw = Fraction(value) / factor(field.scale, field.unit)
@@ -148,7 +150,9 @@ def encode_raw(kind: str, raw: int | Fraction, order: str, field: Field | None =
 
 
 def _whole(kind: str, raw: int, field: Field | None) -> bytes:
-    bits = BITS[kind]
+    bits = BITS.get(kind)
+    if bits is None:
+        raise EncodingError(f"a number does not fit into {kind}")
     if field is not None and field.bits is not None:
         raw <<= field.bits[0]
     low = -(1 << bits - 1) if kind.startswith("s") else 0
@@ -157,8 +161,18 @@ def _whole(kind: str, raw: int, field: Field | None) -> bytes:
     return (raw & (1 << bits) - 1).to_bytes(2 * width(kind), "big")
 
 
+def _number(version: str) -> int:
+    """1.2.3 as decimal MMmmpp: 10203."""
+    number = 0
+    for part in version.split("."):
+        number = number * 100 + int(part)
+    return number
+
+
 def _text_words(field: Field, text: str) -> Words:
     size = width(field.type)
+    if not field.type.startswith(("str", "bytes")):
+        raise EncodingError(f"'{text}' is a text, the register a {field.type}")
     if field.type.startswith("bytes"):
         octets = _bytes_of(field, text)
     elif field.text == "low_byte":

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,28 @@ def test_a_wrong_profile_is_refused_with_file_line_and_reason(
 def test_an_empty_file_is_refused() -> None:
     with pytest.raises(ProfileError, match="empty"):
         load_profile("", "nothing.yaml")
+
+
+def loads_or_is_refused(text: str) -> None:
+    refused: list[ProfileError] = []
+    try:
+        load_profile(text, "mutant.yaml")
+    except ProfileError as error:
+        refused.append(error)
+    assert all(1 <= error.line <= text.count("\n") + 1 for error in refused)
+
+
+@pytest.mark.parametrize("name", ["abb_terra_ac", "eastron_sdm630", "_blueprint"])
+def test_every_missing_line_is_survived(name: str) -> None:
+    lines = (PROFILES / f"{name}.yaml").read_text().splitlines()
+    for i in range(len(lines)):
+        loads_or_is_refused("\n".join(lines[:i] + lines[i + 1 :]) + "\n")
+
+
+NASTY = ("-1", "0", "1.0e999", "99999999999999999999", "{}", "[]", "null", '""', "A", "[1, 2, 3]")
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+def test_every_value_replaced_is_loaded_or_refused_with_a_line(nasty: str) -> None:
+    for found in re.finditer(r"(?<=: )(0x[0-9A-F]+|[0-9.]+|[a-z_0-9]+)(?=[,}\n\]])", ABB):
+        loads_or_is_refused(ABB[: found.start()] + nasty + ABB[found.end() :])

@@ -240,3 +240,51 @@ async def test_a_meter_reads_both_directions() -> None:
 def test_a_wrong_profile_name_says_which_there_are(name: str, reason: str) -> None:
     with pytest.raises(UnknownProfileError, match=reason):
         open_board(BoardConfig(profile=name, link=ModbusLink(host="127.0.0.1")))
+
+
+SLEEPY = """
+profile: sleepy
+kind: charger
+maker: Nobody
+models: [Sleepy]
+source: made for a test, after the ABL eMH1
+status: field
+transports: {rtu: {baudrate: 38400, framing: ascii}}
+limits: {repeat_first_request: true}
+registers: {state: {address: 4, type: u16}}
+states: {rules: [{when: {state: 0xA1}, is: A}, {when: {state: 0xC2}, is: C}], otherwise: F}
+setpoint:
+  write: {address: 0x14, function: 16, scale: 0.06, unit: A}
+  range: [6, 32]
+  pause: {raw: 0x3E8}
+  confirm_by_effect: true
+simulator: {states: {empty: {state: 0xA1}}}
+"""
+
+
+async def test_a_sleeping_device_with_ascii_frames_is_asked_again(tmp_path: Path) -> None:
+    (tmp_path / "sleepy.yaml").write_text(SLEEPY)
+    line = str(tmp_path / "line")
+    device = a_charger(str(tmp_path / "sleepy.yaml"))
+    async with serving(device, Places(pty=line)):
+        link = ModbusLink(kind="rtu", device=line, timeout_s=TIMEOUT_S)
+        board = open_board(BoardConfig(profile=str(tmp_path / "sleepy.yaml"), link=link))
+        await board.open()
+        assert (await board.read())[0].state == "A"
+        assert await board.set_limit(1, MilliAmperes(16_000)) is None
+        assert device.evses[1].limit == 15_960, "266 steps of 0.06 A"
+        await board.set_limit(1, MilliAmperes(0))
+        assert device.evses[1].limit == 0
+        await board.close()
+
+
+async def test_closing_the_port_does_not_cancel_who_waits() -> None:
+    async with serving(a_charger(), Places(tcp="127.0.0.1:0")) as running:
+        board = board_on(tcp_link(running))
+        await board.open()
+        running.control.execute({"do": "silence", "seconds": 1000})
+        waiting = asyncio.ensure_future(board.read())
+        await asyncio.sleep(0)
+        await board.close()
+        with pytest.raises(BoardUnreachableError, match="closed"):
+            await waiting
