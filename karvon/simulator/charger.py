@@ -446,6 +446,8 @@ class SimulatedCharger:
 def saved(charger: SimulatedCharger) -> dict[str, Any]:
     """What a charger keeps through a restart: its meter, its sessions, what is plugged in."""
     return {
+        "world_ms": charger.world_ms,
+        "violations": list(charger.violations),
         "sessions": [asdict(session) for session in charger.sessions],
         "evses": [
             {
@@ -455,6 +457,8 @@ def saved(charger: SimulatedCharger) -> dict[str, Any]:
                 "limit": e.limit,
                 "released": e.released,
                 "stopped": e.stopped,
+                "paused": e.paused,
+                "error": e.error,
                 "timeout_s": e.timeout_s,
                 "fallback": e.fallback,
                 "session": e.session.number if e.session else None,
@@ -466,6 +470,8 @@ def saved(charger: SimulatedCharger) -> dict[str, Any]:
 
 
 def restore(charger: SimulatedCharger, state: dict[str, Any]) -> None:
+    charger.world_ms = state["world_ms"]
+    charger.violations = list(state["violations"])
     charger.sessions = [Session(**each) for each in state["sessions"]]
     by_number = {session.number: session for session in charger.sessions}
     for each in state["evses"]:

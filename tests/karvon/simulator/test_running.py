@@ -54,6 +54,7 @@ def test_memory_survives_a_restart() -> None:
     restore(second_life, json.loads(json.dumps(saved(first))))
     assert second_life.evses[1].lifetime_nj == first.evses[1].lifetime_nj > 0
     assert second_life.evses[1].situation(32_000) == "charging"
+    assert second_life.world_ms == first.world_ms
     second_life.unplug()
     assert second_life.sessions[0].energy_nj == first.evses[1].lifetime_nj
 
