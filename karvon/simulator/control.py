@@ -14,7 +14,7 @@ from typing import Any
 
 from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.meter import SimulatedMeter
-from karvon.simulator.server import Answers, TcpServer
+from karvon.simulator.server import Answers, Callers, TcpServer, hang_up
 from karvon.simulator.vehicle import Vehicle
 
 Command = dict[str, Any]
@@ -112,6 +112,7 @@ class ControlServer:
         self._control = control
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
+        self._callers = Callers()
         self.address = ""
 
     async def start(self, where: str) -> None:
@@ -129,17 +130,18 @@ class ControlServer:
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
-            self._server.close_clients() if hasattr(self._server, "close_clients") else None
+            await self._callers.end()
             await self._server.wait_closed()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._callers.enter()
         with contextlib.suppress(OSError, asyncio.CancelledError):
             while line := await reader.readline():
                 writer.write(json.dumps(self._answer(line)).encode() + b"\n")
                 await writer.drain()
-        writer.close()
+        await hang_up(writer)
 
     def _answer(self, line: bytes) -> dict[str, Any]:
         try:

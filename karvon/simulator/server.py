@@ -116,6 +116,31 @@ def _counted(function: int, words: Words) -> bytes:
     return bytes((len(octets),)) + bytes(octets)
 
 
+class Callers:
+    """The tasks of a server's present connections, so that closing leaves none behind."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def enter(self) -> None:
+        """Called by the task that serves a connection."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def end(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
 class TcpServer:
     """Modbus TCP on a loopback address; obeys the profile's number of clients and idle time."""
 
@@ -125,6 +150,7 @@ class TcpServer:
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._frozen: set[asyncio.StreamWriter] = set()
+        self._callers = Callers()
 
     async def start(self, host: str, port: int) -> None:
         self._server = await asyncio.start_server(self._serve, host, port)
@@ -134,8 +160,7 @@ class TcpServer:
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
-        for writer in list(self._writers):
-            writer.close()
+        await self._callers.end()
         if self._server is not None:
             await self._server.wait_closed()
 
@@ -144,9 +169,10 @@ class TcpServer:
         self._frozen |= self._writers
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._callers.enter()
         limits = self.answers.device.profile.limits
         if limits.max_clients and len(self._writers - self._frozen) >= limits.max_clients:
-            writer.close()
+            await hang_up(writer)
             return
         self._writers.add(writer)
         buffer = bytearray()
@@ -164,7 +190,7 @@ class TcpServer:
         finally:
             self._writers.discard(writer)
             self._frozen.discard(writer)
-            writer.close()
+            await hang_up(writer)
 
     async def _answer(
         self, writer: asyncio.StreamWriter, transaction: int, unit: int, pdu: bytes

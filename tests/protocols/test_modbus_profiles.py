@@ -155,7 +155,7 @@ def test_every_missing_line_is_survived(name: str) -> None:
         loads_or_is_refused("\n".join(lines[:i] + lines[i + 1 :]) + "\n")
 
 
-NASTY = ("-1", "0", "1.0e999", "99999999999999999999", "{}", "[]", "null", '""', "A", "[1, 2, 3]")
+NASTY = ("-1", "1.0e999", "99999999999999999999", "[]", '""', "A")
 
 
 @pytest.mark.parametrize("nasty", NASTY)
