@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from karvon.simulator.charger import SimulatedCharger, restore, saved
+from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.control import Control, ControlServer
+from karvon.simulator.memory import restore, saved
 from karvon.simulator.script import Script
 from karvon.simulator.server import Answers, Device, PtyServer, TcpServer
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.hardware.registry import find_profile
-from karvon.simulator.charger import SimulatedCharger, restore, saved
+from karvon.simulator.charger import SimulatedCharger
+from karvon.simulator.memory import restore, saved
 from karvon.simulator.script import ScriptError, parse_script
 from karvon.simulator.vehicle import Vehicle
 
