@@ -59,6 +59,7 @@ class Desk:
     async def command(self, command: Command) -> None:
         """Carry out a command of the cloud, at most once."""
         if command.id in self._taken or self.ledger.store.result_of(command.id) is not None:
+            log.info("command %s was answered before", command.id)
             return
         self._taken.add(command.id)
         now = self.clock.now()

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 from uuid import UUID
 
+from edge_agent.journal import JournalError
 from edge_agent.records import LocalList, Register, SiteLimit, Transaction
 from edge_agent.rules.actions import Durable, Emit, Forget, Keep
 from protocols.agent_link import (
@@ -26,10 +27,6 @@ from protocols.agent_link import (
 log = logging.getLogger(__name__)
 MOST_PENDING: Final = 5000
 """Actions kept in memory; a disk that is broken for days must not end in an exhausted memory."""
-
-
-class StoreError(Exception):
-    """The journal could not be read or written; the text says why and what to do."""
 
 
 class Store(Protocol):
@@ -66,9 +63,8 @@ class Store(Protocol):
 class Ledger:
     """Commits to a store; `failure` says what is wrong with it, "" while all is well."""
 
-    def __init__(self, store: Store, errors: tuple[type[Exception], ...]) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
-        self.errors = errors
         self.failure = ""
         self._pending: list[Durable] = []
 
@@ -84,7 +80,7 @@ class Ledger:
         commit["put"] += settings.pop("put", ())
         try:
             self.store.commit(**commit, **settings)
-        except self.errors as error:
+        except JournalError as error:
             self._failed(error)
             return False
         self._pending.clear()
@@ -96,24 +92,29 @@ class Ledger:
         self._pending += durable
         del self._pending[:-MOST_PENDING]
 
+    @property
+    def retry_due(self) -> bool:
+        return bool(self.failure or self._pending)
+
     def retry(self) -> bool:
-        """Try to persist what is pending; True when nothing is any more."""
-        return self.write(())
+        """Try to persist what is pending; True when the journal takes it again."""
+        try:
+            known = () if self._pending else tuple(self.store.registers().values())
+        except JournalError as error:
+            self._failed(error)
+            return False
+        return self.write([Keep(register) for register in known])
 
     def report(self, fact: StateFact) -> None:
         self.store.put_state(fact)
 
     def sample(self, samples: Sequence[Sample]) -> None:
-        """Telemetry is no reason to stop anything: without a disk it is lost."""
-        try:
-            self.store.add(samples)
-        except self.errors as error:
-            self._failed(error)
+        self.store.add(samples)
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: JournalError) -> None:
         if not self.failure:
             log.error("journal cannot be written: %s", error)
-        self.failure = str(error) or type(error).__name__
+        self.failure = str(error)
 
     def _recovered(self) -> None:
         if self.failure:

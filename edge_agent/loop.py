@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
 from edge_agent.clock import Clock
 from edge_agent.hardware.board import (
@@ -58,8 +58,6 @@ class LoopSettings:
     """For one request to a board."""
     lost_after_s: float = 5.0
     """A board that has been silent for this long is lost: its EVSEs are faulted and paused."""
-    on_journal_error: Literal["continue", "stop"] = "continue"
-    """Running transactions when the journal cannot be written; new ones never start then."""
     failsafe: Failsafe | None = None
 
 
@@ -76,6 +74,8 @@ class Line:
     trouble: str = ""
     heard_ms: int | None = None
     began_ms: int | None = None
+    stepped_ms: int | None = None
+    """When the last step was finished, whatever its outcome."""
 
     def own(self, evse: int) -> int:
         """The board's number of a station's EVSE."""
@@ -177,6 +177,7 @@ class Loop:
                 await self._take(line, reading)
             if not readings:
                 await self._missed(line)
+            line.stepped_ms = self.clock.now().mono_ms
 
     async def _read(self, line: Line) -> tuple[EvseReading, ...]:
         try:

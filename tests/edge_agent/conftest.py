@@ -12,7 +12,8 @@ from edge_agent.clock import Clock
 from edge_agent.desk import Desk
 from edge_agent.hardware.board import Failsafe
 from edge_agent.hardware.testing import FakePowerBoard, ManualClock
-from edge_agent.ledger import Ledger, StoreError
+from edge_agent.journal import JournalError
+from edge_agent.ledger import Ledger
 from edge_agent.loop import Line, Loop, LoopSettings
 from edge_agent.records import LocalList, Register, SiteLimit, Transaction
 from edge_agent.rules.actions import ConnectorSettings
@@ -102,7 +103,7 @@ class MemoryStore:
 
     def _check(self) -> None:
         if self.broken:
-            raise StoreError(self.broken)
+            raise JournalError("not written", self.broken, "Free some space")
 
     def result_of(self, command: UUID) -> CommandResult | None:
         results = [f for f in self.facts if isinstance(f, CommandResult) and f.command == command]
@@ -112,7 +113,6 @@ class MemoryStore:
         self.state[fact.evse if isinstance(fact, EvseStatus) else "station"] = fact
 
     def add(self, samples: Sequence[Sample]) -> None:
-        self._check()
         self.samples += samples
 
 
@@ -159,7 +159,7 @@ class Rig:
         self.clock.observe()
         authorizer = Authorizer(self.store.local_list(), self.policy)
         self.station = Station(connectors, self.station_settings, authorizer)
-        self.ledger = Ledger(self.store, (StoreError,))
+        self.ledger = Ledger(self.store)
         self.loop = Loop(lines, self.station, self.ledger, self.clock, self.settings)
         self.desk = Desk(self.loop)
         self.loop.recover()

@@ -1,0 +1,325 @@
+"""The running agent: its tasks, who wakes whom, and what happens when one of them fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, Protocol
+
+from edge_agent.control import Readings
+from edge_agent.desk import Desk
+from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, EvseReading, Meter
+from edge_agent.journal import Journal, JournalError
+from edge_agent.loop import Line, Loop
+from edge_agent.rules.actions import StopAsked
+from edge_agent.rules.power_limit import SiteLoad
+from edge_agent.rules.station import SITE
+from protocols.agent_link import (
+    Command,
+    Sample,
+    StationStatus,
+    StoppedReason,
+    Trigger,
+    Welcome,
+)
+from protocols.quantities import MilliAmperes
+
+log = logging.getLogger(__name__)
+UPKEEP_S: Final = 60
+WATCHDOG_S: Final = 10
+STUCK_AFTER_S: Final = 60
+LONGEST_BACKOFF_S: Final = 60.0
+WATCHED_READINGS: Final = 100
+
+
+class Uplink(Protocol):
+    """The way to the cloud."""
+
+    async def run(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+
+class Inbox:
+    """What the uplink hears, handled in its order beside the uplink's own work."""
+
+    def __init__(self) -> None:
+        self.link = "not connected yet"
+        self._queue: asyncio.Queue[Welcome | Command] = asyncio.Queue()
+
+    def welcomed(self, welcome: Welcome) -> None:
+        self._queue.put_nowait(welcome)
+
+    def command(self, command: Command) -> None:
+        self._queue.put_nowait(command)
+
+    def link_changed(self, up: bool, reason: str) -> None:
+        self.link = "connected" if up else reason
+        log.info("uplink: %s", self.link)
+
+    async def work(self, desk: Desk) -> None:
+        """For ever: hand what was heard to the desk."""
+        while True:
+            message = await self._queue.get()
+            if isinstance(message, Welcome):
+                await desk.welcomed(message)
+            else:
+                await desk.command(message)
+
+
+class Agent:
+    """Everything that runs; `run` returns only by being cancelled."""
+
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        desk: Desk,
+        journal: Journal,
+        inbox: Inbox,
+        version: str,
+        on_journal_error: str,
+        meter: Meter | None = None,
+        uplink: Uplink | None = None,
+    ) -> None:
+        self.loop = loop
+        self.desk = desk
+        self.journal = journal
+        self.inbox = inbox
+        self.version = version
+        self.meter = meter
+        self.uplink = uplink
+        self._on_journal_error = on_journal_error
+        self._meter_trouble = ""
+        self._upkeep_trouble = ""
+
+    async def run(self) -> None:
+        """Until cancelled; then the last checkpoint is on disk and the boards are let go."""
+        works: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            f"board {line.name}": self._polling(line) for line in self.loop.lines
+        }
+        works |= {
+            "commands": lambda: self.inbox.work(self.desk),
+            "upkeep": self._upkeep,
+            "watchdog": self._watchdog,
+        }
+        if self.meter is not None:
+            works["site meter"] = lambda: self._poll_meter(self.meter)
+        if self.uplink is not None:
+            works["uplink"] = self.uplink.run
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name, work in works.items():
+                    group.create_task(supervised(name, work), name=name)
+        finally:
+            await self._close()
+
+    def _polling(self, line: Line) -> Callable[[], Coroutine[Any, Any, None]]:
+        return lambda: self.loop.run_line(line)
+
+    async def _close(self) -> None:
+        self.loop.checkpoint()
+        for line in self.loop.lines:
+            with contextlib.suppress(BoardUnreachableError, TimeoutError):
+                async with asyncio.timeout(1):
+                    await line.board.close()
+        if self.meter is not None:
+            with contextlib.suppress(BoardUnreachableError, TimeoutError):
+                async with asyncio.timeout(1):
+                    await self.meter.close()
+
+    # ------------------------------------------------------------------ the site's meter
+
+    async def _poll_meter(self, meter: Meter | None) -> None:
+        opened = False
+        while meter is not None:
+            try:
+                async with asyncio.timeout(self.loop.settings.deadline_s):
+                    if not opened:
+                        await meter.open()
+                        opened = True
+                    await self._take_site(meter)
+            except (BoardUnreachableError, BoardRefusedError, TimeoutError) as error:
+                if not self._meter_trouble:
+                    log.warning("site meter: %s; the safe share holds", error)
+                self._meter_trouble = str(error) or "no answer in time"
+            await asyncio.sleep(self.loop.settings.poll_s)
+
+    async def _take_site(self, meter: Meter) -> None:
+        reading = await meter.read()
+        if self._meter_trouble:
+            log.warning("site meter answers again")
+        self._meter_trouble = ""
+        now = self.loop.clock.now()
+        known = [current for current in reading.current if current is not None]
+        if known:
+            load = SiteLoad(current=MilliAmperes(max(known)), at_ms=now.mono_ms)
+            self.loop.station.load = load
+        sample = Sample(
+            evse=SITE,
+            at=now,
+            energy_wh=reading.imported,
+            power_w=reading.power,
+            current_l1_ma=reading.current[0],
+            current_l2_ma=reading.current[1],
+            current_l3_ma=reading.current[2],
+            voltage_l1_mv=reading.voltage[0],
+            voltage_l2_mv=reading.voltage[1],
+            voltage_l3_mv=reading.voltage[2],
+        )
+        self.loop.ledger.sample([sample])
+
+    # ------------------------------------------------------------------ upkeep
+
+    async def _upkeep(self) -> None:
+        """Each second the clock and the disk; each minute the journal's budget and our status."""
+        second = 0
+        while True:
+            await self.desk.corrected(self.loop.clock.observe())
+            if self.loop.ledger.retry_due and not self.loop.ledger.retry():
+                await self._without_disk()
+            if second % UPKEEP_S == 0:
+                self._maintain()
+                self.report()
+            second += 1
+            await asyncio.sleep(1)
+
+    def _maintain(self) -> None:
+        try:
+            self.journal.maintain(self.loop.clock.now().wall_ms)
+            self._upkeep_trouble = ""
+        except JournalError as error:
+            log.warning("upkeep of the journal: %s", error)
+            self._upkeep_trouble = str(error)
+
+    async def _without_disk(self) -> None:
+        """The policy for running transactions while the journal cannot be written."""
+        if self._on_journal_error != "stop":
+            return
+        stop = StopAsked(reason=StoppedReason.OTHER, trigger=Trigger.ABNORMAL_CONDITION)
+        for evse, connector in self.loop.station.connectors.items():
+            if connector.state.session is not None:
+                await self.loop.tell(evse, stop)
+
+    def alarms(self) -> tuple[str, ...]:
+        """What keeps the agent from its duty now, and what the journal had to set aside."""
+        meter = f"site meter: {self._meter_trouble}" if self._meter_trouble else ""
+        now = (self.loop.ledger.failure, self._upkeep_trouble, meter)
+        return tuple(text for text in (*now, *self.journal.reports) if text)
+
+    def station_status(self) -> StationStatus:
+        return StationStatus(
+            at=self.loop.clock.now(),
+            agent_version=self.version,
+            boards={line.name: line.described for line in self.loop.lines},
+            local_list_version=self.loop.station.authorizer.version,
+            pending_billing=self.journal.pending_billing,
+            pending_telemetry=self.journal.pending_telemetry,
+            journal_bytes=self.journal.size_bytes,
+            alarms=self.alarms(),
+        )
+
+    def report(self) -> None:
+        self.loop.ledger.report(self.station_status())
+        self.loop.wake()
+
+    # ------------------------------------------------------------------ for the technician
+
+    def status(self) -> dict[str, Any]:
+        """What `karvon agent status` shows."""
+        connectors = self.loop.station.connectors.values()
+        return {
+            "running": True,
+            "station": self.journal.station,
+            "outbox": self.journal.outbox,
+            "clock": self.loop.clock.now().quality,
+            "uplink": self.inbox.link if self.uplink is not None else "not configured",
+            "status": self.station_status(),
+            "evses": [each.state.reported for each in connectors if each.state.reported],
+        }
+
+    def watch(self) -> tuple[Readings, Callable[[], None]]:
+        """Every reading from now on; a watcher that is too slow misses some."""
+        queue: Readings = asyncio.Queue(WATCHED_READINGS)
+
+        def put(reading: EvseReading) -> None:
+            with contextlib.suppress(asyncio.QueueFull):
+                state = self.loop.station.connectors[reading.evse].state
+                queue.put_nowait({"status": state.reported, "reading": plain(reading, state)})
+
+        self.loop.watchers.add(put)
+        return queue, lambda: self.loop.watchers.discard(put)
+
+    # ------------------------------------------------------------------ systemd
+
+    async def _watchdog(self) -> None:
+        """Tell systemd that we live, as long as every board's poll goes on."""
+        notify("READY=1")
+        while True:
+            if not self.stuck():
+                notify("WATCHDOG=1")
+            await asyncio.sleep(WATCHDOG_S)
+
+    def stuck(self) -> list[str]:
+        """Boards whose poll has not finished a step for too long."""
+        now = self.loop.clock.now().mono_ms
+        return [
+            line.name
+            for line in self.loop.lines
+            if line.stepped_ms is not None and now - line.stepped_ms > STUCK_AFTER_S * 1000
+        ]
+
+
+def plain(reading: EvseReading, state: Any) -> dict[str, Any]:
+    """A reading as a technician watches it."""
+    running = state.session
+    return {
+        "evse": reading.evse,
+        "state": reading.state,
+        "current_ma": reading.current,
+        "voltage_mv": reading.voltage,
+        "power_w": reading.power,
+        "register_wh": reading.energy,
+        "meter_wh": state.meter.register.meter_wh,
+        "transaction_wh": running.energy(state.meter) if running else None,
+        "offered_ma": state.written,
+        "suspect": sorted(reading.suspect),
+    }
+
+
+async def supervised(
+    name: str,
+    work: Callable[[], Coroutine[Any, Any, None]],
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Keep a task alive: what it died of is logged, and it starts again, later each time."""
+    clock = asyncio.get_running_loop().time
+    pause = 1.0
+    while True:
+        began = clock()
+        try:
+            await work()
+            log.error("task %s ended by itself; it is started again", name)
+        except Exception:
+            log.exception("task %s failed; it is started again in %g s", name, pause)
+        if clock() - began > 10 * LONGEST_BACKOFF_S:
+            pause = 1.0
+        await sleep(pause)
+        pause = min(2 * pause, LONGEST_BACKOFF_S)
+
+
+def notify(message: str) -> None:
+    """Tell systemd, if it started us (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    name = "\0" + address[1:] if address.startswith("@") else address
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out,
+    ):
+        out.sendto(message.encode(), name)

@@ -1,0 +1,253 @@
+"""Puts an agent together from its configuration, and runs it until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import msgspec
+
+from edge_agent.agent import Agent, Inbox, Uplink
+from edge_agent.clock import Clock
+from edge_agent.config import AuthorizationPart, BoardPart, Config, ConfigError, Device
+from edge_agent.control import Control
+from edge_agent.desk import Desk
+from edge_agent.hardware.board import Failsafe, Meter
+from edge_agent.hardware.modbus_board import ModbusBoard, ModbusMeter
+from edge_agent.hardware.modbus_port import PortPool
+from edge_agent.hardware.registry import BoardConfig, UnknownProfileError, open_board, open_meter
+from edge_agent.journal import Journal, JournalBudget
+from edge_agent.ledger import Ledger
+from edge_agent.loop import Line, Loop, LoopSettings
+from edge_agent.registers import RegisterDump, dump
+from edge_agent.rules.actions import ConnectorSettings
+from edge_agent.rules.authorization import Authorizer, OfflinePolicy
+from edge_agent.rules.clock import ClockRules
+from edge_agent.rules.connector import Connector
+from edge_agent.rules.power_limit import SiteRules
+from edge_agent.rules.station import Station, StationSettings
+from protocols.modbus.document import ProfileError
+from protocols.quantities import IEC_MIN_CURRENT, MilliAmperes
+
+log = logging.getLogger(__name__)
+SURELY_PAST_MS: Final = 1_735_689_600_000
+"""2025-01-01: a clock that shows less was never set."""
+KNOWN_SESSIONS: Final = 500
+MIB: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """The boards and the meter of a configuration, not yet connected."""
+
+    lines: tuple[Line, ...]
+    meter: Meter | None
+
+
+def version() -> str:
+    """The installed distribution's version; a source tree has none."""
+    try:
+        return importlib.metadata.version("karvon")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+source"
+
+
+def hardware(config: Config) -> Hardware:
+    """Find every profile. Raises ConfigError with the board's name."""
+    ports = PortPool()
+    lines = tuple(_line(part, ports) for part in config.boards)
+    meter = None
+    if config.site is not None and config.site.meter is not None:
+        try:
+            meter = open_meter(_board_config(config.site.meter), ports)
+        except (UnknownProfileError, ProfileError) as error:
+            raise ConfigError(f"site.meter: {error}") from error
+    return Hardware(lines, meter)
+
+
+def _line(part: BoardPart, ports: PortPool) -> Line:
+    try:
+        board = open_board(_board_config(part, len(part.evses)), ports)
+    except (UnknownProfileError, ProfileError, ValueError) as error:
+        raise ConfigError(f"board '{part.name}': {error}") from error
+    mine = (info.evse for info in board.evses)
+    return Line(part.name, board, dict(zip(mine, part.evses, strict=True)))
+
+
+def _board_config(part: Device, evses: int | None = None) -> BoardConfig:
+    return BoardConfig(
+        profile=part.profile, link=part.link, kind=part.kind, evses=evses, options=part.options
+    )
+
+
+def open_journal(config: Config, clock: Clock) -> Journal:
+    """Raises JournalError."""
+    journal = Journal.open(
+        config.path(config.journal.folder),
+        station=config.station,
+        boot=clock.rules.boot,
+        budget=JournalBudget(telemetry_bytes=config.journal.telemetry_mib * MIB),
+    )
+    for report in journal.reports:
+        log.error("journal: %s", report)
+    return journal
+
+
+def policy(part: AuthorizationPart) -> OfflinePolicy:
+    cap = None if part.unknown_cap_ma is None else MilliAmperes(part.unknown_cap_ma)
+    return OfflinePolicy(allow_unknown=part.unknown == "allow", unknown_cap=cap)
+
+
+def _station(config: Config, lines: tuple[Line, ...], journal: Journal) -> Station:
+    registers = journal.registers()
+    connectors = {}
+    for line in lines:
+        for info in line.board.evses:
+            number = line.numbers[info.evse]
+            connectors[number] = Connector(
+                replace(info, evse=number),
+                _connector_settings(config),
+                uuid4,
+                register=registers.get(number),
+                margin=config.metering.margin,
+            )
+    authorizer = Authorizer(journal.local_list(), policy(config.authorization))
+    return Station(connectors, _station_settings(config), authorizer)
+
+
+def _connector_settings(config: Config) -> ConnectorSettings:
+    times = config.times
+    return ConnectorSettings(
+        connection_timeout_ms=times.connection_timeout_s * 1000,
+        fault_grace_ms=times.fault_grace_s * 1000,
+        checkpoint_ms=times.checkpoint_s * 1000,
+        checkpoint_wh=times.checkpoint_wh,
+        event_ms=times.event_s * 1000,
+    )
+
+
+def _station_settings(config: Config) -> StationSettings:
+    site = None
+    if config.site is not None:
+        site = SiteRules(
+            limit=MilliAmperes(config.site.limit_ma),
+            metered=config.site.meter is not None,
+            safe_share=MilliAmperes(config.site.safe_share_ma),
+            stale_after_ms=round(config.site.stale_after_s * 1000),
+        )
+    cables = {
+        number: MilliAmperes(board.cable_ma)
+        for board in config.boards
+        for number in board.evses
+        if board.cable_ma is not None
+    }
+    return StationSettings(
+        site=site,
+        failsafe=MilliAmperes(config.failsafe.current_ma or IEC_MIN_CURRENT),
+        failsafe_ms=config.failsafe.timeout_s * 1000,
+        cables=cables,
+        hold_ms=config.times.raise_after_s * 1000,
+    )
+
+
+def _loop_settings(config: Config) -> LoopSettings:
+    return LoopSettings(
+        poll_s=config.times.poll_s,
+        deadline_s=config.times.deadline_s,
+        lost_after_s=config.times.lost_after_s,
+        failsafe=Failsafe(
+            timeout_s=config.failsafe.timeout_s,
+            fallback=MilliAmperes(config.failsafe.current_ma),
+        ),
+    )
+
+
+def build(config: Config, found: Hardware, journal: Journal, clock: Clock) -> Agent:
+    """All parts of an agent, put together and told what the journal knows."""
+    station = _station(config, found.lines, journal)
+    loop = Loop(found.lines, station, Ledger(journal), clock, _loop_settings(config))
+    loop.recover()
+
+    def ended_here() -> frozenset[Any]:
+        known = journal.sessions(KNOWN_SESSIONS)
+        return frozenset(session.transaction for session in known if session.ended)
+
+    return Agent(
+        loop=loop,
+        desk=Desk(loop, ended_here=ended_here),
+        journal=journal,
+        inbox=Inbox(),
+        version=version(),
+        on_journal_error=config.journal.on_error,
+        meter=found.meter,
+    )
+
+
+async def registers_of(found: Hardware) -> list[RegisterDump]:
+    """Every register of every device, read now."""
+    dumps: list[RegisterDump] = []
+    for line in found.lines:
+        if isinstance(line.board, ModbusBoard):
+            dumps += await dump(line.name, line.board.device)
+    if isinstance(found.meter, ModbusMeter):
+        dumps += await dump("site meter", found.meter.device)
+    return dumps
+
+
+async def run(config: Config) -> None:
+    """Run the agent until SIGTERM or SIGINT. Raises ConfigError, JournalError."""
+    clock = Clock(ClockRules(uuid4(), SURELY_PAST_MS))
+    clock.observe()
+    found = hardware(config)
+    with contextlib.closing(open_journal(config, clock)) as journal:
+        agent = build(config, found, journal, clock)
+        control = Control(
+            status=agent.status,
+            present=agent.desk.present,
+            read=lambda: registers_of(found),
+            watch=agent.watch,
+        )
+        async with control.served(journal.folder):
+            agent.uplink = _uplink(config, agent)
+            if agent.uplink is not None:
+                agent.loop.wake = agent.uplink.wake
+            await _until_told(agent)
+
+
+def _uplink(config: Config, agent: Agent) -> Uplink | None:
+    raise NotImplementedError
+
+
+async def _until_told(agent: Agent) -> None:
+    running = asyncio.create_task(agent.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, running.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """What a claim gave this controller; a file of its owner only."""
+
+    station: str
+    mqtt_url: str
+    username: str
+    password: str
+
+
+def credentials(path: Path) -> Credentials:
+    """Raises ConfigError when there are none to read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Credentials)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(
+            f"{path}: no usable credentials ({error}); get them with `karvon agent claim`"
+        ) from error
