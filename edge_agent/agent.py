@@ -12,14 +12,22 @@ from typing import Any, Final, Protocol
 
 from edge_agent.control import Readings
 from edge_agent.desk import Desk
-from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, EvseReading, Meter
+from edge_agent.hardware.board import (
+    BoardRefusedError,
+    BoardUnreachableError,
+    EvseInfo,
+    EvseReading,
+    Meter,
+)
 from edge_agent.journal import Journal, JournalError
 from edge_agent.loop import Line, Loop
 from edge_agent.rules.actions import StopAsked
 from edge_agent.rules.power_limit import SiteLoad
 from edge_agent.rules.station import SITE
+from edge_agent.uplink.session import Description
 from protocols.agent_link import (
     Command,
+    EvseDescription,
     Sample,
     StationStatus,
     StoppedReason,
@@ -51,10 +59,10 @@ class Inbox:
         self.link = "not connected yet"
         self._queue: asyncio.Queue[Welcome | Command] = asyncio.Queue()
 
-    def welcomed(self, welcome: Welcome) -> None:
+    async def welcomed(self, welcome: Welcome) -> None:
         self._queue.put_nowait(welcome)
 
-    def command(self, command: Command) -> None:
+    async def command(self, command: Command) -> None:
         self._queue.put_nowait(command)
 
     def link_changed(self, up: bool, reason: str) -> None:
@@ -211,6 +219,17 @@ class Agent:
         now = (self.loop.ledger.failure, self._upkeep_trouble, meter)
         return tuple(text for text in (*now, *self.journal.reports) if text)
 
+    def describe(self) -> Description:
+        """What the hello says of this controller."""
+        station = self.loop.station
+        open_ones = [each.state.session for each in station.connectors.values()]
+        return Description(
+            agent_version=self.version,
+            evses=tuple(_described(each.info) for each in station.connectors.values()),
+            open_transactions=tuple(one.record.id for one in open_ones if one is not None),
+            local_list_version=station.authorizer.version,
+        )
+
     def station_status(self) -> StationStatus:
         return StationStatus(
             at=self.loop.clock.now(),
@@ -272,6 +291,16 @@ class Agent:
             for line in self.loop.lines
             if line.stepped_ms is not None and now - line.stepped_ms > STUCK_AFTER_S * 1000
         ]
+
+
+def _described(info: EvseInfo) -> EvseDescription:
+    return EvseDescription(
+        evse=info.evse,
+        phases=info.phases,
+        max_ma=info.max_current,
+        energy_step_wh=info.energy_step,
+        billing_grade=info.billing_grade,
+    )
 
 
 def plain(reading: EvseReading, state: Any) -> dict[str, Any]:

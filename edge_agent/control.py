@@ -91,8 +91,8 @@ class Control:
                 async for answer in self._answers(line):
                     writer.write(msgspec.json.encode(answer) + b"\n")
                     await writer.drain()
-        except (ConnectionError, ValueError):
-            pass  # the technician has gone, or sent more than a line may hold
+        except (ConnectionError, ValueError, asyncio.CancelledError):
+            return  # the technician has gone, sent more than a line may hold, or the agent ends
         finally:
             writer.close()
             with suppress(ConnectionError):

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 from uuid import UUID
 
+from edge_agent import faultpoints
 from edge_agent.journal import JournalError
 from edge_agent.records import LocalList, Register, SiteLimit, Transaction
 from edge_agent.rules.actions import Durable, Emit, Forget, Keep
@@ -78,11 +79,13 @@ class Ledger:
             return True
         commit = _as_commit(actions)
         commit["put"] += settings.pop("put", ())
+        faultpoints.reach(faultpoints.BEFORE_PERSIST)
         try:
             self.store.commit(**commit, **settings)
         except JournalError as error:
             self._failed(error)
             return False
+        faultpoints.reach(faultpoints.AFTER_PERSIST)
         self._pending.clear()
         self._recovered()
         return True

@@ -16,7 +16,7 @@ import msgspec
 
 from edge_agent.agent import Agent, Inbox, Uplink
 from edge_agent.clock import Clock
-from edge_agent.config import AuthorizationPart, BoardPart, Config, ConfigError, Device
+from edge_agent.config import AuthorizationPart, BoardPart, Config, ConfigError, Device, UplinkPart
 from edge_agent.control import Control
 from edge_agent.desk import Desk
 from edge_agent.hardware.board import Failsafe, Meter
@@ -33,6 +33,7 @@ from edge_agent.rules.clock import ClockRules
 from edge_agent.rules.connector import Connector
 from edge_agent.rules.power_limit import SiteRules
 from edge_agent.rules.station import Station, StationSettings
+from edge_agent.uplink.mqtt import MqttSettings, MqttUplink
 from protocols.modbus.document import ProfileError
 from protocols.quantities import IEC_MIN_CURRENT, MilliAmperes
 
@@ -222,7 +223,28 @@ async def run(config: Config) -> None:
 
 
 def _uplink(config: Config, agent: Agent) -> Uplink | None:
-    raise NotImplementedError
+    """The way to the cloud, where one is configured. Raises ConfigError."""
+    if config.uplink is None:
+        return None
+    known = read_credentials(config.path(config.uplink.credentials))
+    url = config.uplink.url or known.mqtt_url
+    if not url:
+        raise ConfigError("uplink.url: neither the configuration nor the credentials name a broker")
+    settings = MqttSettings(
+        url=url,
+        station=config.station,
+        password=known.password,
+        ca_file=ca_file(config, config.uplink),
+    )
+    return MqttUplink(settings, agent.journal, agent.inbox, agent.describe, agent.loop.clock.now)
+
+
+def ca_file(config: Config, part: UplinkPart) -> Path | None:
+    """The authority's file: as configured, or `ca.pem` beside the credentials, or the system's."""
+    if part.ca is not None:
+        return config.path(part.ca)
+    beside = config.path(part.credentials).with_name("ca.pem")
+    return beside if beside.exists() else None
 
 
 async def _until_told(agent: Agent) -> None:
@@ -237,13 +259,13 @@ async def _until_told(agent: Agent) -> None:
 class Credentials(msgspec.Struct, frozen=True):
     """What a claim gave this controller; a file of its owner only."""
 
-    station: str
-    mqtt_url: str
-    username: str
     password: str
+    username: str = ""
+    station: str = ""
+    mqtt_url: str = ""
 
 
-def credentials(path: Path) -> Credentials:
+def read_credentials(path: Path) -> Credentials:
     """Raises ConfigError when there are none to read."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Credentials)

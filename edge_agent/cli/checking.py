@@ -1,0 +1,124 @@
+"""`karvon agent check`: a dry look at everything that must be right before the agent runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import urllib.parse
+from pathlib import Path
+
+import msgspec
+
+from edge_agent import control
+from edge_agent.cli.output import complain, print_json, print_lines
+from edge_agent.config import Config, ConfigError, load
+from edge_agent.control import NotRunningError, Request
+from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, Meter, PowerBoard
+from edge_agent.main import Hardware, ca_file, hardware, read_credentials
+
+DEADLINE_S = 10
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing looked at."""
+
+    what: str
+    well: bool
+    text: str
+
+
+async def check(path: Path, *, as_json: bool) -> int:
+    """0 all well, 1 something is wrong, 2 the configuration itself is."""
+    try:
+        config = load(path)
+        found = hardware(config)
+    except ConfigError as error:
+        return complain(str(error), 2)
+    findings = [
+        Finding("configuration", True, f"station {config.station}, {path}"),
+        _check_folder(config),
+        *await _check_devices(config, found),
+        *await _check_uplink(config),
+    ]
+    if as_json:
+        print_json(findings)
+    else:
+        print_lines([f"{'ok' if f.well else 'WRONG':<6} {f.what}: {f.text}" for f in findings])
+    return 0 if all(finding.well for finding in findings) else 1
+
+
+def _check_folder(config: Config) -> Finding:
+    folder = config.path(config.journal.folder)
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        text = f"{there} cannot be written by this user; change its owner, or journal.folder"
+        return Finding("journal", False, text)
+    disk = os.statvfs(there)
+    free = disk.f_bavail * disk.f_frsize // (1024 * 1024)
+    wanted = 2 * config.journal.telemetry_mib
+    text = f"{folder}, {free} MiB free"
+    if free < wanted:
+        return Finding("journal", False, f"{text}; {wanted} MiB are wanted, free some")
+    return Finding("journal", True, text)
+
+
+async def _check_devices(config: Config, found: Hardware) -> list[Finding]:
+    """Devices on the line, unless a running agent owns it: then as that agent sees them."""
+    try:
+        folder = config.path(config.journal.folder)
+        answer = await control.ask(folder, Request(do="status"))
+    except NotRunningError:
+        named: list[tuple[str, PowerBoard | Meter]] = []
+        named += [(f"board {line.name}", line.board) for line in found.lines]
+        named += [("site meter", found.meter)] if found.meter else []
+        return [await _check_device(name, device) for name, device in named]
+    ill = {evse["evse"] for evse in answer["evses"] if evse["status"] == "Faulted"}
+    return [
+        Finding(
+            f"board {line.name}",
+            not ill & set(line.numbers.values()),
+            f"{answer['status']['boards'].get(line.name, '')} (the running agent says)",
+        )
+        for line in found.lines
+    ]
+
+
+async def _check_device(name: str, device: PowerBoard | Meter) -> Finding:
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            await device.open()
+        return Finding(name, True, device.identity)
+    except (BoardRefusedError, BoardUnreachableError) as error:
+        return Finding(name, False, str(error))
+    except TimeoutError:
+        text = f"no answer within {DEADLINE_S} s; check cabling, address and line settings"
+        return Finding(name, False, text)
+    finally:
+        await device.close()
+
+
+async def _check_uplink(config: Config) -> list[Finding]:
+    """Whether the broker's port can be reached; nothing is said to it."""
+    if config.uplink is None:
+        return [Finding("uplink", True, "not configured; the agent works alone")]
+    try:
+        known = read_credentials(config.path(config.uplink.credentials))
+    except ConfigError as error:
+        return [Finding("uplink", False, str(error))]
+    authority = ca_file(config, config.uplink)
+    if authority is not None and not authority.exists():
+        return [
+            Finding("uplink", False, f"{authority} does not exist; claim again, or set uplink.ca")
+        ]
+    parts = urllib.parse.urlsplit(config.uplink.url or known.mqtt_url)
+    host, port = parts.hostname or "", parts.port or 8883
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            _, writer = await asyncio.open_connection(host, port)
+        writer.close()
+        await writer.wait_closed()
+    except (OSError, TimeoutError) as error:
+        why = str(error) or "no answer in time"
+        text = f"{host}:{port} cannot be reached ({why}); check network, address, firewall"
+        return [Finding("uplink", False, text)]
+    return [Finding("uplink", True, f"{host}:{port} can be reached")]

@@ -1,0 +1,260 @@
+"""Commands that look at the agent: over its socket while it runs, into its journal otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_agent import control
+from edge_agent.cli.output import (
+    amperes,
+    complain,
+    kwh,
+    print_json,
+    print_lines,
+    print_table,
+    when,
+)
+from edge_agent.config import Config, ConfigError, load
+from edge_agent.control import NotRunningError, Request
+from edge_agent.hardware.board import (
+    BoardRefusedError,
+    BoardUnreachableError,
+    Meter,
+    PowerBoard,
+)
+from edge_agent.journal import JournalError, JournalView
+
+START_IT = "start it with: karvon agent run"
+
+
+async def status(path: Path, *, as_json: bool) -> int:
+    """1 when an EVSE is faulted or an alarm stands; 3 when the agent does not run."""
+    try:
+        config = load(path)
+    except ConfigError as error:
+        return complain(str(error), 2)
+    try:
+        answer = await control.ask(_folder(config), Request(do="status"))
+    except NotRunningError as error:
+        return _status_from_journal(config, str(error), as_json=as_json)
+    if as_json:
+        print_json(answer)
+    else:
+        _print_status(answer)
+    ill = any(evse["status"] == "Faulted" for evse in answer["evses"])
+    return 1 if ill or answer["status"]["alarms"] else 0
+
+
+def _folder(config: Config) -> Path:
+    return config.path(config.journal.folder)
+
+
+def _print_status(answer: dict[str, Any]) -> None:
+    station = answer["status"]
+    print_lines(
+        [
+            f"station {answer['station']}, agent {station['agent_version']} runs",
+            f"uplink: {answer['uplink']}; clock: {answer['clock']}",
+            f"billing facts that wait for the cloud: {station['pending_billing']}",
+            f"samples that wait for the cloud: {station['pending_telemetry']}",
+            *(
+                f"board {name}: {what or 'not yet open'}"
+                for name, what in station["boards"].items()
+            ),
+            *(f"ALARM: {alarm}" for alarm in station["alarms"]),
+            "",
+        ]
+    )
+    rows = [
+        (
+            evse["evse"],
+            evse["status"],
+            evse["charging_state"],
+            amperes(evse.get("offered_ma")),
+            evse.get("limited_by", ""),
+            evse.get("error", ""),
+        )
+        for evse in answer["evses"]
+    ]
+    print_table(("EVSE", "status", "charging", "offered", "limited by", "error"), rows)
+
+
+def _status_from_journal(config: Config, why: str, *, as_json: bool) -> int:
+    try:
+        with JournalView(_folder(config)) as view:
+            known, waiting = view.transactions(), view.queue()
+    except JournalError as error:
+        return complain(f"{why}; {error}", 3)
+    if as_json:
+        print_json(
+            {
+                "running": False,
+                "station": config.station,
+                "open_transactions": known,
+                "queue": waiting,
+            }
+        )
+    else:
+        rows = [f"open transaction on EVSE {t.evse}: {kwh(t.energy_wh)}" for t in known]
+        print_lines([*rows, f"waiting for the cloud: {waiting.billing_facts} billing facts"])
+    return complain(f"{why}; {START_IT}", 3)
+
+
+def sessions(path: Path, limit: int, before: int | None, *, as_json: bool) -> int:
+    try:
+        with JournalView(_folder(load(path))) as view:
+            found = view.sessions(limit, before)
+    except ConfigError as error:
+        return complain(str(error), 2)
+    except JournalError as error:
+        return complain(str(error), 3)
+    if as_json:
+        print_json(found)
+        return 0
+    rows = [
+        (
+            one.number,
+            one.evse,
+            when(one.started),
+            f"{one.duration_ms // 60_000} min",
+            one.id_token or "",
+            kwh(one.energy_wh),
+            one.reason if one.ended else "open",
+            "yes" if one.synced else "no",
+        )
+        for one in found
+    ]
+    head = ("no", "EVSE", "start (UTC)", "duration", "id token", "energy", "end", "in the cloud")
+    print_table(head, rows)
+    return 0
+
+
+def queue(path: Path, *, as_json: bool) -> int:
+    try:
+        with JournalView(_folder(load(path))) as view:
+            waiting = view.queue()
+    except ConfigError as error:
+        return complain(str(error), 2)
+    except JournalError as error:
+        return complain(str(error), 3)
+    if as_json:
+        print_json(waiting)
+        return 0
+    print_lines(
+        [
+            f"billing: {waiting.billing_facts} facts",
+            f"sent and not yet acknowledged: {waiting.billing_batches_sent} batches of them",
+            f"telemetry: {waiting.telemetry_samples} samples on disk",
+            f"journal: {waiting.bytes_on_disk / 1024 / 1024:.1f} MiB on disk",
+        ]
+    )
+    return 0
+
+
+async def read(path: Path, *, as_json: bool) -> int:
+    """Through the agent while it runs (it owns the line), else straight from the devices."""
+    try:
+        config = load(path)
+        try:
+            found = await control.ask(_folder(config), Request(do="read"))
+        except NotRunningError:
+            found = await _read_devices(config)
+    except ConfigError as error:
+        return complain(str(error), 2)
+    if as_json:
+        print_json(found)
+    else:
+        columns = ("device", "evse", "name", "address", "raw", "value", "unit", "note")
+        rows = [["" if one[c] is None else one[c] for c in columns] for one in found]
+        print_table(columns, rows)
+    return 0 if any(one["raw"] for one in found) else complain("no device answered", 3)
+
+
+async def _read_devices(config: Config) -> list[dict[str, Any]]:
+    from edge_agent.main import hardware, registers_of
+
+    found = hardware(config)
+    devices: list[PowerBoard | Meter] = [line.board for line in found.lines]
+    devices += [found.meter] if found.meter else []
+    try:
+        for device in devices:
+            await _open(device)
+        dumps: list[dict[str, Any]] = msgspec.to_builtins(await registers_of(found))
+        return dumps
+    finally:
+        for device in devices:
+            await device.close()
+
+
+async def _open(device: PowerBoard | Meter) -> None:
+    """What cannot be opened is still read register by register, and says why it fails."""
+    try:
+        await device.open()
+    except (BoardRefusedError, BoardUnreachableError) as error:
+        complain(str(error), 3)
+
+
+async def token(path: Path, value: str, kind: str, evse: int | None, *, as_json: bool) -> int:
+    request = Request(do="token", token=value, type=kind, evse=evse)
+    try:
+        answer = await control.ask(_folder(load(path)), request)
+    except ConfigError as error:
+        return complain(str(error), 2)
+    except NotRunningError as error:
+        return complain(f"{error}; {START_IT}", 3)
+    if as_json:
+        print_json(answer)
+    if "error" in answer:
+        return 1 if as_json else complain(answer["error"], 1)
+    if not as_json:
+        print_lines([answer["text"]])
+    return 0
+
+
+async def watch(path: Path, *, as_json: bool) -> int:
+    try:
+        folder = _folder(load(path))
+        if as_json:
+            async for answer in control.stream(folder, Request(do="watch")):
+                print_json(answer)
+        else:
+            await _live_table(folder)
+    except ConfigError as error:
+        return complain(str(error), 2)
+    except NotRunningError as error:
+        return complain(f"{error}; {START_IT}", 3)
+    except asyncio.CancelledError:
+        return 0
+    return complain("the agent has ended", 3)
+
+
+async def _live_table(folder: Path) -> None:
+    from rich.live import Live
+    from rich.table import Table
+
+    latest: dict[int, dict[str, Any]] = {}
+    with Live(refresh_per_second=4) as live:
+        async for answer in control.stream(folder, Request(do="watch")):
+            latest[answer["reading"]["evse"]] = answer
+            table = Table("EVSE", "status", "charging", "current", "power", "energy", "offered")
+            for number in sorted(latest):
+                table.add_row(str(number), *_watched(latest[number]))
+            live.update(table)
+
+
+def _watched(answer: dict[str, Any]) -> tuple[str, ...]:
+    status, reading = answer["status"] or {}, answer["reading"]
+    currents = " ".join(amperes(one) or "-" for one in reading["current_ma"])
+    power = reading["power_w"]
+    return (
+        status.get("status", ""),
+        status.get("charging_state", ""),
+        currents,
+        "" if power is None else f"{power} W",
+        kwh(reading["transaction_wh"]),
+        amperes(reading["offered_ma"]),
+    )

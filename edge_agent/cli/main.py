@@ -1,0 +1,137 @@
+"""`karvon agent`: what an installer and a field technician do on the controller.
+
+Exit codes: 0 all well, 1 something is wrong with the charger or the agent, 2 wrong usage or
+configuration, 3 not reachable (agent, cloud, device). Every command takes `--json`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+FAILED, WRONG, UNREACHABLE = 1, 2, 3
+DEFAULT = "/etc/karvon/agent.toml"
+
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+)
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", envvar="KARVON_AGENT_CONFIG", help="The agent's TOML file.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+EvseOption = Annotated[int | None, typer.Option("--evse", min=1, help="The EVSE that is meant.")]
+LimitOption = Annotated[int, typer.Option("--limit", min=1, help="How many at most.")]
+BeforeOption = Annotated[
+    int | None, typer.Option("--before", help="Go on before this session number.")
+]
+
+
+def _start_logging(*, quiet: bool = False) -> None:
+    level = os.environ.get("KARVON_LOG", "WARNING" if quiet else "INFO").upper()
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
+@app.command()
+def run(config: ConfigOption = Path(DEFAULT)) -> None:
+    """Run the agent until it is told to end (SIGTERM)."""
+    from edge_agent.cli import service
+
+    _start_logging()
+    raise typer.Exit(service.run(config))
+
+
+@app.command()
+def check(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) -> None:
+    """Check configuration, profiles, journal folder, devices and broker; writes nothing."""
+    from edge_agent.cli import checking
+
+    raise typer.Exit(asyncio.run(checking.check(config, as_json=as_json)))
+
+
+@app.command()
+def status(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) -> None:
+    """Show how the agent and its EVSEs are, or what the journal knows while it does not run."""
+    from edge_agent.cli import looking
+
+    raise typer.Exit(asyncio.run(looking.status(config, as_json=as_json)))
+
+
+@app.command()
+def sessions(
+    config: ConfigOption = Path(DEFAULT),
+    limit: LimitOption = 20,
+    before: BeforeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List charging sessions, newest first, and whether the cloud has them."""
+    from edge_agent.cli import looking
+
+    raise typer.Exit(looking.sessions(config, limit, before, as_json=as_json))
+
+
+@app.command()
+def queue(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) -> None:
+    """Show what waits for the cloud."""
+    from edge_agent.cli import looking
+
+    raise typer.Exit(looking.queue(config, as_json=as_json))
+
+
+@app.command()
+def read(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) -> None:
+    """Read every register of every device: raw, decoded, with its unit."""
+    from edge_agent.cli import looking
+
+    raise typer.Exit(asyncio.run(looking.read(config, as_json=as_json)))
+
+
+@app.command()
+def watch(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) -> None:
+    """Watch the readings live until interrupted."""
+    from edge_agent.cli import looking
+
+    try:
+        code = asyncio.run(looking.watch(config, as_json=as_json))
+    except KeyboardInterrupt:
+        code = 0
+    raise typer.Exit(code)
+
+
+@app.command()
+def token(
+    value: Annotated[str, typer.Argument(help="The id token, as the card reader shows it.")],
+    config: ConfigOption = Path(DEFAULT),
+    kind: Annotated[str, typer.Option("--type", help="OCPP id token type.")] = "ISO14443",
+    evse: EvseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Present an id token, as if a card were held to the reader: starts or stops a session."""
+    from edge_agent.cli import looking
+
+    raise typer.Exit(asyncio.run(looking.token(config, value, kind, evse, as_json=as_json)))
+
+
+@app.command()
+def claim(
+    code: Annotated[str, typer.Option("--code", help="The single-use code of this station.")],
+    cloud: Annotated[str, typer.Option("--cloud", help="The cloud's address, https://...")],
+    config: ConfigOption = Path(DEFAULT),
+    as_json: JsonOption = False,
+) -> None:
+    """Claim this controller's station in the cloud and store its credentials."""
+    from edge_agent.cli import claiming
+
+    raise typer.Exit(claiming.claim(config, cloud, code, as_json=as_json))
+
+
+def main() -> None:
+    app(prog_name="karvon agent")

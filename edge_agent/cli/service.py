@@ -1,0 +1,25 @@
+"""`karvon agent run`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from edge_agent import main
+from edge_agent.cli.output import complain
+from edge_agent.config import ConfigError, load
+from edge_agent.journal import JournalError
+
+log = logging.getLogger(__name__)
+
+
+def run(path: Path) -> int:
+    """Run until told to end; returns the exit code."""
+    try:
+        asyncio.run(main.run(load(path)))
+    except ConfigError as error:
+        return complain(str(error), 2)
+    except JournalError as error:
+        return complain(str(error), 1)
+    return 0
