@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import threading
 from collections.abc import AsyncIterator, Collection, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import httpx
@@ -23,7 +20,6 @@ from cloud.authorization.service import Authorization
 from cloud.communication.api import Credential, Presence
 from cloud.kernel import events
 from cloud.kernel.database import Cursor, Database, TenantId
-from cloud.kernel.embedded import EmbeddedPostgres
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Delivery, FactWriter
 from cloud.kernel.http import Caller, Role
@@ -45,45 +41,38 @@ from cloud.users.service import DEFAULT_TENANT, Users
 from protocols.agent_link import Action, escape
 
 _numbers = itertools.count()
+_migrated: set[str] = set()
 
 
 @pytest.fixture(scope="session")
-def pg_dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server's superuser connection; its supervisor lives in a loop of its own."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    folder = Path(tmp_path_factory.mktemp("postgres"))
-    server = EmbeddedPostgres(folder, settings={"fsync": "off"})
-    asyncio.run_coroutine_threadsafe(server.start(), loop).result(60)
-    try:
-        yield server.dsn
-    finally:
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(60)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-@pytest.fixture(scope="session")
-def template(pg_dsn: str) -> str:
-    """The name of a migrated database to copy."""
-    _execute(pg_dsn, "CREATE DATABASE migrated TEMPLATE template0")
-    migrate(make_conninfo(pg_dsn, dbname="migrated"))
-    return "migrated"
-
-
-def _execute(dsn: str, statement: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(sql.SQL(statement))  # type: ignore[arg-type]  # written in this file
+def cloud_server(embedded_postgres_dsn: str) -> str:
+    """The server that a directory's tests run on; storage suites widen it to `pg_server`."""
+    return embedded_postgres_dsn
 
 
 @pytest.fixture
-def cloud_dsn(pg_dsn: str, template: str) -> Iterator[str]:
-    name = f"test_{next(_numbers)}"
-    _execute(pg_dsn, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield make_conninfo(pg_dsn, dbname=name)
-    _execute(pg_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+def cloud_dsn(cloud_server: str) -> Iterator[str]:
+    """A migrated database of its own."""
+    name = f"cloud_{next(_numbers)}"
+    hyper = "SELECT FROM pg_available_extensions WHERE name = 'timescaledb'"
+    with psycopg.connect(cloud_server, autocommit=True) as connection:
+        if connection.execute(hyper).fetchone():  # its workers keep a template from being copied
+            _create(connection, name, "template0")
+            migrate(make_conninfo(cloud_server, dbname=name))
+        else:
+            if cloud_server not in _migrated:
+                _create(connection, "cloud_migrated", "template0")
+                migrate(make_conninfo(cloud_server, dbname="cloud_migrated"))
+                _migrated.add(cloud_server)
+            _create(connection, name, "cloud_migrated")
+    yield make_conninfo(cloud_server, dbname=name)
+    with psycopg.connect(cloud_server, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _create(connection: psycopg.Connection, name: str, template: str) -> None:
+    statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+    connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
 
 
 @pytest.fixture

@@ -1,0 +1,130 @@
+"""The transactions' routes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+
+from cloud.kernel.facts import Delivery
+from cloud.stations.api import StationRef, to_ms
+from protocols.agent_link import (
+    BillingBatch,
+    ChargingState,
+    ClockQuality,
+    IdToken,
+    RemoteStart,
+    RemoteStop,
+    Stamp,
+    Stream,
+    TransactionEvent,
+    TransactionEventType,
+    Trigger,
+)
+from protocols.quantities import Milliseconds, WattHours
+
+NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
+
+
+async def started(
+    world: Any, station: StationRef, at: datetime, *, token: str = "A", ended: bool = False
+) -> UUID:
+    stamp = Stamp(Milliseconds(to_ms(at)), Milliseconds(0), UUID(int=1), ClockQuality.SYNCED)
+    event = TransactionEvent(
+        id=uuid4(),
+        transaction=uuid4(),
+        type=TransactionEventType.ENDED if ended else TransactionEventType.STARTED,
+        seq_no=0,
+        at=stamp,
+        trigger=Trigger.AUTHORIZED,
+        evse=1,
+        started=stamp,
+        charging_state=ChargingState.CHARGING,
+        energy_wh=WattHours(0),
+        meter_wh=WattHours(0),
+        id_token=IdToken(token),
+    )
+    batch = BillingBatch(UUID(int=2), 1, 1, stamp, (event,))
+    await world.commit(
+        Delivery(station.id, station.tenant_id, UUID(int=2), NOON, Stream.BILLING, batch)
+    )
+    return event.transaction
+
+
+async def test_an_empty_list_is_a_list(admin: httpx.AsyncClient) -> None:
+    assert (await admin.get("/api/v1/transactions")).json() == {"items": [], "next": None}
+
+
+async def test_pages_follow_each_other_latest_first(world: Any, admin: httpx.AsyncClient) -> None:
+    station = await world.station()
+    made = [await started(world, station, NOON - timedelta(minutes=n // 2)) for n in range(5)]
+    seen: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        params = {"limit": "2", **({"cursor": cursor} if cursor else {})}
+        page = (await admin.get("/api/v1/transactions", params=params)).json()
+        assert len(page["items"]) <= 2
+        seen += [one["transaction"] for one in page["items"]]
+        cursor = page["next"]
+    assert sorted(seen) == sorted(map(str, made))
+    assert seen[-1] == str(made[4])
+
+
+async def test_filters_narrow_the_list(world: Any, admin: httpx.AsyncClient) -> None:
+    one, two = await world.station("CP-1"), await world.station("CP-2")
+    first = await started(world, one, NOON, token="Aa")
+    second = await started(world, two, NOON - timedelta(hours=2), token="B", ended=True)
+
+    async def found(**params: str) -> list[str]:
+        page = (await admin.get("/api/v1/transactions", params=params)).json()
+        return [item["transaction"] for item in page["items"]]
+
+    assert await found(station="CP-1") == [str(first)]
+    assert await found(state="ended") == [str(second)]
+    assert await found(id_token="aA") == [str(first)]
+    assert await found(id_token="nobody's") == []
+    assert await found(**{"from": "2026-05-01T11:00:00Z"}) == [str(first)]
+    assert await found(to="2026-05-01T11:00:00Z") == [str(second)]
+
+
+async def test_unknown_things_are_told(admin: httpx.AsyncClient) -> None:
+    missing = await admin.get(f"/api/v1/transactions/{uuid4()}")
+    assert (missing.status_code, missing.json()["code"]) == (404, "transaction.not_found")
+    nowhere = await admin.get("/api/v1/transactions", params={"station": "CP-9"})
+    assert (nowhere.status_code, nowhere.json()["code"]) == (404, "station.not_found")
+    bad = await admin.get("/api/v1/transactions", params={"from": "yesterday"})
+    assert bad.status_code == 422
+    assert bad.json()["params"]["fields"][0]["field"] == "query.from"
+
+
+async def test_a_remote_start_asks_authorization_first(
+    world: Any, admin: httpx.AsyncClient
+) -> None:
+    await world.station()
+    url = "/api/v1/stations/CP-1/commands/remote-start"
+    request = {"evse": 1, "id_token": {"value": "04ab"}}
+    refused = await admin.post(url, json=request)
+    assert (refused.status_code, refused.json()["params"]["decision"]) == (409, "Unknown")
+    await admin.post("/api/v1/id-tokens", json={"value": "04AB"})
+    accepted = await admin.post(url, json=request)
+    assert accepted.status_code == 202
+    assert accepted.json()["status_url"].endswith(accepted.json()["command"])
+    assert world.link.sent[-1][1] == RemoteStart(1, IdToken("04ab"))
+
+
+async def test_a_remote_stop_needs_an_open_transaction_of_that_station(
+    world: Any, admin: httpx.AsyncClient
+) -> None:
+    station, other = await world.station("CP-1"), await world.station("CP-2")
+    running = await started(world, station, NOON)
+    over = await started(world, other, NOON, ended=True)
+    url = "/api/v1/stations/{}/commands/remote-stop"
+    accepted = await admin.post(url.format("CP-1"), json={"transaction": str(running)})
+    assert accepted.status_code == 202
+    assert world.link.sent == [(station.id, RemoteStop(running))]
+    strange = await admin.post(url.format("CP-2"), json={"transaction": str(running)})
+    assert strange.status_code == 404
+    ended = await admin.post(url.format("CP-2"), json={"transaction": str(over)})
+    assert (ended.status_code, ended.json()["code"]) == (409, "transaction.over")
