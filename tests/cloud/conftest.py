@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import secrets
 from collections.abc import AsyncIterator, Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
@@ -40,7 +40,6 @@ from cloud.users import rest as users_rest
 from cloud.users.service import DEFAULT_TENANT, Users
 from protocols.agent_link import Action, escape
 
-_numbers = itertools.count()
 _migrated: set[str] = set()
 
 
@@ -53,8 +52,8 @@ def cloud_server(embedded_postgres_dsn: str) -> str:
 @pytest.fixture
 def cloud_dsn(cloud_server: str) -> Iterator[str]:
     """A migrated database of its own."""
-    name = f"cloud_{next(_numbers)}"
-    hyper = "SELECT FROM pg_available_extensions WHERE name = 'timescaledb'"
+    name = f"cloud_{secrets.token_hex(6)}"
+    hyper = "SELECT 1 FROM pg_available_extensions WHERE name = 'timescaledb'"
     with psycopg.connect(cloud_server, autocommit=True) as connection:
         if connection.execute(hyper).fetchone():  # its workers keep a template from being copied
             _create(connection, name, "template0")
