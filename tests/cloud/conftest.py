@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -185,6 +185,12 @@ class World:
             ]
             await events.append(cursor, happened)
             return happened
+
+
+@pytest.fixture
+def world_of() -> Callable[[Database, Policy], World]:
+    """For a test that chooses the registration policy."""
+    return World
 
 
 @pytest.fixture

@@ -1,0 +1,146 @@
+"""The application as a whole: every route against every role, errors, the event log."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+
+from cloud.kernel.facts import Delivery
+from cloud.kernel.http import Role
+from cloud.stations.api import to_ms
+from protocols.agent_link import BillingBatch, ClockQuality, SecurityEvent, Stamp, Stream
+from protocols.quantities import Milliseconds
+
+V, T, OP, A = Role.VIEWER, Role.TECHNICIAN, Role.OPERATOR, Role.ADMIN
+NEEDS: dict[tuple[str, str], Role | None] = {
+    ("GET", "/api/v1/me"): V,
+    ("POST", "/api/v1/login"): None,
+    ("GET", "/api/v1/api-keys"): A,
+    ("POST", "/api/v1/api-keys"): A,
+    ("DELETE", "/api/v1/api-keys/{key_id}"): A,
+    ("GET", "/api/v1/users"): A,
+    ("POST", "/api/v1/users"): A,
+    ("PATCH", "/api/v1/users/{user_id}"): A,
+    ("GET", "/api/v1/sites"): V,
+    ("POST", "/api/v1/sites"): OP,
+    ("GET", "/api/v1/sites/{site}"): V,
+    ("GET", "/api/v1/stations"): V,
+    ("POST", "/api/v1/stations"): OP,
+    ("GET", "/api/v1/stations/{station}"): V,
+    ("PATCH", "/api/v1/stations/{station}"): OP,
+    ("POST", "/api/v1/stations/{station}/claim-codes"): T,
+    ("POST", "/api/v1/stations/{station}/commands/set-limit"): T,
+    ("POST", "/api/v1/stations/{station}/commands/set-availability"): T,
+    ("POST", "/api/v1/stations/{station}/commands/remote-start"): OP,
+    ("POST", "/api/v1/stations/{station}/commands/remote-stop"): OP,
+    ("GET", "/api/v1/stations/{station}/telemetry"): V,
+    ("POST", "/api/v1/claims"): None,
+    ("GET", "/api/v1/pending"): T,
+    ("POST", "/api/v1/pending/{station}/approval"): OP,
+    ("DELETE", "/api/v1/pending/{station}"): OP,
+    ("GET", "/api/v1/id-tokens"): V,
+    ("POST", "/api/v1/id-tokens"): OP,
+    ("POST", "/api/v1/id-tokens/import"): OP,
+    ("GET", "/api/v1/id-tokens/{value}"): V,
+    ("PATCH", "/api/v1/id-tokens/{value}"): OP,
+    ("DELETE", "/api/v1/id-tokens/{value}"): OP,
+    ("GET", "/api/v1/id-token-groups"): V,
+    ("POST", "/api/v1/id-token-groups"): OP,
+    ("GET", "/api/v1/transactions"): V,
+    ("GET", "/api/v1/transactions/{transaction}"): V,
+    ("GET", "/api/v1/events"): V,
+}
+
+
+def routes(app: Any) -> set[tuple[str, str]]:
+    return {
+        (method, path)
+        for path, methods in app.openapi()["paths"].items()
+        for method in (name.upper() for name in methods)
+    }
+
+
+async def test_every_route_asks_for_its_role(world: Any) -> None:
+    assert routes(world.app) == set(NEEDS)
+    for role in (None, *Role):
+        async with await world.client(role) as client:
+            for (method, path), needed in NEEDS.items():
+                url = path.replace("{transaction}", str(uuid4())).format(
+                    key_id=999, user_id=999, site=999, station="CP-9", value="none"
+                )
+                answer = await client.request(method, url)
+                allowed = needed is None or (role is not None and role.covers(needed))
+                refused = 401 if role is None else 403
+                at = f"{method} {path} as {role}: {answer.status_code} {answer.text}"
+                assert (answer.status_code != refused) is allowed, at
+                assert answer.status_code < 500, at
+
+
+async def test_a_wrong_key_is_a_problem_not_a_page(world: Any) -> None:
+    async with await world.client(None) as client:
+        for key in ("kv_1_" + "a" * 43, "nonsense", "kv_999_" + "b" * 43):
+            answer = await client.get("/api/v1/me", headers={"Authorization": f"Bearer {key}"})
+            assert answer.status_code == 401
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("url", ["/api/v1/stations/%00", "/api/v1/stations?text=%00", "/api/v1/no"])
+async def test_what_cannot_be_answered_is_a_problem(admin: httpx.AsyncClient, url: str) -> None:
+    answer = await admin.get(url)
+    assert answer.status_code in {404, 422}
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_body_with_a_nul_is_refused(admin: httpx.AsyncClient) -> None:
+    answer = await admin.post("/api/v1/sites", json={"name": "a\0b"})
+    assert answer.status_code == 422
+
+
+async def test_unexpected_errors_give_a_reference_and_no_details(
+    world: Any, admin: httpx.AsyncClient
+) -> None:
+    async def explode() -> None:
+        raise RuntimeError("the secret is 42")
+
+    world.app.router.routes.append(APIRoute("/explode", explode))
+    answer = await admin.get("/explode")
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "42" not in answer.text
+    assert answer.json()["params"]["reference"] in answer.json()["detail"]
+
+
+async def test_events_are_read_on_from_a_cursor(world: Any, admin: httpx.AsyncClient) -> None:
+    first = (await admin.get("/api/v1/events")).json()
+    assert first["items"] == []
+    one, two = await world.station("CP-1"), await world.station("CP-2")
+    foreign = await world.station("CP-3", tenant=2)
+    now = world.clock()
+    stamp = Stamp(Milliseconds(to_ms(now)), Milliseconds(0), UUID(int=1), ClockQuality.SYNCED)
+    for n, station in enumerate([one, two, one, foreign, one]):
+        fact = SecurityEvent(uuid4(), stamp, "Test", str(n))
+        batch = BillingBatch(UUID(int=2), n + 1, 1, stamp, (fact,))
+        await world.commit(
+            Delivery(station.id, station.tenant_id, UUID(int=2), now, Stream.BILLING, batch)
+        )
+        world.clock.forward(seconds=1)
+    seen, cursor = [], first["next"]
+    for _ in range(3):
+        page = (await admin.get("/api/v1/events", params={"cursor": cursor, "limit": 2})).json()
+        seen += page["items"]
+        cursor = page["next"]
+    assert [(event["station"], event["data"]["text"]) for event in seen] == [
+        ("CP-1", "0"), ("CP-2", "1"), ("CP-1", "2"), ("CP-1", "4"),
+    ]  # fmt: skip
+    assert len({event["id"] for event in seen}) == 4
+
+
+async def test_a_crafted_cursor_is_refused(admin: httpx.AsyncClient) -> None:
+    for cursor in ("x", "WzFd", "W1sxXV0"):
+        answer = await admin.get("/api/v1/events", params={"cursor": cursor})
+        assert (answer.status_code, answer.json()["code"]) == (422, "cursor.invalid")
