@@ -34,6 +34,7 @@ from edge_agent.rules.connector import Connector
 from edge_agent.rules.power_limit import SiteRules
 from edge_agent.rules.station import Station, StationSettings
 from edge_agent.uplink.mqtt import MqttSettings, MqttUplink
+from edge_agent.uplink.session import Pace
 from protocols.modbus.document import ProfileError
 from protocols.quantities import IEC_MIN_CURRENT, MilliAmperes
 
@@ -235,6 +236,7 @@ def _uplink(config: Config, agent: Agent) -> Uplink | None:
         station=config.station,
         password=known.password,
         ca_file=ca_file(config, config.uplink),
+        pace=Pace(telemetry_every_s=config.uplink.telemetry_every_s),
     )
     return MqttUplink(settings, agent.journal, agent.inbox, agent.describe, agent.loop.clock.now)
 

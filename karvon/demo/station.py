@@ -24,6 +24,7 @@ folder = "journal"
 url = {mqtt_url}
 ca = "ca.pem"
 credentials = "credentials.json"
+telemetry_every_s = 1.0
 
 [[boards]]
 name = "board"
