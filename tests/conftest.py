@@ -12,6 +12,7 @@ Fixtures that give real services (a test gets what is there, or is reported as N
 | `mosquitto`             | session  | a private Mosquitto with our settings and ACL file       |
 | `broker`                | session  | the two above in turn: [nats], [mosquitto]               |
 
+Brokers live for the session and keep what earlier tests retained: listen to your own stations only.
 A test that proves something by counting says so with `record_property("kills at commit", 120)`;
 `make torture` prints these in its report.
 """
