@@ -108,7 +108,6 @@ def test_the_command_says_what_there_is(edge: Path, tmp_path: Path) -> None:
     assert "agent" in run(edge / "karvon", "--help", cwd=tmp_path)
 
 
-@pytest.mark.skipif(not (PROJECT / "cloud/cli.py").exists(), reason="NOT RUN: no cloud/cli.py yet")
 def test_the_command_says_what_is_missing(edge: Path, tmp_path: Path) -> None:
     said = run(edge / "karvon", "cloud", "--help", cwd=tmp_path, code=3)
     assert "pip install 'karvon[cloud]'" in said
