@@ -15,6 +15,7 @@ from karvon.demo.station import Station
 from protocols.quantities import WattHours
 
 AGENT_S: Final = 30.0
+MOST_SESSIONS: Final = 100_000
 MARGIN: Final = timedelta(seconds=5)
 
 
@@ -50,10 +51,9 @@ def agent_says(station: Station, *command: str) -> Any:
 
 def kept(station: Station) -> list[Kept]:
     """The sessions in the agent's journal, oldest first."""
-    sessions = agent_says(station, "sessions")["sessions"]
+    sessions = agent_says(station, "sessions", "--limit", str(MOST_SESSIONS))
     found = [
-        Kept(one["transaction"], WattHours(one["energy_wh"]), over=one["ended_at"] is not None)
-        for one in sessions
+        Kept(one["transaction"], WattHours(one["energy_wh"]), over=one["ended"]) for one in sessions
     ]
     return found[::-1]
 
