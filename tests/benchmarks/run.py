@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("wire", "link")
+BENCHMARKS = ("wire", "agent", "link")
 ROOT = Path(__file__).resolve().parents[2]
 
 
