@@ -11,14 +11,13 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import psycopg
 import typer
 from pydantic import ValidationError
 
 from cloud.kernel.config import CloudConfig
 from cloud.kernel.database import Database
 from cloud.kernel.embedded import EmbeddedError, EmbeddedPostgres
-from cloud.kernel.errors import KarvonError
+from cloud.kernel.errors import KarvonError, Unavailable
 from cloud.kernel.http import Caller, Role
 from cloud.kernel.migrate import migrate as upgrade
 from cloud.kernel.observability import configure_logging
@@ -63,8 +62,8 @@ def _run(work: Any) -> Any:
         raise typer.Exit(0) from None
     except EmbeddedError as error:
         _fail(3, str(error))
-    except psycopg.OperationalError as error:
-        _fail(3, f"the database is out of reach: {str(error).strip()}; check --database-url")
+    except Unavailable as error:
+        _fail(3, f"{' '.join(error.detail.split())}; check --database-url")
     except TimeoutError:
         _fail(3, "the MQTT broker did not let us in; check --mqtt-url and the broker's log")
     except KarvonError as error:

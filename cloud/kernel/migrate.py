@@ -17,6 +17,9 @@ from alembic.config import Config
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import create_engine, pool
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import OperationalError
+
+from cloud.kernel.errors import Unavailable
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 LOCK: Final = 0x6B6172766F6E  # "karvon": one migration at a time, whoever starts it
@@ -34,6 +37,7 @@ def migrate(dsn: str, only: Iterable[str] | None = None) -> None:
     """Bring every module's schema to its newest revision, in one transaction per revision.
 
     `dsn` is the owner's connection; the role must be allowed to create roles the first time.
+    Raises Unavailable when there is no connection to be had.
     """
     names = modules() if only is None else list(only)
     config = Config()
@@ -43,7 +47,11 @@ def migrate(dsn: str, only: Iterable[str] | None = None) -> None:
         "version_locations", "\n".join(str(ROOT / name / "migrations") for name in names)
     )
     engine = create_engine(_url(dsn), poolclass=pool.NullPool)
-    with engine.connect() as connection:
+    try:
+        connected = engine.connect()
+    except OperationalError as error:
+        raise Unavailable(f"the database is out of reach: {str(error.orig).strip()}") from error
+    with connected as connection:
         connection.exec_driver_sql(f"SELECT pg_advisory_lock({LOCK})")
         connection.commit()
         try:
