@@ -435,14 +435,18 @@ class Connector:
         return actions
 
     def _settled(self, running: Session, now: Stamp) -> bool:
+        """The last energy has been read since the end was decided; or nobody can wait longer."""
         waited = now.mono_ms - running.stop_ms
-        if self.state.lost or not running.proven:
-            return waited >= self.settings.lost_patience_ms
-        if waited >= self.settings.opening_ms:
+        if waited >= self.settings.lost_patience_ms:
             return True
-        if self.state.step is Step.DOUBTED:
+        if self.state.lost or not running.proven or self.state.step is Step.DOUBTED:
             return False
-        return not self.state.plugged or self._opened()
+        read_at = self.state.read_at
+        if not self.state.plugged or read_at is None:
+            return read_at is not None
+        if read_at.mono_ms <= running.stop_ms:
+            return False
+        return waited >= self.settings.opening_ms or self._opened()
 
     def _opened(self) -> bool:
         """A reading from after the withholding shows no current any more."""

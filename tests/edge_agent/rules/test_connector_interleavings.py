@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.rules.actions import Lost, Offered, Operative, Read, StopAsked, Tick
@@ -94,6 +94,7 @@ def check_now(bench: Bench) -> None:
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+@example(steps=[("charge", 1), ("dark", 1), "stop", ("dark", 30), "card"])
 @given(steps=st.lists(STEPS, max_size=40))
 def test_every_interleaving_leaves_a_legal_state_and_true_accounts(
     make_bench: Callable[..., Bench], steps: list[str | tuple[str, int]]
