@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from edge_agent.agent import Agent, Inbox, supervised
+from edge_agent.hardware.board import BoardUnreachableError, MeterReading
+from edge_agent.journal import Journal, JournalBudget
+from edge_agent.rules.power_limit import SiteRules
+from edge_agent.rules.station import StationSettings
+from protocols.agent_link import ConnectorStatus, Sample
+from protocols.quantities import MilliAmperes
+
+Rig = Any  # the fixture's class lives in conftest, which cannot be imported
+
+
+def open_journal(folder: Path) -> Journal:
+    return Journal.open(folder, station="TAS-1", boot=uuid4(), budget=JournalBudget())
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with closing(open_journal(tmp_path)) as journal:
+        yield journal
+
+
+def agent_of(rig: Rig, journal: Journal, **settings: Any) -> Agent:
+    known = {"version": "1", "on_journal_error": "continue"} | settings
+    return Agent(loop=rig.loop, desk=rig.desk, journal=journal, inbox=Inbox(), **known)
+
+
+async def accept_strangers(rig: Rig) -> None:
+    from edge_agent.rules.authorization import OfflinePolicy
+
+    rig.station.authorizer.policy = OfflinePolicy(allow_unknown=True)
+
+
+async def test_a_session_survives_the_process_in_a_real_journal(
+    make_rig: Callable[..., Rig], tmp_path: Path
+) -> None:
+    first = open_journal(tmp_path)
+    rig = make_rig(store=first)
+    await accept_strangers(rig)
+    await rig.charge(200)
+    first.close()
+    rig.time.advance(40)
+    with closing(open_journal(tmp_path)) as second:
+        rig.store = second
+        rig.start()
+        await rig.seconds(100)
+        rig.board.unplug()
+        await rig.seconds(2)
+        (session,) = second.sessions(10)
+    assert session.ended
+    assert session.energy_wh == pytest.approx(rig.board.true_energy(), abs=1)
+
+
+async def test_a_clean_end_leaves_the_session_open_and_its_measure_fresh(
+    make_rig: Callable[..., Rig], journal: Journal
+) -> None:
+    rig = make_rig(store=journal)
+    await accept_strangers(rig)
+    await rig.charge(45)
+    running = asyncio.create_task(agent_of(rig, journal).run())
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    (kept,) = journal.transactions()
+    assert kept.energy_wh == pytest.approx(rig.board.true_energy(), abs=1)
+    assert rig.board.calls[-1] == "close"
+
+
+async def test_the_status_tells_boards_queue_and_alarms(
+    make_rig: Callable[..., Rig], journal: Journal
+) -> None:
+    rig = make_rig(store=journal)
+    await accept_strangers(rig)
+    agent = agent_of(rig, journal)
+    await rig.charge(20)
+    rig.ledger.failure = "the disk is full"
+    status = agent.status()
+    assert status["uplink"] == "not configured"
+    assert status["evses"][0].status is ConnectorStatus.OCCUPIED
+    assert status["status"].alarms == ("the disk is full",)
+    assert status["status"].boards == {"board1": rig.board.identity}
+    assert status["status"].pending_billing > 0
+
+
+async def test_the_policy_may_end_sessions_when_the_disk_refuses(rig: Rig, tmp_path: Path) -> None:
+    with closing(open_journal(tmp_path)) as journal:
+        agent = agent_of(rig, journal, on_journal_error="stop")
+        await rig.charge(20)
+        rig.store.broken = "disk is full"
+        await agent._without_disk()
+        await rig.seconds(3)
+    assert rig.board.drawn_current() == 0
+
+
+async def test_a_stuck_board_is_seen(rig: Rig, journal: Journal) -> None:
+    agent = agent_of(rig, journal)
+    await rig.seconds(1)
+    assert agent.stuck() == []
+    rig.time.advance(61)
+    assert agent.stuck() == ["board1"]
+
+
+class FakeMeter:
+    """A site meter that says what the test wants, or nothing."""
+
+    identity = "meter"
+
+    def __init__(self) -> None:
+        self.silent = False
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def read(self) -> MeterReading:
+        if self.silent:
+            raise BoardUnreachableError("the meter did not answer")
+        amperes = MilliAmperes(30_000)
+        return MeterReading(taken_at=0, current=(amperes, MilliAmperes(5_000), None))
+
+
+async def test_the_site_meter_sets_the_load_and_is_recorded(
+    make_rig: Callable[..., Rig], journal: Journal
+) -> None:
+    site = SiteRules(limit=MilliAmperes(40_000), metered=True)
+    rig = make_rig(station=StationSettings(site=site))
+    agent = agent_of(rig, journal)
+    await agent._take_site(FakeMeter())
+    assert rig.station.load.current == 30_000
+    (sample,) = rig.store.samples
+    assert isinstance(sample, Sample)
+    assert (sample.evse, sample.current_l1_ma) == (0, 30_000)
+
+
+async def test_what_dies_is_started_again_later_each_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 9:
+            raise asyncio.CancelledError
+
+    async def work() -> None:
+        raise ValueError("boom")
+
+    caplog.set_level(logging.CRITICAL)
+    with pytest.raises(asyncio.CancelledError):
+        await supervised("work", work, sleep)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
