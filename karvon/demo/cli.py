@@ -23,7 +23,7 @@ from karvon.demo.session import TOKEN, Summary, run_session
 
 FAILED: Final = 1
 INTERRUPTED: Final = 130
-ONCE_SPEED: Final = 5.0
+ONCE_SPEED: Final = 10.0
 LIVE_SPEED: Final = 20.0
 
 app = typer.Typer(add_completion=False)

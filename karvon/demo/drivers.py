@@ -36,8 +36,8 @@ class Habits:
     away_s: tuple[float, float] = (2.0, 25.0)
     card_s: tuple[float, float] = (1.0, 4.0)
     linger_s: tuple[float, float] = (3.0, 10.0)
-    patience_s: float = 240.0
-    want_wh: tuple[int, int] = (4_000, 30_000)
+    patience_s: float = 120.0
+    want_wh: tuple[int, int] = (2_000, 12_000)
     max_ma: tuple[int, ...] = (16_000, 20_000, 32_000)
 
 

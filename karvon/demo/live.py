@@ -34,7 +34,7 @@ def run_live(network: Network, console: Console) -> NoReturn:
         Driver(station, TOKEN, random.Random(f"{SEED}{identity}"))  # noqa: S311  repeatable traffic
         for identity, station in network.stations.items()
     ]
-    title = f"{network.rest.base}\n{curl_line(network)}"
+    title = f"{len(drivers)} stations, time runs {network.speed:g} times faster"
     with Live(console=console, auto_refresh=False) as live:
         while True:
             for driver in drivers:
@@ -53,17 +53,27 @@ def row_of(network: Network, station: Station) -> Row:
     state = detail["evses"][0]["state"] if detail["evses"] else None
     value = state["value"] if state else {}
     transaction = value.get("transaction")
+    sample = _newest(network, station)
     return Row(
         station=station.identity,
         site=station.plan.site.city,
         state=_shown(value),
-        age_s=state["age_s"] if state else None,
+        age_s=_age_s(state, sample),
         stale=state is None or state["stale"],
-        power_w=_power(network, station),
+        power_w=sample["power_w"] if sample else None,
         energy_wh=_energy(network, transaction),
         transaction=transaction,
         online=detail["online"],
     )
+
+
+def _age_s(state: dict[str, Any] | None, sample: dict[str, Any] | None) -> int | None:
+    """A state is told when it changes; each sample after it says that it still holds."""
+    ages = [int(state["age_s"])] if state else []
+    if sample:
+        measured = datetime.fromisoformat(sample["at"])
+        ages.append(max(0, int((datetime.now(UTC) - measured).total_seconds())))
+    return min(ages, default=None)
 
 
 def _shown(value: dict[str, Any]) -> str | None:
@@ -84,12 +94,13 @@ def _energy(network: Network, transaction: str | None) -> int | None:
     return energy
 
 
-def _power(network: Network, station: Station) -> int | None:
-    """The newest power in the telemetry of the last seconds."""
+def _newest(network: Network, station: Station) -> dict[str, Any] | None:
+    """The newest telemetry of the last seconds."""
     now = datetime.now(UTC)
     window = {"from": (now - RECENT).isoformat(), "to": now.isoformat()}
-    found = network.rest.items(
-        f"/stations/{station.identity}/telemetry", **window, evse=1, every="1s"
+    path = f"/stations/{station.identity}/telemetry"
+    return max(
+        network.rest.items(path, **window, evse=1, every="1s"),
+        key=lambda item: str(item["at"]),
+        default=None,
     )
-    powers = [row["power_w"] for row in found if row["power_w"] is not None]
-    return powers[-1] if powers else None

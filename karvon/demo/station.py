@@ -84,14 +84,17 @@ class Station:
             *("--state", str(self.folder / "charger.json")),
         ]
 
+    @property
+    def control_socket(self) -> Path:
+        return self.journal / "control.sock"
+
     def keep_claim(self, claim: dict[str, Any]) -> None:
         """Store what the cloud answered to the claim, as `karvon agent claim` does."""
-        ca, credentials = self.folder / "ca.pem", self.folder / "credentials.json"
-        ca.write_text(claim["ca_pem"])
+        (self.folder / "ca.pem").write_text(claim["ca_pem"])
+        credentials = self.folder / "credentials.json"
         credentials.touch(mode=0o600)
-        credentials.write_text(
-            json.dumps({"username": claim["username"], "password": claim["password"]})
-        )
+        kept = {name: value for name, value in claim.items() if name != "ca_pem"}
+        credentials.write_text(json.dumps(kept))
         self.mqtt_url = claim["mqtt_url"]
 
     def write_config(self) -> None:
@@ -130,7 +133,11 @@ class Station:
 
     def present(self, token: str) -> None:
         """Hold an id token to the reader."""
-        ask(self.journal / "control.sock", {"do": "token", "token": token, "evse": 1})
+        ask(self.control_socket, {"do": "token", "token": token, "evse": 1})
+
+    def agent_status(self) -> dict[str, Any]:
+        """What the running agent says of itself; raises DemoError when it does not run."""
+        return ask(self.control_socket, {"do": "status"})
 
     # ------------------------------------------------------------------ what the simulator saw
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 COLOURS = {
@@ -34,7 +35,13 @@ class Row:
 
 def live_table(rows: Iterable[Row], title: str) -> Table:
     """What stands in the terminal; a stale value is dim and says its age."""
-    table = Table(title=title, title_justify="left", expand=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for heading in ("station", "site", "state"):
         table.add_column(heading, no_wrap=True)
     for heading in ("age", "power", "energy"):

@@ -120,8 +120,7 @@ class World:
         self.network.wait_for(lambda: self._has_list(station), 30, "the offline list to arrive")
 
     def _has_list(self, station: Station) -> bool:
-        agent = self.network.rest.get(f"/stations/{station.identity}")["agent"]
-        return agent is not None and agent["local_list_version"] > 0
+        return bool(station.agent_status()["status"]["local_list_version"] > 0)
 
     def uplink_proxy(self, station: Station) -> FaultProxy:
         """Put a proxy between a station that does not run yet and the broker."""

@@ -15,7 +15,7 @@ class Yard:
         self.is_full = False
 
     def plug(self, want_wh: int, max_ma: int) -> None:
-        assert 4_000 <= want_wh <= 30_000
+        assert 2_000 <= want_wh <= 12_000
         assert max_ma in HABITS.max_ma
         self.did.append("plug")
 
