@@ -7,28 +7,24 @@ table; `migrate` makes both.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final, NewType
+from typing import Final, NewType
 
 import psycopg
-from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from cloud.kernel.errors import Unavailable
+from cloud.kernel.pool import Connection, Pool
 
 TenantId = NewType("TenantId", int)
 Cursor = psycopg.AsyncCursor[TupleRow]
-Connection = psycopg.AsyncConnection[TupleRow]
-Pool = AsyncConnectionPool[Connection]
 
 APP_ROLE: Final = "karvon_app"
 COMMIT_ROLE: Final = "karvon_commit"
 UNIT_DEADLINE_S: Final = 15.0
 STATEMENT_TIMEOUT_MS: Final = 10_000
-ACQUIRE_TIMEOUT_S: Final = 5.0
 
 
 class Database:
@@ -48,11 +44,14 @@ class Database:
     async def open(
         cls, dsn: str, *, app_pool: int = 8, commit_pool: int = 4
     ) -> AsyncIterator[Database]:
-        """Open both pools; they connect lazily again after the database was away."""
+        """Both pools connect at first use, and again after the database was away."""
         app = _pool(dsn, APP_ROLE, app_pool)
         commit = _pool(dsn, COMMIT_ROLE, commit_pool)
-        async with app, commit:
+        try:
             yield cls(app, commit, dsn)
+        finally:
+            await app.close()
+            await commit.close()
 
     @asynccontextmanager
     async def unit(
@@ -87,46 +86,27 @@ class Database:
     async def healthy(self) -> bool:
         """Whether the database answers within two seconds."""
         try:
-            async with asyncio.timeout(2), self.commit_unit(2) as cursor:
+            async with self.commit_unit(2) as cursor:
                 await cursor.execute("SELECT 1")
-        except (Unavailable, TimeoutError):
+        except Unavailable:
             return False
         return True
 
 
 def _pool(dsn: str, role: str, size: int) -> Pool:
-    async def configure(connection: Connection) -> None:
-        await connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
-        await connection.execute(
-            sql.SQL("SET statement_timeout = {}").format(sql.Literal(STATEMENT_TIMEOUT_MS))
-        )
-        await connection.execute("SET timezone = 'UTC'")
-        await connection.commit()
-
-    kwargs: dict[str, Any] = {"connect_timeout": 5, "application_name": f"karvon {role}"}
-    return AsyncConnectionPool(
-        dsn,
-        min_size=1,
-        max_size=size,
-        open=False,
-        kwargs=kwargs,
-        configure=configure,
-        check=AsyncConnectionPool.check_connection,
-        timeout=ACQUIRE_TIMEOUT_S,
-        reconnect_timeout=3600.0,
-        name=role,
+    given = conninfo_to_dict(dsn)
+    settings = (
+        f"-c role={role} -c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC -c jit=off"
     )
+    options = f"{given.get('options') or ''} {settings}".strip()
+    return Pool(make_conninfo(dsn, options=options, application_name=f"karvon {role}"), size)
 
 
 @asynccontextmanager
 async def _transaction(pool: Pool, deadline_s: float) -> AsyncIterator[Cursor]:
-    try:
-        async with asyncio.timeout(deadline_s):
-            async with pool.connection() as connection, connection.cursor() as cursor:
-                yield cursor
-    except PoolTimeout as error:
-        raise Unavailable("the database gives no connection; try again shortly") from error
-    except TimeoutError as error:
-        raise Unavailable(f"the database did not answer within {deadline_s:g} s") from error
-    except psycopg.OperationalError as error:
-        raise Unavailable(f"the database is out of reach: {error}") from error
+    async with (
+        pool.connection(deadline_s) as connection,
+        connection.transaction(),
+        connection.cursor() as cursor,
+    ):
+        yield cursor

@@ -46,6 +46,12 @@ class Unavailable(KarvonError):
     code = "unavailable"
 
 
+class Contended(Unavailable):
+    """Others changed the same rows at the same moment; nothing was changed, try again at once."""
+
+    code = "contended"
+
+
 class Unauthorized(KarvonError):
     kind = Kind.UNAUTHORIZED
     code = "unauthorized"

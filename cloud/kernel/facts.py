@@ -38,6 +38,9 @@ from protocols.agent_link import (
 logger = logging.getLogger(__name__)
 COMMIT_DEADLINE_S: Final = 10.0
 ATTEMPTS: Final = 3
+NUMBERS: Final = range(1, 2**53)
+"""Batch numbers that every JSON reader and int8multirange can hold."""
+_UNFIT: Final = (psycopg.DataError, psycopg.IntegrityError)
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,9 @@ class FactWriter(Protocol):
     async def write_batch(self, cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Event]:
         """Store those facts that this module owns; each delivery is new to this database.
 
-        Any exception but a lost connection makes the group be halved, and in the end one delivery
-        be dead-lettered.
+        An exception makes the group be halved, and in the end one delivery be dead-lettered;
+        but for a lost connection or a fault of our own (a missing table or grant), which are not
+        the fact's: then nothing is committed and nothing acknowledged.
         """
         ...
 
@@ -135,8 +139,9 @@ class GroupCommitter:
 
     async def _run(self) -> None:
         while True:
-            group = await self._gather()
+            group: list[_Waiting] = []
             try:
+                await self._gather(group)
                 committed = await self._commit([d for w in group for d in w.deliveries])
             except asyncio.CancelledError:
                 for waiting in group:
@@ -147,8 +152,8 @@ class GroupCommitter:
             else:
                 _answer(group, committed)
 
-    async def _gather(self) -> list[_Waiting]:
-        group = [await self._queue.get()]
+    async def _gather(self, group: list[_Waiting]) -> None:
+        group.append(await self._queue.get())
         count = len(group[0].deliveries)
         deadline = group[0].since + self._linger_s  # the commit before may have used it up
         while count < self._max:
@@ -158,28 +163,54 @@ class GroupCommitter:
             except TimeoutError:
                 break
             count += len(group[-1].deliveries)
-        return group
 
     async def _commit(self, deliveries: Sequence[Delivery]) -> set[int]:
-        """Commit, again after a lost race or connection; returns the ids() of what is committed."""
+        """Commit; returns the ids() of what is committed.
+
+        What only the event log or the marks refuse is found by halving too.
+        """
+        try:
+            return await self._persistently(deliveries)
+        except _UNFIT as error:
+            if len(deliveries) == 1:
+                return await self._persistently(deliveries, error)
+        middle = len(deliveries) // 2
+        first = await self._commit(deliveries[:middle])
+        return first | await self._commit(deliveries[middle:])
+
+    async def _persistently(
+        self, deliveries: Sequence[Delivery], unfit: Exception | None = None
+    ) -> set[int]:
+        """Again after a lost race or connection."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return await self._commit_once(deliveries)
+                return await self._commit_once(deliveries, unfit)
             except Unavailable:
                 if attempt == ATTEMPTS:
                     raise
                 await asyncio.sleep(0.05 * attempt)
         raise AssertionError
 
-    async def _commit_once(self, deliveries: Sequence[Delivery]) -> set[int]:
+    async def _commit_once(
+        self, deliveries: Sequence[Delivery], unfit: Exception | None
+    ) -> set[int]:
+        numbered = [d for d in deliveries if _is_numbered(d)]
         async with self._database.commit_unit(COMMIT_DEADLINE_S) as cursor:
             marks = await _lock_marks(cursor, deliveries)
-            fresh = _unseen(deliveries, marks)
-            happened = await self._write(cursor, fresh)
+            happened = [
+                await _bury(cursor, d, ValueError("a number out of bounds"))
+                for d in deliveries
+                if d.mark in marks and not _is_numbered(d)
+            ]
+            fresh = _unseen(numbered, marks)
+            if unfit is None:
+                happened += await self._write(cursor, fresh)
+            else:
+                happened += [await _bury(cursor, d, unfit) for d in fresh]
+            await _store_marks(cursor, numbered, marks)
             await events.append(cursor, happened)
-            await _store_marks(cursor, deliveries, marks)
-            faultpoints.reach("cloud.before_commit")
-        faultpoints.reach("cloud.after_commit")
+            faultpoints.reach(faultpoints.BEFORE_COMMIT)
+        faultpoints.reach(faultpoints.AFTER_COMMIT)
         return {id(d) for d in deliveries if d.mark in marks}
 
     async def _write(self, cursor: Cursor, fresh: Sequence[Delivery]) -> list[Event]:
@@ -191,9 +222,9 @@ class GroupCommitter:
                 for writer in self._writers:
                     happened += await writer.write_batch(cursor, fresh)
                 return happened
-        except psycopg.OperationalError:
-            raise
-        except Exception as error:  # noqa: BLE001  # whatever a writer trips over must not stop the stream
+        except Exception as error:  # whatever a writer trips over must not stop the stream
+            if _is_ours(error):
+                raise
             if len(fresh) == 1:
                 return [await _bury(cursor, fresh[0], error)]
         middle = len(fresh) // 2
@@ -209,8 +240,28 @@ def _answer(group: Iterable[_Waiting], committed: set[int]) -> None:
             waiting.done.set_result([d for d in waiting.deliveries if id(d) in committed])
 
 
+def _is_ours(error: Exception) -> bool:
+    """Whether the database or this software is to blame and not the fact: then nothing is lost.
+
+    A ProgrammingError without a code is the driver's, about a value that it cannot write.
+    """
+    if isinstance(error, psycopg.ProgrammingError):
+        return error.sqlstate is not None
+    return isinstance(
+        error,
+        Unavailable
+        | psycopg.OperationalError
+        | psycopg.InterfaceError
+        | psycopg.InternalError
+        | psycopg.NotSupportedError,
+    )
+
+
 def _fail(group: Iterable[_Waiting], error: Exception) -> None:
     logger.error("commit failed: %s", error)
+    if not isinstance(error, Unavailable):
+        cause, error = error, Unavailable(f"the commit path failed, nothing is committed: {error}")
+        error.__cause__ = cause
     for waiting in group:
         if not waiting.done.done():
             waiting.done.set_exception(error)
@@ -232,6 +283,10 @@ async def _lock_marks(cursor: Cursor, deliveries: Sequence[Delivery]) -> Marks:
         ([k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys]),
     )
     return {(row[0], row[1], row[2]): row[3] for row in await cursor.fetchall()}
+
+
+def _is_numbered(delivery: Delivery) -> bool:
+    return delivery.batch.seq in NUMBERS and 0 <= delivery.batch.floor < NUMBERS.stop
 
 
 def _unseen(deliveries: Sequence[Delivery], marks: Marks) -> list[Delivery]:
@@ -259,11 +314,11 @@ async def _store_marks(cursor: Cursor, deliveries: Sequence[Delivery], marks: Ma
     await cursor.executemany(
         "UPDATE kernel.outbox_mark SET committed = committed + %s::int8multirange"
         " WHERE station_id = %s AND outbox = %s AND stream = %s",
-        [(_text(ranges), *key) for key, ranges in added.items()],
+        [(_multirange(ranges), *key) for key, ranges in added.items()],
     )
 
 
-def _text(ranges: Sequence[Range[int]]) -> str:
+def _multirange(ranges: Sequence[Range[int]]) -> str:
     return "{" + ",".join(f"[{r.lower},{r.upper})" for r in ranges) + "}"
 
 
@@ -273,6 +328,9 @@ def to_ranges(committed: Multirange[int]) -> Ranges:
 
 
 # --------------------------------------------------------------------------- dead letters
+
+
+LONGEST_PAYLOAD: Final = 8 * 1024 * 1024
 
 
 async def _bury(cursor: Cursor, delivery: Delivery, error: Exception) -> Event:
@@ -293,7 +351,7 @@ async def _bury(cursor: Cursor, delivery: Delivery, error: Exception) -> Event:
         kind="fact.dead_lettered",
         station_id=delivery.station_id,
         subject=f"{delivery.outbox}:{delivery.stream}:{delivery.batch.seq}",
-        data={"reason": reason},
+        data={"reason": _text(reason)},
     )
 
 
@@ -305,9 +363,16 @@ async def dead_letter(
     tenant: TenantId | None,
     station_id: int | None,
 ) -> None:
-    """Keep what could not be taken, with the reason."""
+    """Keep what could not be taken, with the reason, both cut to what a table should hold."""
     await cursor.execute(
         "INSERT INTO kernel.dead_letter (tenant_id, station_id, topic, reason, payload)"
         " VALUES (%s, %s, %s, %s, %s)",
-        (tenant, station_id, topic, reason[:2000], payload),
+        (tenant, station_id, _text(topic), _text(reason), payload[:LONGEST_PAYLOAD]),
+    )
+
+
+def _text(anything: str) -> str:
+    """Text that PostgreSQL can hold: no NUL, no lone surrogate."""
+    return (
+        anything.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()[:2000]
     )
