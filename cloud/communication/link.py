@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 from uuid import UUID, uuid4
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from cloud.communication import store
@@ -29,10 +30,11 @@ from cloud.kernel import events, faultpoints
 from cloud.kernel.database import Database
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.events import Event
-from cloud.kernel.facts import Delivery, FactSink, dead_letter
+from cloud.kernel.facts import NUMBERS, Delivery, FactSink, dead_letter, forget_refused
 from cloud.kernel.observability import log_context
 from protocols.agent_link import (
     Ack,
+    Batch,
     BillingBatch,
     Command,
     Down,
@@ -59,6 +61,10 @@ DIRECTORY_TTL_S: Final = 30.0
 SEEN_EVERY_S: Final = 5.0
 RETRY_S: Final = 1.0
 DEAD_LETTERS_A_MINUTE: Final = 60
+LONGEST_DEAD_LETTER: Final = 64 * 1024
+MOST_DEAD_LETTERS: Final = 10_000
+MOST_AT_WORK: Final = 8192
+"""Messages under way at once; a broker that redelivers while the database is away adds to them."""
 
 T = TypeVar("T")
 AckKey = tuple[str, UUID, Stream]
@@ -120,11 +126,17 @@ class AgentLink:
     async def _receive(self) -> None:
         while True:
             message = await self._receiver.inbox.get()
+            while len(self._tasks) >= MOST_AT_WORK:
+                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
             try:
                 await self._take(message)
             except LinkError as error:
                 self._refused.inc()
-                self._start(self._bury(message, str(error)))
+                self._start(message, self._bury(message, str(error)))
+            except Exception:
+                # one message must neither end the link nor keep its place in the broker's window
+                logger.exception("a message on %s was dropped", message.topic)
+                self._receiver.done(message)
 
     async def _take(self, message: Received) -> None:
         identity, channel = parse_up_topic(message.topic)
@@ -132,32 +144,34 @@ class AgentLink:
         if channel is Up.PRESENCE and not message.payload:
             self._receiver.done(message)  # a cleared retained message
             return
-        content = decode_up(channel, message.payload)
+        content = _checked(decode_up(channel, message.payload))
         known = await self._resolve(identity)
         if known is None:
             raise LinkError(f"no station {identity!r} is known here")
         self._seen[known.id] = self._clock()
         if isinstance(content, Hello):
-            self._start(self._greet(message, identity, known, content))
+            self._start(message, self._greet(message, identity, known, content))
         elif isinstance(content, Presence):
-            self._start(self._note_presence(message, known, content))
+            self._start(message, self._note_presence(message, known, content))
         elif isinstance(content, BillingBatch | StateBatch | TelemetryBatch):
             delivery = Delivery(
                 known.id, known.tenant_id, content.outbox, self._clock(), Stream(channel), content
             )
-            self._start(self._commit(message, identity, delivery))
+            self._start(message, self._commit(message, identity, delivery))
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, message: Received, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         self._lag.set(len(self._tasks))
-        task.add_done_callback(self._finished)
+        task.add_done_callback(partial(self._finished, message))
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, message: Received, task: asyncio.Task[None]) -> None:
+        """What failed for good gives its place in the broker's window back; agents send again."""
         self._tasks.discard(task)
         self._lag.set(len(self._tasks))
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a message could not be settled", exc_info=error)
+            self._receiver.done(message)
 
     async def _resolve(self, identity: str) -> Known | None:
         at, known = self._known.get(identity, (0.0, None))
@@ -194,11 +208,10 @@ class AgentLink:
         """One ack per stream for all that one commit settled; an empty one asks for a hello."""
         acks, self._acks = self._acks, defaultdict(set)
         messages, self._acked = self._acked, []
-        faultpoints.reach("cloud.before_ack")
+        faultpoints.reach(faultpoints.BEFORE_ACK)
         for (identity, outbox, stream), numbers in acks.items():
             ack = Ack(self.cloud, outbox, stream, to_ranges(numbers))
             self._receiver.publish(down_topic(identity, Down.ACK), encode(ack))
-        faultpoints.reach("cloud.after_ack")
         for message in messages:
             self._receiver.done(message)
 
@@ -293,7 +306,21 @@ class AgentLink:
 
     async def _store_dead(self, message: Received, reason: str) -> None:
         async with self._database.commit_unit() as cursor:
-            await dead_letter(cursor, message.topic[:500], reason, message.payload, None, None)
+            payload = message.payload[:LONGEST_DEAD_LETTER]
+            await dead_letter(cursor, message.topic[:500], reason, payload, None, None)
+            if self._buried[1] == 1:
+                await forget_refused(cursor, MOST_DEAD_LETTERS)
+
+
+def _checked(content: msgspec.Struct) -> msgspec.Struct:
+    """What the types do not say. Raises LinkError."""
+    if isinstance(content, Hello) and not content.boots:
+        raise LinkError("a hello names at least its own boot")
+    if isinstance(content, Batch):
+        for what, number in (("number", content.seq), ("floor", content.floor)):
+            if not 0 <= number < NUMBERS.stop or (what == "number" and number == 0):
+                raise LinkError(f"a batch's {what} is out of bounds: {number}")
+    return content
 
 
 def to_ranges(numbers: set[int]) -> Ranges:

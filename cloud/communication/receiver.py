@@ -16,11 +16,14 @@ from urllib.parse import urlsplit
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from protocols.agent_link import up_filter
+from cloud.kernel import faultpoints
+from protocols.agent_link import Down, up_filter
 
 logger = logging.getLogger(__name__)
 KEEPALIVE_S: Final = 20
 QOS: Final = 1
+MOST_WAITING: Final = 8192
+"""Beyond the broker's window only a flood at QoS 0 or a redelivering broker comes here."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Receiver:
         self.online = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection = 0
+        self._watched: set[int] = set()
+        self.dropped = 0
         self._client = self._make()
 
     def _make(self) -> paho.Client:
@@ -78,6 +83,8 @@ class Receiver:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
+        if faultpoints.ARMED == faultpoints.AFTER_ACK:
+            client.on_publish = self._on_publish
         return client
 
     async def __aenter__(self) -> Self:
@@ -97,7 +104,9 @@ class Receiver:
 
         (Acks are repeated for what the agent sends again, commands until they are answered.)
         """
-        self._client.publish(topic, payload, QOS)
+        info = self._client.publish(topic, payload, QOS)
+        if faultpoints.ARMED == faultpoints.AFTER_ACK and topic.endswith(f"/{Down.ACK}"):
+            self._watched.add(info.mid)
 
     def done(self, message: Received) -> None:
         """Acknowledge to the broker, unless the message came over an earlier connection."""
@@ -129,5 +138,15 @@ class Receiver:
         self._call(self.online.clear)
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        if self.inbox.qsize() >= MOST_WAITING:
+            self.dropped += 1  # not acknowledged: the agent, or the broker, sends it again
+            return
         token = self._connection << 16 | message.mid if message.qos else 0
         self._call(self.inbox.put_nowait, Received(message.topic, bytes(message.payload), token))
+
+    def _on_publish(
+        self, _client: paho.Client, _data: Any, mid: int, _reason: Any, _p: Any
+    ) -> None:
+        """The broker has it: only now an ack is out, for publish() merely hands it over."""
+        if mid in self._watched:
+            faultpoints.reach(faultpoints.AFTER_ACK)

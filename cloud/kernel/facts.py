@@ -371,6 +371,16 @@ async def dead_letter(
     )
 
 
+async def forget_refused(cursor: Cursor, keep: int) -> None:
+    """Forget the oldest messages that belonged to no station; facts are never forgotten here."""
+    await cursor.execute(
+        "DELETE FROM kernel.dead_letter WHERE station_id IS NULL AND id <= ("
+        " SELECT id FROM kernel.dead_letter WHERE station_id IS NULL"
+        " ORDER BY id DESC OFFSET %s LIMIT 1)",
+        (keep,),
+    )
+
+
 def _text(anything: str) -> str:
     """Text that PostgreSQL can hold: no NUL, no lone surrogate."""
     return (
