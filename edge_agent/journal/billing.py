@@ -501,11 +501,11 @@ class BillingFile:
                 ("session", "kept_ms", budget.keep_sessions_days),
             ):
                 self.db.execute(
-                    f"UPDATE {table} SET {column} = ? WHERE {column} < ?",  # noqa: S608  # names above
+                    f"UPDATE {table} SET {column} = ? WHERE {column} < ?",
                     (now_ms, SANE_MS),
                 )
                 self.db.execute(
-                    f"DELETE FROM {table} WHERE {column} < ?",  # noqa: S608  # names above
+                    f"DELETE FROM {table} WHERE {column} < ?",
                     (now_ms - days * DAY_MS,),
                 )
         self.db.execute("PRAGMA incremental_vacuum(64)").fetchall()
@@ -547,7 +547,7 @@ def _restore(db: sqlite3.Connection, saved: Mapping[str, list[tuple[object, ...]
     with writing(db):
         for table, rows in saved.items():
             places = ", ".join("?" * len(COLUMNS[table]))
-            query = f"INSERT OR IGNORE INTO {table} VALUES ({places})"  # noqa: S608  # our own names
+            query = f"INSERT OR IGNORE INTO {table} VALUES ({places})"
             for row in rows:
                 try:
                     db.execute(query, row)

@@ -204,7 +204,7 @@ def salvage(damaged: Path, table: str, columns: Sequence[str]) -> list[tuple[obj
     found: dict[object, tuple[object, ...]] = {}
     names = ", ".join(columns)
     for direction in ("ASC", "DESC"):
-        query = f"SELECT rowid, {names} FROM {table} ORDER BY rowid {direction}"  # noqa: S608  # our own names
+        query = f"SELECT rowid, {names} FROM {table} ORDER BY rowid {direction}"
         with suppress(sqlite3.Error):
             db = sqlite3.connect(f"file:{damaged}?mode=ro", uri=True)
             try:

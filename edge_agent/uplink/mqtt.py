@@ -1,8 +1,4 @@
-"""The MQTT uplink: connect, keep the session going, come back when the line is lost.
-
-Plain MQTT 3.1.1 with a clean session: nothing rests on the broker. Every wait has a deadline, the
-CONNECT included, because brokers exist that accept a connection and never answer it.
-"""
+"""The agent link over MQTT 3.1.1: connects, stays connected, and does what the session says."""
 
 from __future__ import annotations
 
@@ -12,28 +8,33 @@ import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
 import aiomqtt
+from aiomqtt.exceptions import MqttConnectError
 
 from edge_agent import faultpoints
 from edge_agent.journal import Journal, JournalError
 from edge_agent.uplink.session import (
-    Description,
-    Heard,
-    LinkSilentError,
-    Pace,
+    Action,
+    Arrived,
+    Commanded,
+    Connected,
+    Disconnected,
+    Event,
+    LinkChanged,
     Send,
     Session,
+    SessionSettings,
+    Tick,
+    Welcomed,
 )
 from protocols.agent_link import (
     Command,
     Down,
-    LinkError,
     Presence,
     Stamp,
     Up,
@@ -45,31 +46,41 @@ from protocols.agent_link import (
 )
 
 log = logging.getLogger(__name__)
-QOS: Final = 1
-KEEPALIVE_S: Final = 30
-DEADLINE_S: Final = 15.0
+TICK_S: Final = 0.25
+STEADY_S: Final = 30.0
+"""A connection that held so long was a good one: the next attempt comes soon."""
+MOST_PUBLISHES: Final = 100
 GOODBYE_S: Final = 2.0
-PUBLISH_S: Final = 20.0
-EXPECTED: Final = (aiomqtt.MqttError, OSError, LinkSilentError, JournalError)
-"""What a line and a disk do to us; anything else is our own mistake and goes up."""
+FARTHEST_DOUBLING: Final = 10
+LINK_TROUBLE: Final = (aiomqtt.MqttError, OSError, ValueError)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MqttSettings:
-    """Where the broker is and who we are to it; `mqtts` demands TLS 1.3."""
+    """Where the broker is, and what proves who we are."""
 
-    url: str
-    station: str
-    password: str
+    host: str
+    port: int = 8883
+    password: str | None = None
+    tls: bool = True
+    """False only towards a broker on this very machine, or in a tunnel."""
     ca_file: Path | None = None
-    pace: Pace = field(default_factory=Pace)
-    retry_s: float = 1.0
-    """First wait after a failure; doubles up to `retry_most_s`, always with jitter."""
-    retry_most_s: float = 60.0
+    """None trusts the system's authorities."""
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    keepalive_s: int = 30
+    deadline_s: float = 10.0
+    """For the broker's answer to anything, CONNECT included."""
+    first_retry_s: float = 1.0
+    longest_retry_s: float = 60.0
+
+
+class Clock(Protocol):
+    def now(self) -> Stamp: ...
 
 
 class Listener(Protocol):
-    """The rest of the agent, as far as the cloud has something to tell it."""
+    """Who acts on what the cloud says; calls come one at a time, in order."""
 
     async def welcomed(self, welcome: Welcome) -> None: ...
 
@@ -78,193 +89,218 @@ class Listener(Protocol):
     def link_changed(self, up: bool, reason: str) -> None: ...
 
 
+def tls_context(settings: MqttSettings) -> ssl.SSLContext | None:
+    """TLS 1.3 or nothing; raises OSError (ssl.SSLError) for files that do not read."""
+    if not settings.tls:
+        return None
+    context = ssl.create_default_context(cafile=settings.ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if settings.certificate_file is not None:
+        context.load_cert_chain(settings.certificate_file, settings.key_file)
+    return context
+
+
+def retry_delay(settings: MqttSettings, failures: int, chance: float) -> float:
+    """Seconds before the next attempt: doubling, jittered by half (`chance` in 0..1)."""
+    doubled = settings.first_retry_s * (1 << min(failures, FARTHEST_DOUBLING))
+    return min(settings.longest_retry_s, doubled) * (0.5 + chance / 2)
+
+
+def explain(settings: MqttSettings, error: BaseException) -> str:
+    """What happened, why, what to do, for a person."""
+    where = f"no link to the broker {settings.host}:{settings.port}: {error}"
+    if isinstance(error, MqttConnectError):
+        return f"{where}. Check the station's credentials, or claim it again"
+    if "certificate" in str(error).lower():
+        return f"{where}. Check the CA file, the broker's name, and this controller's clock"
+    return f"{where}. Trying again; charging goes on, what matters waits in the journal"
+
+
 class MqttUplink:
-    """Runs for ever by `run`; `wake` says that the journal has something new."""
+    """Drains the journal to the cloud and brings its commands; `run` ends by cancellation only."""
 
     def __init__(
         self,
         settings: MqttSettings,
+        session: SessionSettings,
         journal: Journal,
         listener: Listener,
-        describe: Callable[[], Description],
-        stamp: Callable[[], Stamp],
+        clock: Clock,
+        *,
+        chance: Callable[[], float] = random.random,
     ) -> None:
-        self._settings = settings
+        self.settings = settings
+        self.station = session.station
+        self.session = Session(session, journal, clock.now)
         self._journal = journal
         self._listener = listener
-        self._describe = describe
-        self._stamp = stamp
-        self._wake = asyncio.Event()
-        self._failures = 0
-        self._reported: str | None = None
+        self._clock = clock
+        self._chance = chance
+        self._something = asyncio.Event()
 
     def wake(self) -> None:
-        self._wake.set()
+        """There may be something new to send."""
+        self._something.set()
 
     async def run(self) -> None:
-        """Connect and converse; after a loss wait with jitter and begin again."""
+        """Stay connected. Every failure is reported to the listener and tried again."""
+        failures = 0
         while True:
-            reason = await self._connection()
-            self._report(up=False, reason=reason)
-            await asyncio.sleep(self._pause())
+            began = time.monotonic()
+            try:
+                await self._connection()
+            except* LINK_TROUBLE as group:
+                reason = explain(self.settings, _first(group))
+            except* Exception as group:  # the loop's root: a fault here must not end the link
+                log.exception("the uplink failed and starts again", exc_info=group)
+                reason = explain(self.settings, _first(group))
+            else:
+                reason = explain(self.settings, ConnectionError("the broker ended the connection"))
+            await self._do(Disconnected(reason), None)
+            failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
+            delay = retry_delay(self.settings, failures - 1 if failures else 0, self._chance())
+            log.info("%s (next attempt in %.1f s)", reason, delay)
+            await asyncio.sleep(delay)
 
-    def _pause(self) -> float:
-        """Full jitter over the upper half, so that a fleet does not return in step."""
-        most = min(self._settings.retry_most_s, self._settings.retry_s * 2**self._failures)
-        self._failures = min(self._failures + 1, 10)
-        return random.uniform(most / 2, most)  # noqa: S311  # spreading load, no secret
-
-    async def _connection(self) -> str:
-        """One connection's life; returns why it ended."""
-        try:
-            async with self._client() as client:
-                await self._converse(client)
-        except EXPECTED as error:
-            return self._why(error)
-        except ExceptionGroup as errors:
-            if errors.split(EXPECTED)[1] is not None:
-                raise
-            return self._why(_root(errors))
-        return "the broker closed the connection"
-
-    def _why(self, error: BaseException) -> str:
-        if isinstance(error, TimeoutError):
-            return f"{self._settings.url} did not answer within {DEADLINE_S:g} s"
-        if isinstance(error, JournalError):
-            return f"the journal stands in the way: {error}"
-        if isinstance(error, LinkSilentError):
-            return str(error)
-        return f"no connection to {self._settings.url}: {error}"
+    def _client(self) -> aiomqtt.Client:
+        name = escape(self.station)
+        will = encode(Presence(online=False, boot=self._journal.boots[0]))
+        client = aiomqtt.Client(
+            self.settings.host,
+            self.settings.port,
+            identifier=f"karvon-{name}",
+            username=name,
+            password=self.settings.password,
+            clean_session=True,
+            keepalive=self.settings.keepalive_s,
+            timeout=self.settings.deadline_s,
+            will=aiomqtt.Will(up_topic(self.station, Up.PRESENCE), will, qos=1, retain=True),
+            tls_context=tls_context(self.settings),
+            max_inflight_messages=MOST_PUBLISHES,
+            max_queued_incoming_messages=1000,
+        )
+        client.pending_calls_threshold = MOST_PUBLISHES
+        return client
 
     @asynccontextmanager
-    async def _client(self) -> AsyncIterator[aiomqtt.Client]:
-        settings = self._settings
-        address = urlsplit(settings.url)
-        secure = address.scheme == "mqtts"
-        client = aiomqtt.Client(
-            address.hostname or "",
-            address.port or (8883 if secure else 1883),
-            identifier=f"karvon-{escape(settings.station)}",
-            username=escape(settings.station),
-            password=settings.password,
-            keepalive=KEEPALIVE_S,
-            timeout=DEADLINE_S,
-            tls_context=_tls(settings.ca_file) if secure else None,
-            will=aiomqtt.Will(self._topic(Up.PRESENCE), self._presence(online=False), QOS, True),
-            max_queued_outgoing_messages=1000,
-        )
-        client.pending_calls_threshold = 1000
-        async with asyncio.timeout(DEADLINE_S + 1):
-            await client.__aenter__()
+    async def _connected(self) -> AsyncIterator[aiomqtt.Client]:
+        client = self._client()
         try:
-            yield client
+            async with client:
+                yield client
         finally:
-            await self._goodbye(client)
+            # aiomqtt leaves its socket behind when CONNECT is refused, late or cancelled.
+            client._client.disconnect()  # noqa: SLF001  # nothing public closes it
 
-    async def _goodbye(self, client: aiomqtt.Client) -> None:
-        """Say offline and close, as far as the line still allows."""
-        try:
-            async with asyncio.timeout(GOODBYE_S):
-                presence = self._presence(online=False)
-                await client.publish(self._topic(Up.PRESENCE), presence, QOS, retain=True)
-                await client.__aexit__(None, None, None)
-        except (aiomqtt.MqttError, TimeoutError, OSError) as error:
-            log.debug("no goodbye: %s", error)
+    async def _connection(self) -> None:
+        async with self._connected() as client:
+            await client.subscribe(down_filter(self.station), qos=1)
+            await self._presence(client, online=True)
+            try:
+                await self._serve(client)
+            except asyncio.CancelledError:
+                with suppress(TimeoutError, *LINK_TROUBLE):
+                    async with asyncio.timeout(GOODBYE_S):
+                        await self._presence(client, online=False)
+                raise
 
-    def _topic(self, channel: Up) -> str:
-        return up_topic(self._settings.station, channel)
+    async def _presence(self, client: aiomqtt.Client, *, online: bool) -> None:
+        message = Presence(online=online, boot=self._journal.boots[0])
+        topic = up_topic(self.station, Up.PRESENCE)
+        await client.publish(topic, encode(message), qos=1, retain=True)
 
-    def _presence(self, *, online: bool) -> bytes:
-        return encode(Presence(online, self._journal.boots[0]))
-
-    # ------------------------------------------------------------------ conversation
-
-    async def _converse(self, client: aiomqtt.Client) -> None:
-        session = Session(self._journal, self._describe, self._stamp, self._settings.pace)
-        heard: asyncio.Queue[Heard] = asyncio.Queue()
-        async with asyncio.timeout(DEADLINE_S):
-            await client.subscribe(down_filter(self._settings.station), QOS)
-            presence = self._presence(online=True)
-            await client.publish(self._topic(Up.PRESENCE), presence, QOS, retain=True)
+    async def _serve(self, client: aiomqtt.Client) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._listen(client, session, group, heard))
-            group.create_task(self._speak(client, session, group))
-            group.create_task(self._tell(heard))
-            self._publish(client, group, session.greet(time.monotonic()))
+            sender = _Sender(client, self.station, group)
+            listening: asyncio.Queue[Welcomed | Commanded] = asyncio.Queue()
+            line = _Line(sender, listening)
+            group.create_task(self._listen(listening), name="uplink: tell the listener")
+            await self._do(Connected(), line)
+            group.create_task(self._tick(line), name="uplink: send")
+            group.create_task(self._receive(client, line), name="uplink: receive")
 
-    async def _listen(
-        self,
-        client: aiomqtt.Client,
-        session: Session,
-        group: asyncio.TaskGroup,
-        heard: asyncio.Queue[Heard],
-    ) -> None:
+    async def _tick(self, line: _Line) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._something.wait()
+            self._something.clear()
+            await self._do(Tick(), line)
+
+    async def _receive(self, client: aiomqtt.Client, line: _Line) -> None:
         async for message in client.messages:
-            try:
-                channel = Down(message.topic.value.rsplit("/", 1)[-1])
-                payload = message.payload if isinstance(message.payload, bytes) else b""
-                sends, news = session.received(channel, payload, time.monotonic())
-            except (LinkError, ValueError) as error:
-                log.warning("refused a message on %s: %s", message.topic, error)
-                continue
-            faultpoints.reach("agent.after_ack")
-            for send in sends:
-                self._publish(client, group, send)
-            if isinstance(news, Welcome):
-                self._failures = 0
-                self._report(up=True, reason="")
-            if news is not None:
-                heard.put_nowait(news)
-            self._wake.set()
-        raise aiomqtt.MqttError("the connection ended")
+            channel = str(message.topic).rsplit("/", 1)[-1]
+            if channel in set(Down) and isinstance(message.payload, bytes | bytearray):
+                await self._do(Arrived(Down(channel), bytes(message.payload)), line)
+                if channel == Down.ACK:
+                    faultpoints.reach(faultpoints.AFTER_ACK)
+        raise ConnectionError("the broker ended the connection")
 
-    async def _speak(
-        self, client: aiomqtt.Client, session: Session, group: asyncio.TaskGroup
-    ) -> None:
+    async def _listen(self, messages: asyncio.Queue[Welcomed | Commanded]) -> None:
+        """One after the other, and never in the way of acks."""
         while True:
-            self._wake.clear()
-            for send in session.step(time.monotonic()):
-                self._publish(client, group, send)
+            message = await messages.get()
             try:
-                async with asyncio.timeout(session.delay(time.monotonic())):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+                if isinstance(message, Welcomed):
+                    await self._listener.welcomed(message.welcome)
+                else:
+                    await self._listener.command(message.command)
+            except Exception:  # a command that fails must not end the link
+                log.exception("the agent failed on %s", type(message).__name__)
 
-    def _publish(self, client: aiomqtt.Client, group: asyncio.TaskGroup, send: Send) -> None:
-        """In the order of the calls; the wait for the broker's acknowledgement is beside it."""
-        faultpoints.reach("agent.before_publish")
-        group.create_task(
-            client.publish(self._topic(send.channel), send.payload, QOS, timeout=PUBLISH_S)
-        )
-
-    async def _tell(self, heard: asyncio.Queue[Heard]) -> None:
-        while True:
-            news = await heard.get()
-            if isinstance(news, Welcome):
-                await self._listener.welcomed(news)
-            else:
-                await self._listener.command(news)
-
-    def _report(self, *, up: bool, reason: str) -> None:
-        """One line when the link comes or goes, not one per attempt."""
-        state = "up" if up else reason
-        if state == self._reported:
+    async def _do(self, event: Event, line: _Line | None) -> None:
+        try:
+            actions = self.session.handle(event, int(time.monotonic() * 1000))
+        except JournalError as error:
+            log.error("the uplink waits for the journal: %s", error)  # noqa: TRY400  # no fault of ours: no trace
             return
-        if up:
-            log.info("connected to the cloud by %s", self._settings.url)
+        for action in actions:
+            await self._carry_out(action, line)
+
+    async def _carry_out(self, action: Action, line: _Line | None) -> None:
+        if isinstance(action, LinkChanged):
+            log.info("link %s: %s", "up" if action.up else "down", action.reason)
+            self._listener.link_changed(action.up, action.reason)
+        elif line is None:
+            return
+        elif isinstance(action, Send):
+            await line.sender.send(action)
         else:
-            log.warning("no link to the cloud: %s", reason)
-        self._reported = state
-        self._listener.link_changed(up, reason)
+            line.listening.put_nowait(action)
 
 
-def _tls(ca_file: Path | None) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    return context
+class _Sender:
+    """Publishes in order, not waiting for each PUBACK; one that stays out ends the connection."""
+
+    def __init__(self, client: aiomqtt.Client, station: str, group: asyncio.TaskGroup) -> None:
+        self._client = client
+        self._station = station
+        self._group = group
+        self._room = asyncio.Semaphore(MOST_PUBLISHES)
+
+    async def send(self, action: Send) -> None:
+        await self._room.acquire()
+        self._group.create_task(self._publish(action))
+
+    async def _publish(self, action: Send) -> None:
+        faultpoints.reach(faultpoints.BEFORE_PUBLISH)
+        try:
+            topic = up_topic(self._station, action.channel)
+            await self._client.publish(topic, action.payload, qos=1)
+        finally:
+            self._room.release()
 
 
-def _root(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = errors.exceptions[0]
-    return _root(first) if isinstance(first, BaseExceptionGroup) else first
+@dataclass(frozen=True)
+class _Line:
+    """What hangs on one connection."""
+
+    sender: _Sender
+    listening: asyncio.Queue[Welcomed | Commanded]
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

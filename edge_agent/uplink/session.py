@@ -1,20 +1,22 @@
-"""One connection's conversation with the cloud, sans-IO: what to send now, what an answer means.
+"""The agent's side of the agent link without any I/O: what to send, when, and when to forget.
 
-Hello and welcome come first; then everything goes in numbered batches that are sent again until the
-cloud acknowledges them. Two lanes share the line: what is new goes out at once, and what piled up
-while the link was away follows at a bounded rate, so that live data is not late behind a replay.
-The shell in `mqtt.py` moves the bytes and tells the time (monotonic seconds).
+`handle(event, now)` takes what happened and the monotonic time in milliseconds, and returns what
+to do. A connection starts with a hello; nothing else leaves before the cloud's welcome. Live data
+goes first; the backlog follows as the line and the cloud keep up with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Final, Protocol
 from uuid import UUID
 
 from edge_agent.journal.billing import SealedFacts
 from edge_agent.journal.telemetry import SealedSeries
+from edge_agent.records import LocalList, Transaction
+from edge_agent.uplink.pace import Pace
 from protocols.agent_link import (
     Ack,
     BillingBatch,
@@ -37,292 +39,384 @@ from protocols.agent_link import (
     encode,
 )
 
-LIVE_WINDOW: Final = 32
-SERIES_WINDOW: Final = 4
-"""Telemetry batches in flight, of each lane: they are the large ones."""
-LIVE_SAMPLES: Final = 3000
-BACKLOG_SAMPLES: Final = 2000
+log = logging.getLogger(__name__)
+TRIES: Final = 3
+"""So many sendings without an ack, and the agent greets again instead of sending on."""
+MOST_BACKOFF: Final = 8
+LIVE_TELEMETRY: Final = 4
+"""Unacknowledged live batches; what comes then waits on disk as backlog."""
+NO_CLOUD: Final = "the broker is there, but the cloud does not answer; sending waits for it"
 
 
-class LinkSilentError(Exception):
-    """The cloud did not welcome us in time; the connection is to be made anew."""
+@dataclass(frozen=True, kw_only=True)
+class SessionSettings:
+    """What the agent says of itself, and its intervals (milliseconds)."""
+
+    station: str
+    agent_version: str
+    evses: tuple[EvseDescription, ...] = ()
+    in_flight: int = 64
+    """Unacknowledged batches of the backlog at most; as many live ones may be out beside."""
+    per_second: int = 200
+    """Batches of the backlog."""
+    welcome_ms: int = 10_000
+    resend_ms: int = 10_000
+    telemetry_ms: int = 30_000
+    """How often live samples leave, all that there are in one batch."""
+    state_ms: int = 500
+    max_samples: int = 1200
+
+
+# --------------------------------------------------------------------------- events and actions
+
+
+@dataclass(frozen=True)
+class Connected:
+    """Connected to the broker and subscribed to the station's downward topics."""
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    reason: str
+
+
+@dataclass(frozen=True)
+class Arrived:
+    channel: Down
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed, or there may be something new to send."""
+
+
+Event = Connected | Disconnected | Arrived | Tick
+
+
+@dataclass(frozen=True)
+class Send:
+    channel: Up
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Welcomed:
+    welcome: Welcome
+
+
+@dataclass(frozen=True)
+class Commanded:
+    command: Command
+
+
+@dataclass(frozen=True)
+class LinkChanged:
+    up: bool
+    reason: str
+
+
+Action = Send | Welcomed | Commanded | LinkChanged
 
 
 class Outbox(Protocol):
     """What the session needs of the journal."""
 
-    outbox: UUID
-    boots: tuple[UUID, ...]
-
+    @property
+    def outbox(self) -> UUID: ...
+    @property
+    def boots(self) -> tuple[UUID, ...]: ...
     @property
     def position(self) -> int: ...
     @property
     def buffered(self) -> int: ...
+    @property
+    def backlog(self) -> int: ...
     def marks(self) -> dict[Stream, Mark]: ...
     def floor(self, stream: Stream) -> int: ...
+    def transactions(self) -> list[Transaction]: ...
+    def local_list(self) -> LocalList: ...
+    def new_outbox(self) -> UUID: ...
     def settle(self, stream: Stream, ranges: Ranges) -> None: ...
     def reopen(self, committed: Ranges) -> int: ...
-    def new_outbox(self) -> UUID: ...
+    def all_state_again(self) -> None: ...
+    def state(self) -> tuple[int, tuple[StateFact, ...]] | None: ...
     def billing(
         self, *, exclude: Collection[int] = (), limit: int, after: int = 0
     ) -> list[SealedFacts]: ...
-    def all_state_again(self) -> None: ...
-    def state(self) -> tuple[int, tuple[StateFact, ...]] | None: ...
-    def seal(self, *, live: bool, max_samples: int) -> SealedSeries | None: ...
     def telemetry(self, *, exclude: Collection[int] = (), limit: int) -> list[SealedSeries]: ...
+    def seal(self, *, live: bool, max_samples: int) -> SealedSeries | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What a hello says of the station."""
+@dataclass
+class _Flight:
+    """A batch that is out: the same bytes go again until it is acknowledged."""
 
-    agent_version: str
-    evses: tuple[EvseDescription, ...]
-    open_transactions: tuple[UUID, ...]
-    local_list_version: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How fast and how patiently (seconds, messages)."""
-
-    telemetry_every_s: float = 60.0
-    """How often what was measured goes out while all is well."""
-    welcome_s: float = 15.0
-    ack_s: float = 10.0
-    """After this long without acknowledgement a batch is sent again."""
-    backlog_window: int = 64
-    backlog_per_s: float = 200.0
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Publish this."""
-
-    channel: Up
     payload: bytes
+    first_at: int
+    sent_at: int
+    live: bool
+    tries: int = 1
 
 
-@dataclass(slots=True)
-class _InFlight:
-    send: Send
-    at: float
-    backlog: bool
-
-
-Heard = Welcome | Command
-"""What the rest of the agent must hear of; everything else the session settles itself."""
-Key = tuple[Stream, int]
-
-
-@dataclass(slots=True)
 class Session:
-    """One connection. Make a new one for each; `greet` is its first output."""
+    """One agent's dialogue with the cloud, over any number of connections."""
 
-    journal: Outbox
-    describe: Callable[[], Description]
-    stamp: Callable[[], Stamp]
-    pace: Pace
-    cloud: UUID | None = None
-    welcomed: bool = False
-    _greeted_at: float = 0.0
-    _in_flight: dict[Key, _InFlight] = field(default_factory=dict)
-    _mark: int = 0
-    _tokens: float = 0.0
-    _stepped_at: float = 0.0
-    _series_at: float = 0.0
+    def __init__(
+        self, settings: SessionSettings, outbox: Outbox, stamp: Callable[[], Stamp]
+    ) -> None:
+        self.settings = settings
+        self.cloud: UUID | None = None
+        """Of the welcome that holds; None while there is none."""
+        self._outbox = outbox
+        self._stamp = stamp
+        self._connected = False
+        self._up = False
+        self._greeted_at = 0
+        self._greetings = 0
+        self._renewed = False
+        self._live_from = 0
+        self._state_at = self._telemetry_at = 0
+        self._flights: dict[tuple[Stream, int], _Flight] = {}
+        self._pace = Pace(settings.in_flight, settings.per_second)
 
-    def greet(self, now: float) -> Send:
-        """Say hello; nothing else goes out before the welcome."""
-        self.welcomed = False
+    def handle(self, event: Event, now: int) -> list[Action]:
+        """What to do about an event at monotonic time `now`, in order.
+
+        Raises JournalError when the journal cannot be read or written; the same may be tried
+        again with a later Tick.
+        """
+        if isinstance(event, Connected):
+            self._connected = True
+            self._greetings = 0
+            self._renewed = False
+            return self._greet(now)
+        if isinstance(event, Disconnected):
+            self._connected = False
+            self.cloud = None
+            self._flights.clear()
+            return self._changed(up=False, reason=event.reason)
+        if not self._connected:
+            return []
+        return self._arrived(event, now) if isinstance(event, Arrived) else self._tick(now)
+
+    def _changed(self, *, up: bool, reason: str) -> list[Action]:
+        if up == self._up:
+            return []
+        self._up = up
+        return [LinkChanged(up, reason)]
+
+    # ------------------------------------------------------------------ greeting
+
+    def _greet(self, now: int) -> list[Action]:
+        self.cloud = None
+        self._flights.clear()
         self._greeted_at = now
-        self._in_flight.clear()
-        told = self.describe()
+        self._greetings += 1
         hello = Hello(
-            outbox=self.journal.outbox,
-            boots=self.journal.boots,
-            sent=self.stamp(),
-            marks=self.journal.marks(),
-            agent_version=told.agent_version,
-            evses=told.evses,
-            open_transactions=told.open_transactions,
-            local_list_version=told.local_list_version,
+            outbox=self._outbox.outbox,
+            boots=self._outbox.boots,
+            sent=self._stamp(),
+            marks=self._outbox.marks(),
+            agent_version=self.settings.agent_version,
+            evses=self.settings.evses,
+            open_transactions=tuple(one.id for one in self._outbox.transactions()),
+            local_list_version=self._outbox.local_list().version,
         )
-        return Send(Up.HELLO, encode(hello))
+        return [Send(Up.HELLO, encode(hello))]
 
-    # ------------------------------------------------------------------ hearing
+    def _greeting_overdue(self, now: int) -> bool:
+        doublings = max(0, self._greetings - 1)
+        patience = self.settings.welcome_ms * min(1 << doublings, MOST_BACKOFF)
+        return now - self._greeted_at >= patience
 
-    def received(
-        self, channel: Down, payload: bytes, now: float
-    ) -> tuple[list[Send], Heard | None]:
-        """Take a message of the cloud; raises LinkError for one that cannot be read."""
-        message = decode_down(channel, payload)
-        if isinstance(message, Ack):
-            return self._acknowledged(message, now), None
-        if isinstance(message, Welcome):
-            return self._welcome(message, now)
-        if isinstance(message, Command):
-            return [], message
-        raise LinkError(f"unexpected message on {channel}")
-
-    def _welcome(self, welcome: Welcome, now: float) -> tuple[list[Send], Heard | None]:
-        if welcome.outbox != self.journal.outbox or self.welcomed:
-            return [], None  # the answer to an earlier hello
+    def _welcomed(self, welcome: Welcome, now: int) -> list[Action]:
+        if self.cloud is not None or welcome.outbox != self._outbox.outbox:
+            return []
         if welcome.verdict is Verdict.NEW_OUTBOX:
-            self.journal.new_outbox()
-            return [self.greet(now)], None
+            return self._renew(now)
         for stream, ranges in welcome.committed.items():
-            self.journal.settle(stream, ranges)
-        self.journal.reopen(welcome.committed.get(Stream.BILLING, ()))
-        self.journal.all_state_again()
+            self._outbox.settle(stream, ranges)
+        again = self._outbox.reopen(welcome.committed.get(Stream.BILLING, ()))
+        if again:
+            log.warning("the cloud lacks %d facts that it had acknowledged: sent again", again)
+        self._outbox.all_state_again()
         self.cloud = welcome.cloud
-        self.welcomed = True
-        self._mark = self.journal.position
-        self._stepped_at = self._series_at = now
-        self._tokens = 1.0
-        return [], welcome
+        self._greetings = 0
+        self._live_from = self._outbox.position
+        self._state_at = self._telemetry_at = now - self.settings.telemetry_ms
+        up = self._changed(up=True, reason="welcomed by the cloud")
+        return [Welcomed(welcome), *up, *self._drain(now)]
 
-    def _acknowledged(self, ack: Ack, now: float) -> list[Send]:
-        if ack.outbox != self.journal.outbox:
+    def _renew(self, now: int) -> list[Action]:
+        """Become a new outbox, once per connection: two of them must not chase each other."""
+        if self._renewed:
             return []
-        self.journal.settle(ack.stream, ack.ranges)
-        for stream, seq in list(self._in_flight):
-            if stream is ack.stream and any(first <= seq <= last for first, last in ack.ranges):
-                del self._in_flight[stream, seq]
-        if self.welcomed and ack.cloud != self.cloud:
-            return [self.greet(now)]  # it started anew, perhaps from a backup
-        return []
-
-    # ------------------------------------------------------------------ sending
-
-    def step(self, now: float) -> list[Send]:
-        """All that may go out now; raises LinkSilentError when the welcome is overdue."""
-        if not self.welcomed:
-            if now - self._greeted_at > self.pace.welcome_s:
-                raise LinkSilentError(
-                    f"the cloud has not answered the hello for {self.pace.welcome_s:g} s"
-                )
-            return []
-        passed, self._stepped_at = now - self._stepped_at, now
-        self._tokens = min(
-            self._tokens + passed * self.pace.backlog_per_s, float(self.pace.backlog_window)
+        self._renewed = True
+        before = self._outbox.outbox
+        log.warning(
+            "the cloud knows outbox %s from another journal: now %s",
+            before,
+            self._outbox.new_outbox(),
         )
+        return self._greet(now)
+
+    # ------------------------------------------------------------------ what arrives
+
+    def _arrived(self, event: Arrived, now: int) -> list[Action]:
+        try:
+            message = decode_down(event.channel, event.payload)
+        except LinkError as error:
+            log.warning("a %s that does not read was ignored: %s", event.channel, error)
+            return []
+        if isinstance(message, Welcome):
+            return self._welcomed(message, now)
+        if isinstance(message, Ack):
+            return self._acknowledged(message, now)
+        return [Commanded(message)] if isinstance(message, Command) else []
+
+    def _acknowledged(self, ack: Ack, now: int) -> list[Action]:
+        if self.cloud is None or ack.outbox != self._outbox.outbox:
+            return []
+        if ack.cloud != self.cloud or not ack.ranges:
+            return self._greet(now)
+        self._outbox.settle(ack.stream, ack.ranges)
+        for key in [key for key in self._flights if _covers(ack, key)]:
+            flight = self._flights.pop(key)
+            if flight.tries == 1:
+                self._pace.acknowledged(now - flight.first_at, now)
+        return self._drain(now)
+
+    # ------------------------------------------------------------------ what leaves
+
+    def _tick(self, now: int) -> list[Action]:
+        if self.cloud is not None:
+            return self._drain(now)
+        if not self._greeting_overdue(now):
+            return []
+        return [*self._changed(up=False, reason=NO_CLOUD), *self._greet(now)]
+
+    def _drain(self, now: int) -> list[Action]:
+        late = [f for f in self._flights.values() if now - f.sent_at >= self._patience(f)]
+        if any(flight.tries >= TRIES for flight in late):
+            return [*self._changed(up=False, reason=NO_CLOUD), *self._greet(now)]
+        actions = self._again(now)
+        actions += self._state(now)
+        actions += self._billing(now, live=True, limit=self._live_room())
+        actions += self._live_telemetry(now)
+        actions += self._backlog(now)
+        return actions
+
+    def _patience(self, flight: _Flight) -> int:
+        return self.settings.resend_ms * min(1 << (flight.tries - 1), MOST_BACKOFF)
+
+    def _again(self, now: int) -> list[Action]:
+        actions: list[Action] = []
+        for (stream, _), flight in self._flights.items():
+            if now - flight.sent_at >= self._patience(flight):
+                flight.tries += 1
+                flight.sent_at = now
+                actions.append(Send(Up(stream), flight.payload))
+        if actions:
+            self._pace.slower(now)
+        return actions
+
+    def _fly(
+        self,
+        stream: Stream,
+        batch: BillingBatch | StateBatch | TelemetryBatch,
+        now: int,
+        live: bool,
+    ) -> Action:
+        payload = encode(batch)
+        self._flights[stream, batch.seq] = _Flight(payload, now, now, live)
+        return Send(Up(stream), payload)
+
+    def _out(self, stream: Stream) -> list[int]:
+        return [seq for kind, seq in self._flights if kind is stream]
+
+    def _live_room(self) -> int:
+        out = sum(1 for flight in self._flights.values() if flight.live)
+        return max(0, self.settings.in_flight - out)
+
+    def _state(self, now: int) -> list[Action]:
+        if now - self._state_at < self.settings.state_ms:
+            return []
+        taken = self._outbox.state()
+        if taken is None:
+            return []
+        self._state_at = now
+        for seq in self._out(Stream.STATE):
+            del self._flights[Stream.STATE, seq]  # superseded: the new one has all of it
+        number, facts = taken
+        floor = self._outbox.floor(Stream.STATE)
+        batch = StateBatch(self._outbox.outbox, number, floor, self._stamp(), facts)
+        return [self._fly(Stream.STATE, batch, now, live=True)]
+
+    def _billing(self, now: int, *, live: bool, limit: int) -> list[Action]:
+        if limit <= 0:
+            return []
+        found = self._outbox.billing(
+            exclude=self._out(Stream.BILLING), limit=limit, after=self._live_from if live else 0
+        )
+        if not found:
+            return []
+        floor, sent = self._outbox.floor(Stream.BILLING), self._stamp()
         return [
-            *self._overdue(now),
-            *self._state(now),
-            *self._live_billing(now),
-            *self._live_series(now),
-            *self._backlog(now),
+            self._fly(
+                Stream.BILLING,
+                BillingBatch(self._outbox.outbox, one.seq, floor, sent, one.facts),
+                now,
+                live,
+            )
+            for one in found
         ]
 
-    def _overdue(self, now: float) -> list[Send]:
-        again = [f for f in self._in_flight.values() if now - f.at >= self.pace.ack_s]
-        for flight in again:
-            flight.at = now
-        return [flight.send for flight in again]
-
-    def _state(self, now: float) -> list[Send]:
-        changed = self.journal.state()
-        if changed is None:
+    def _live_telemetry(self, now: int) -> list[Action]:
+        due = now - self._telemetry_at >= self.settings.telemetry_ms
+        out = sum(1 for (s, _), f in self._flights.items() if s is Stream.TELEMETRY and f.live)
+        if not due or not self._outbox.buffered or out >= LIVE_TELEMETRY:
             return []
-        for key in [key for key in self._in_flight if key[0] is Stream.STATE]:
-            del self._in_flight[key]
-        seq, facts = changed
-        batch = StateBatch(
-            outbox=self.journal.outbox,
-            seq=seq,
-            floor=self.journal.floor(Stream.STATE),
-            sent=self.stamp(),
-            facts=facts,
-        )
-        return [self._fly(Stream.STATE, seq, Send(Up.STATE, encode(batch)), now, backlog=False)]
+        self._telemetry_at = now
+        sealed = self._outbox.seal(live=True, max_samples=self.settings.max_samples)
+        return self._telemetry([sealed] if sealed else [], now, live=True)
 
-    def _live_billing(self, now: float) -> list[Send]:
-        room = LIVE_WINDOW - self._count(Stream.BILLING, backlog=False)
-        return self._billing(now, room, self._mark, backlog=False)
-
-    def _billing(self, now: float, room: int, after: int, *, backlog: bool) -> list[Send]:
-        if room <= 0:
-            return []
-        busy = self._numbers(Stream.BILLING)
-        sends = []
-        for sealed in self.journal.billing(exclude=busy, limit=room, after=after):
-            batch = BillingBatch(
-                outbox=self.journal.outbox,
-                seq=sealed.seq,
-                floor=self.journal.floor(Stream.BILLING),
-                sent=self.stamp(),
-                facts=sealed.facts,
+    def _telemetry(self, batches: Iterable[SealedSeries], now: int, *, live: bool) -> list[Action]:
+        return [
+            self._fly(
+                Stream.TELEMETRY,
+                TelemetryBatch(
+                    self._outbox.outbox,
+                    one.seq,
+                    self._outbox.floor(Stream.TELEMETRY),
+                    self._stamp(),
+                    one.series,
+                ),
+                now,
+                live,
             )
-            send = Send(Up.BILLING, encode(batch))
-            sends.append(self._fly(Stream.BILLING, sealed.seq, send, now, backlog=backlog))
-        return sends
+            for one in batches
+        ]
 
-    def _live_series(self, now: float) -> list[Send]:
-        due = now - self._series_at >= self.pace.telemetry_every_s
-        if not due or self._count(Stream.TELEMETRY, backlog=False) >= SERIES_WINDOW:
-            return []
-        self._series_at = now
-        sealed = self.journal.seal(live=True, max_samples=LIVE_SAMPLES)
-        return [self._series(sealed, now, backlog=False)] if sealed else []
-
-    def _series(self, sealed: SealedSeries, now: float, *, backlog: bool) -> Send:
-        batch = TelemetryBatch(
-            outbox=self.journal.outbox,
-            seq=sealed.seq,
-            floor=self.journal.floor(Stream.TELEMETRY),
-            sent=self.stamp(),
-            series=sealed.series,
-        )
-        send = Send(Up.TELEMETRY, encode(batch))
-        return self._fly(Stream.TELEMETRY, sealed.seq, send, now, backlog=backlog)
-
-    def _backlog(self, now: float) -> list[Send]:
-        room = min(
-            int(self._tokens),
-            self.pace.backlog_window - sum(f.backlog for f in self._in_flight.values()),
-        )
-        sends = self._billing(now, room, 0, backlog=True)
-        if len(sends) < room:
-            sends += self._old_series(now, room - len(sends))
-        self._tokens -= len(sends)
-        return sends
-
-    def _old_series(self, now: float, room: int) -> list[Send]:
-        room = min(room, SERIES_WINDOW - self._count(Stream.TELEMETRY, backlog=True))
-        if room <= 0:
-            return []
-        busy = self._numbers(Stream.TELEMETRY)
-        found = self.journal.telemetry(exclude=busy, limit=room)
-        while len(found) < room:
-            sealed = self.journal.seal(live=False, max_samples=BACKLOG_SAMPLES)
-            if sealed is None:
+    def _backlog(self, now: int) -> list[Action]:
+        """Billing first, then telemetry from its oldest, as far as the pace allows."""
+        in_flight = sum(1 for flight in self._flights.values() if not flight.live)
+        room = self._pace.room(in_flight, now)
+        actions = self._billing(now, live=False, limit=room)
+        if len(actions) < room:
+            sealed = self._outbox.telemetry(
+                exclude=self._out(Stream.TELEMETRY), limit=room - len(actions)
+            )
+            actions += self._telemetry(sealed, now, live=False)
+        while len(actions) < room and self._outbox.backlog:
+            fresh = self._outbox.seal(live=False, max_samples=self.settings.max_samples)
+            if fresh is None:
                 break
-            found.append(sealed)
-        return [self._series(sealed, now, backlog=True) for sealed in found]
+            actions += self._telemetry([fresh], now, live=False)
+        self._pace.spent(len(actions))
+        return actions
 
-    # ------------------------------------------------------------------ in flight
 
-    def _fly(self, stream: Stream, seq: int, send: Send, now: float, *, backlog: bool) -> Send:
-        self._in_flight[stream, seq] = _InFlight(send, now, backlog)
-        return send
-
-    def _numbers(self, stream: Stream) -> set[int]:
-        return {seq for other, seq in self._in_flight if other is stream}
-
-    def _count(self, stream: Stream, *, backlog: bool) -> int:
-        return sum(
-            key[0] is stream and flight.backlog is backlog
-            for key, flight in self._in_flight.items()
-        )
-
-    def delay(self, now: float) -> float:
-        """Seconds until `step` has something to do by time alone (an answer may come sooner)."""
-        if not self.welcomed:
-            return max(0.0, self._greeted_at + self.pace.welcome_s - now) + 0.01
-        due = [flight.at + self.pace.ack_s for flight in self._in_flight.values()]
-        due.append(self._series_at + self.pace.telemetry_every_s)
-        soonest = max(0.0, min(due) - now)
-        if self._tokens < 1.0:
-            soonest = min(soonest, (1.0 - self._tokens) / self.pace.backlog_per_s)
-        return min(soonest + 0.005, 1.0)
+def _covers(ack: Ack, key: tuple[Stream, int]) -> bool:
+    stream, seq = key
+    return stream is ack.stream and any(first <= seq <= last for first, last in ack.ranges)
