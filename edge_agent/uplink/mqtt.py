@@ -116,6 +116,13 @@ def explain(settings: MqttSettings, error: BaseException) -> str:
     return f"{where}. Trying again; charging goes on, what matters waits in the journal"
 
 
+def _close(client: aiomqtt.Client) -> None:
+    """Aiomqtt leaves its socket behind when CONNECT is refused, late or cancelled."""
+    paho = client._client  # noqa: SLF001  # nothing public closes it
+    paho.on_disconnect = None  # aiomqtt's own trips over a cancelled CONNECT
+    paho.disconnect()
+
+
 class MqttUplink:
     """Drains the journal to the cloud and brings its commands; `run` ends by cancellation only."""
 
@@ -189,8 +196,7 @@ class MqttUplink:
             async with client:
                 yield client
         finally:
-            # aiomqtt leaves its socket behind when CONNECT is refused, late or cancelled.
-            client._client.disconnect()  # noqa: SLF001  # nothing public closes it
+            _close(client)
 
     async def _connection(self) -> None:
         async with self._connected() as client:

@@ -3,7 +3,6 @@ repeats and reorders: nothing is missing in the end, and no number ever changes 
 
 from __future__ import annotations
 
-import copy
 import shutil
 import tempfile
 from pathlib import Path
@@ -33,8 +32,8 @@ from edge_agent.uplink.session import (
     Tick,
     Welcomed,
 )
+from edge_agent.uplink.testing import ModelCloud
 from protocols.agent_link import (
-    Ack,
     BillingBatch,
     ChargingState,
     ClockQuality,
@@ -42,24 +41,18 @@ from protocols.agent_link import (
     ConnectorStatus,
     Down,
     EvseStatus,
-    Hello,
     RemoteStop,
     Sample,
     Stamp,
-    StateBatch,
-    Stream,
     TelemetryBatch,
     TransactionEvent,
     TransactionEventType,
     Trigger,
     Up,
-    Verdict,
-    Welcome,
     decode_up,
     encode,
 )
 from protocols.quantities import MilliAmperes, Milliseconds, WattHours
-from protocols.series import to_samples
 
 NOON = 1_790_000_000_000
 BOOT = UUID(int=1)
@@ -96,68 +89,6 @@ def evse_status(evse: int, offered: int) -> EvseStatus:
         None,
         MilliAmperes(offered),
     )
-
-
-class ModelCloud:
-    """Commits each number once, answers with what it holds; judges hellos as the link demands."""
-
-    def __init__(self) -> None:
-        self.identity = uuid4()
-        self.committed: dict[tuple[UUID, Stream], set[int]] = {}
-        self.last_boot: dict[UUID, UUID] = {}
-        self.facts: dict[UUID, Any] = {}
-        self.order: list[TransactionEvent] = []
-        self.samples: set[tuple[int, int]] = set()
-        self.state: dict[int, int | None] = {}
-        self.state_seq: dict[UUID, int] = {}
-
-    def restarted(self) -> ModelCloud:
-        again = copy.deepcopy(self)
-        again.identity = uuid4()
-        return again
-
-    def receive(self, channel: Up, payload: bytes) -> tuple[Down, bytes] | None:
-        message = decode_up(channel, payload)
-        if isinstance(message, Hello):
-            return Down.WELCOME, encode(self._greet(message))
-        if not isinstance(message, BillingBatch | StateBatch | TelemetryBatch):
-            return None
-        if message.outbox not in self.last_boot:
-            return Down.ACK, encode(Ack(self.identity, message.outbox, Stream(channel), ()))
-        numbers = self.committed.setdefault((message.outbox, Stream(channel)), set())
-        if message.seq not in numbers:
-            numbers.add(message.seq)
-            self._commit(message)
-        ranges = ((message.seq, message.seq),)
-        return Down.ACK, encode(Ack(self.identity, message.outbox, Stream(channel), ranges))
-
-    def _greet(self, hello: Hello) -> Welcome:
-        known = self.last_boot.get(hello.outbox)
-        held = {s: n for (o, s), n in self.committed.items() if o == hello.outbox}
-        ahead = any(max(n, default=0) >= hello.marks[s].next for s, n in held.items())
-        if (known is not None and known not in hello.boots) or ahead:
-            return self._welcome(hello, Verdict.NEW_OUTBOX, {})
-        self.last_boot[hello.outbox] = hello.boots[0]
-        return self._welcome(hello, Verdict.GO_ON, held)
-
-    def _welcome(self, hello: Hello, verdict: Verdict, held: dict[Stream, set[int]]) -> Welcome:
-        committed = {s: tuple((n, n) for n in sorted(numbers)) for s, numbers in held.items()}
-        return Welcome(self.identity, hello.outbox, verdict, Milliseconds(NOON), committed)
-
-    def _commit(self, batch: BillingBatch | StateBatch | TelemetryBatch) -> None:
-        if isinstance(batch, BillingBatch):
-            for fact in batch.facts:
-                if fact.id not in self.facts and isinstance(fact, TransactionEvent):
-                    self.order.append(fact)
-                self.facts[fact.id] = fact
-        elif isinstance(batch, TelemetryBatch):
-            for series in batch.series:
-                self.samples |= {(s.evse, s.at.mono_ms) for s in to_samples(series)}
-        elif batch.seq > self.state_seq.get(batch.outbox, 0):
-            self.state_seq[batch.outbox] = batch.seq
-            for fact in batch.facts:
-                if isinstance(fact, EvseStatus):
-                    self.state[fact.evse] = fact.offered_ma
 
 
 class LinkMachine(RuleBasedStateMachine):
