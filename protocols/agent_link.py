@@ -615,7 +615,7 @@ def _inflate(payload: bytes) -> bytes:
 def _decode(decoder: msgspec.json.Decoder[T], payload: bytes) -> T:
     try:
         return decoder.decode(_inflate(payload))
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LinkError(str(error)) from None
 
 
