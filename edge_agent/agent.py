@@ -24,7 +24,6 @@ from edge_agent.loop import Line, Loop
 from edge_agent.rules.actions import StopAsked
 from edge_agent.rules.power_limit import SiteLoad
 from edge_agent.rules.station import SITE
-from edge_agent.uplink.session import Description
 from protocols.agent_link import (
     Command,
     EvseDescription,
@@ -219,16 +218,9 @@ class Agent:
         now = (self.loop.ledger.failure, self._upkeep_trouble, meter)
         return tuple(text for text in (*now, *self.journal.reports) if text)
 
-    def describe(self) -> Description:
-        """What the hello says of this controller."""
-        station = self.loop.station
-        open_ones = [each.state.session for each in station.connectors.values()]
-        return Description(
-            agent_version=self.version,
-            evses=tuple(_described(each.info) for each in station.connectors.values()),
-            open_transactions=tuple(one.record.id for one in open_ones if one is not None),
-            local_list_version=station.authorizer.version,
-        )
+    def evses(self) -> tuple[EvseDescription, ...]:
+        """What the hello says of the EVSEs."""
+        return tuple(_described(each.info) for each in self.loop.station.connectors.values())
 
     def station_status(self) -> StationStatus:
         return StationStatus(

@@ -34,7 +34,7 @@ from edge_agent.rules.connector import Connector
 from edge_agent.rules.power_limit import SiteRules
 from edge_agent.rules.station import Station, StationSettings
 from edge_agent.uplink.mqtt import MqttSettings, MqttUplink
-from edge_agent.uplink.session import Pace
+from edge_agent.uplink.session import SessionSettings
 from protocols.modbus.document import ProfileError
 from protocols.quantities import IEC_MIN_CURRENT, MilliAmperes
 
@@ -231,14 +231,19 @@ def _uplink(config: Config, agent: Agent) -> Uplink | None:
     url = config.uplink.url or known.mqtt_url
     if not url:
         raise ConfigError("uplink.url: neither the configuration nor the credentials name a broker")
-    settings = MqttSettings(
-        url=url,
+    try:
+        settings = MqttSettings.at(
+            url, password=known.password, ca_file=ca_file(config, config.uplink)
+        )
+    except ValueError as error:
+        raise ConfigError(f"uplink.url: {error}") from error
+    session = SessionSettings(
         station=config.station,
-        password=known.password,
-        ca_file=ca_file(config, config.uplink),
-        pace=Pace(telemetry_every_s=config.uplink.telemetry_every_s),
+        agent_version=agent.version,
+        evses=agent.evses,
+        telemetry_ms=round(config.uplink.telemetry_every_s * 1000),
     )
-    return MqttUplink(settings, agent.journal, agent.inbox, agent.describe, agent.loop.clock.now)
+    return MqttUplink(settings, session, agent.journal, agent.inbox, agent.loop.clock)
 
 
 def ca_file(config: Config, part: UplinkPart) -> Path | None:

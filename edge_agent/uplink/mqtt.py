@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
@@ -73,6 +74,16 @@ class MqttSettings:
     """For the broker's answer to anything, CONNECT included."""
     first_retry_s: float = 1.0
     longest_retry_s: float = 60.0
+
+    @classmethod
+    def at(cls, url: str, *, password: str, ca_file: Path | None) -> MqttSettings:
+        """From `mqtts://host:port` (or `mqtt://`, without TLS); raises ValueError for another."""
+        address = urlsplit(url)
+        if address.scheme not in {"mqtt", "mqtts"} or not address.hostname:
+            raise ValueError(f"{url!r} is not mqtts://host[:port]")
+        tls = address.scheme == "mqtts"
+        port = address.port or (8883 if tls else 1883)
+        return cls(host=address.hostname, port=port, password=password, tls=tls, ca_file=ca_file)
 
 
 class Clock(Protocol):

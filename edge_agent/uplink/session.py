@@ -54,14 +54,15 @@ class SessionSettings:
 
     station: str
     agent_version: str
-    evses: tuple[EvseDescription, ...] = ()
+    evses: Callable[[], tuple[EvseDescription, ...]] = tuple
+    """Asked at each hello: a board tells more of itself once it has answered."""
     in_flight: int = 64
     """Unacknowledged batches of the backlog at most; as many live ones may be out beside."""
     per_second: int = 200
     """Batches of the backlog."""
     welcome_ms: int = 10_000
     resend_ms: int = 10_000
-    telemetry_ms: int = 30_000
+    telemetry_ms: int = 60_000
     """How often live samples leave, all that there are in one batch."""
     state_ms: int = 500
     max_samples: int = 1200
@@ -219,7 +220,7 @@ class Session:
             sent=self._stamp(),
             marks=self._outbox.marks(),
             agent_version=self.settings.agent_version,
-            evses=self.settings.evses,
+            evses=self.settings.evses(),
             open_transactions=tuple(one.id for one in self._outbox.transactions()),
             local_list_version=self._outbox.local_list().version,
         )

@@ -25,7 +25,7 @@ from cloud.kernel.facts import GroupCommitter
 from cloud.kernel.migrate import migrate
 from edge_agent.journal import Journal, JournalBudget
 from edge_agent.uplink.mqtt import MqttSettings, MqttUplink
-from edge_agent.uplink.session import Description, Pace
+from edge_agent.uplink.session import SessionSettings
 from protocols.agent_link import (
     BillingBatch,
     ClockQuality,
@@ -85,7 +85,7 @@ class Agent:
     up: bool = False
     commands: list = field(default_factory=list)
 
-    def stamp(self) -> Stamp:
+    def now(self) -> Stamp:
         now = round(datetime.now(UTC).timestamp() * 1000)
         return Stamp(now, next(self.ticks), self.boot, ClockQuality.SYNCED)
 
@@ -95,14 +95,14 @@ class Agent:
     async def command(self, command) -> None:
         if self.journal.result_of(command.id) is None:
             self.commands.append(command)
-            answer = CommandResult(uuid4(), command.id, self.stamp(), CommandStatus.EXECUTED, "ok")
+            answer = CommandResult(uuid4(), command.id, self.now(), CommandStatus.EXECUTED, "ok")
             self.journal.commit(facts=[answer])
 
     def link_changed(self, up: bool, reason: str) -> None:
         self.up = up
 
     def event(self) -> UUID:
-        fact = SecurityEvent(uuid4(), self.stamp(), "Test", "told once")
+        fact = SecurityEvent(uuid4(), self.now(), "Test", "told once")
         self.journal.commit(facts=[fact])
         return fact.id
 
@@ -154,14 +154,14 @@ async def _agent(folder: Path, broker) -> AsyncIterator[Agent]:
     journal = Journal.open(folder, station=STATION, boot=boot, budget=JournalBudget())
     agent = Agent(journal, boot)
     settings = MqttSettings(
-        url=_url(broker),
-        station=STATION,
+        host=broker.host,
+        port=broker.port,
         password=SECRET,
         ca_file=broker.ca_file,
-        pace=Pace(ack_s=1.0, welcome_s=3.0),
-        retry_s=0.2,
+        first_retry_s=0.2,
     )
-    uplink = MqttUplink(settings, journal, agent, lambda: Description("1", (), (), 0), agent.stamp)
+    session = SessionSettings(station=STATION, agent_version="1", welcome_ms=3000, resend_ms=1000)
+    uplink = MqttUplink(settings, session, journal, agent, agent)
     task = asyncio.create_task(uplink.run())
     try:
         yield agent
