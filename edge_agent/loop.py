@@ -37,7 +37,8 @@ from edge_agent.rules.actions import (
     Withhold,
     rank,
 )
-from edge_agent.rules.connector import Connector, EvseState
+from edge_agent.rules.connector import Connector
+from edge_agent.rules.evse import EvseState
 from edge_agent.rules.power_limit import PAUSE
 from edge_agent.rules.station import Station
 from protocols.agent_link import Sample, Stamp

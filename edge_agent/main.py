@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import logging
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,11 +20,11 @@ from edge_agent.clock import Clock
 from edge_agent.config import AuthorizationPart, BoardPart, Config, ConfigError, Device, UplinkPart
 from edge_agent.control import Control
 from edge_agent.desk import Desk
-from edge_agent.hardware.board import Failsafe, Meter
+from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, Failsafe, Meter
 from edge_agent.hardware.modbus_board import ModbusBoard, ModbusMeter
 from edge_agent.hardware.modbus_port import PortPool
 from edge_agent.hardware.registry import BoardConfig, UnknownProfileError, open_board, open_meter
-from edge_agent.journal import Journal, JournalBudget
+from edge_agent.journal import Journal, JournalBudget, JournalError
 from edge_agent.ledger import Ledger
 from edge_agent.loop import Line, Loop, LoopSettings
 from edge_agent.registers import RegisterDump, dump
@@ -36,12 +37,14 @@ from edge_agent.rules.station import Station, StationSettings
 from edge_agent.uplink.mqtt import MqttSettings, MqttUplink
 from edge_agent.uplink.session import SessionSettings
 from protocols.modbus.document import ProfileError
-from protocols.quantities import IEC_MIN_CURRENT, MilliAmperes
+from protocols.quantities import MilliAmperes
 
 log = logging.getLogger(__name__)
 SURELY_PAST_MS: Final = 1_735_689_600_000
 """2025-01-01: a clock that shows less was never set."""
 KNOWN_SESSIONS: Final = 500
+IN_USE: Final = "the journal is in use"
+"""What a JournalError says of a folder that another agent holds."""
 MIB: Final = 1024 * 1024
 
 
@@ -152,7 +155,7 @@ def _station_settings(config: Config) -> StationSettings:
     }
     return StationSettings(
         site=site,
-        failsafe=MilliAmperes(config.failsafe.current_ma or IEC_MIN_CURRENT),
+        failsafe=MilliAmperes(config.failsafe.current_ma),
         failsafe_ms=config.failsafe.timeout_s * 1000,
         cables=cables,
         hold_ms=config.times.raise_after_s * 1000,
@@ -208,7 +211,7 @@ async def run(config: Config) -> None:
     clock = Clock(ClockRules(uuid4(), SURELY_PAST_MS))
     clock.observe()
     found = hardware(config)
-    with contextlib.closing(open_journal(config, clock)) as journal:
+    with contextlib.closing(await _journal_or_safe(config, found, clock)) as journal:
         agent = build(config, found, journal, clock)
         control = Control(
             status=agent.status,
@@ -221,6 +224,29 @@ async def run(config: Config) -> None:
             if agent.uplink is not None:
                 agent.loop.wake = agent.uplink.wake
             await _until_told(agent)
+
+
+async def _journal_or_safe(config: Config, found: Hardware, clock: Clock) -> Journal:
+    """Without a journal nothing may charge, unless another agent runs and has it."""
+    try:
+        return open_journal(config, clock)
+    except JournalError as error:
+        if error.what != IN_USE:
+            await withhold_all(found.lines, config.times.deadline_s)
+        raise
+
+
+async def withhold_all(lines: Sequence[Line], deadline_s: float) -> None:
+    """Stop every EVSE that answers; the boards' own failsafe is left for those that do not."""
+    for line in lines:
+        try:
+            async with asyncio.timeout(deadline_s):
+                await line.board.open()
+                for evse in line.numbers:
+                    await line.board.withhold(evse)
+                await line.board.close()
+        except (BoardUnreachableError, BoardRefusedError, TimeoutError) as error:
+            log.warning("board %s was not stopped: %s", line.name, error)
 
 
 def _uplink(config: Config, agent: Agent) -> Uplink | None:

@@ -17,7 +17,7 @@ full disk, a refused write) is simply due again at the next event.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -48,72 +48,28 @@ from edge_agent.rules.actions import (
     Withhold,
     rank,
 )
+from edge_agent.rules.adoption import as_known, catch_up, take_over
 from edge_agent.rules.clock import redate
+from edge_agent.rules.evse import EvseState, Waiting, draws, flows
 from edge_agent.rules.metering import Meter, Rating, Step, count, expect_reset
-from edge_agent.rules.power_limit import NOTHING, PAUSE, Offer
+from edge_agent.rules.power_limit import PAUSE
+from edge_agent.rules.reporting import status_of
 from edge_agent.rules.session import Context, NewId, Session
 from protocols.agent_link import (
     ChargingState,
     CommandResult,
     CommandStatus,
-    ConnectorStatus,
-    EvseStatus,
-    OpenTransaction,
     SecurityEvent,
     Stamp,
     StoppedReason,
     Trigger,
 )
-from protocols.quantities import IEC_MIN_CURRENT, MilliAmperes, Milliseconds, WattHours
+from protocols.quantities import IEC_MIN_CURRENT, WattHours
 
-CLOSED: Final = {IecState.CHARGING, IecState.VENTILATION}
 BROKEN: Final = {IecState.NO_POWER, IecState.FAULT}
-FLOWING_MA: Final = 500
 LONG_AGO: Final = -(2**62)
 LIMIT_STEP_MA: Final = 1000
 """Boards round what they apply to whole amperes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """An accepted token that waits for the cable."""
-
-    who: Authorized
-    until_ms: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvseState:
-    """All that is known of an EVSE; replaced as a whole, so that a step can be taken back."""
-
-    meter: Meter
-    reading: EvseReading | None = None
-    read_at: Stamp | None = None
-    lost: str = ""
-    fault: str = ""
-    fault_ms: int = 0
-    operative: bool = True
-    waiting: Waiting | None = None
-    session: Session | None = None
-    charging: ChargingState = ChargingState.IDLE
-    idle_since_ms: int | None = None
-    offer: Offer = NOTHING
-    written: MilliAmperes | None = None
-    written_ms: int = 0
-    released: bool | None = None
-    """What the board was last told; None: it must be told again."""
-    withheld_ms: int | None = None
-    alarmed: bool = False
-    reported: EvseStatus | None = None
-    step: Step = Step.COUNTED
-
-    @property
-    def plugged(self) -> bool:
-        return self.reading is not None and self.reading.state is not IecState.NO_VEHICLE
-
-    @property
-    def closed(self) -> bool:
-        return self.reading is not None and self.reading.state in CLOSED
 
 
 class Connector:
@@ -312,70 +268,17 @@ class Connector:
     def _adopt(self, event: Adopt, now: Stamp) -> list[Action]:
         known, running = event.known, self.state.session
         if running is None:
-            return self._take_over(known, now)
+            meter, adopted = take_over(self.state, known, now)
+            self._set(meter=meter, session=adopted, step=Step.COUNTED)
+            self._set(charging=ChargingState.SUSPENDED_EVSE)
+            return [Keep(adopted.record), Keep(meter.register)]
         if running.record.id == known.transaction:
-            return self._catch_up(running, known)
-        orphan = self._orphan(known, self.state.meter, now)
+            caught_up = catch_up(running, known)
+            self._set(session=caught_up)
+            return [Keep(caught_up.record)] if caught_up != running else []
+        orphan = as_known(known, self.state.meter, now)
         context = self._context(now)
         return accounts.end(orphan, context, Trigger.ABNORMAL_CONDITION, ChargingState.IDLE)
-
-    def _orphan(self, known: OpenTransaction, meter: Meter, now: Stamp) -> Session:
-        """A transaction as the cloud knows it, to be ended or proven here."""
-        record = Transaction(
-            id=known.transaction,
-            evse=self.evse,
-            started=known.started,
-            id_token=known.id_token,
-            seq_no=known.seq_no,
-            energy_wh=known.energy_wh,
-            duration_ms=_since(known.started, now),
-            charging_state=ChargingState.SUSPENDED_EVSE,
-        )
-        resumed = Session.resume(record, meter, now.mono_ms)
-        return replace(resumed, stop=StoppedReason.POWER_LOSS)
-
-    def _catch_up(self, running: Session, known: OpenTransaction) -> list[Action]:
-        """Where the journal is an old copy, go on behind what the cloud has already seen."""
-        if known.seq_no <= running.record.seq_no:
-            return []
-        record = msgspec.structs.replace(
-            running.record,
-            seq_no=known.seq_no,
-            energy_wh=max(running.record.energy_wh, known.energy_wh),
-        )
-        self._set(session=replace(running, record=record))
-        return [Keep(record)]
-
-    def _take_over(self, known: OpenTransaction, now: Stamp) -> list[Action]:
-        meter, same = self._reconcile(known)
-        self._set(meter=meter, step=Step.COUNTED)
-        orphan = self._orphan(known, meter, now)
-        gained = self._gained_since(known) if same else 0
-        session = replace(
-            orphan,
-            start_wh=meter.register.meter_wh - known.energy_wh - gained,
-            stop=None if same else StoppedReason.POWER_LOSS,
-            proven=False,
-        )
-        self._set(session=session, charging=ChargingState.SUSPENDED_EVSE)
-        return [Keep(session.record), Keep(meter.register)]
-
-    def _gained_since(self, known: OpenTransaction) -> int:
-        raw = self.state.meter.register.raw_wh
-        if self.state.reading is None or raw is None or known.raw_wh is None:
-            return 0
-        return max(0, raw - known.raw_wh)
-
-    def _reconcile(self, known: OpenTransaction) -> tuple[Meter, bool]:
-        """The meter put where the cloud last saw it, and whether it may be the same session."""
-        meter = self.state.meter
-        mine = meter.register
-        raw = mine.raw_wh if self.state.reading is not None else known.raw_wh
-        same = raw is not None and known.raw_wh is not None and raw >= known.raw_wh
-        total = max(mine.meter_wh, known.meter_wh + (self._gained_since(known) if same else 0))
-        register = Register(evse=self.evse, meter_wh=WattHours(total), raw_wh=raw)
-        at_ms = meter.at_ms if self.state.reading is not None else None
-        return Meter(register=register, at_ms=at_ms), same
 
     # ------------------------------------------------------------------ deciding
 
@@ -457,7 +360,7 @@ class Connector:
             self.state.released is False
             and read_at.mono_ms > withheld
             and not self.state.closed
-            and not _flows(reading)
+            and not flows(reading)
         )
 
     def _announce_stop(self, running: Session, now: Stamp) -> list[Action]:
@@ -496,7 +399,7 @@ class Connector:
         if self.state.lost or self.state.fault or self.state.offer.limit < IEC_MIN_CURRENT:
             self._set(idle_since_ms=None)
             return ChargingState.SUSPENDED_EVSE
-        if self.state.closed and (self.state.reading is None or _draws(self.state.reading)):
+        if self.state.closed and (self.state.reading is None or draws(self.state.reading)):
             self._set(idle_since_ms=None)
             return ChargingState.CHARGING
         idle_since = self.state.idle_since_ms
@@ -588,55 +491,10 @@ class Connector:
     # ------------------------------------------------------------------ reporting
 
     def _report(self, now: Stamp) -> list[Action]:
-        status, last = self._status(now), self.state.reported
+        status, last = status_of(self.state, self.evse, now), self.state.reported
         if last is not None:
             same = msgspec.structs.replace(status, at=last.at, measured_at=last.measured_at) == last
             if same and now.mono_ms - last.at.mono_ms < self.settings.status_ms:
                 return []
         self._set(reported=status)
         return [ReportStatus(status)]
-
-    def _status(self, now: Stamp) -> EvseStatus:
-        state, running = self.state, self.state.session
-        error = state.lost or state.fault
-        if not error and state.step is Step.DOUBTED:
-            error = "the energy register shows an implausible value; it is not counted yet"
-        return EvseStatus(
-            evse=self.evse,
-            at=now,
-            status=self._connector_status(),
-            charging_state=state.charging,
-            transaction=running.record.id if running else None,
-            offered_ma=state.offer.limit if running else None,
-            limited_by=state.offer.limited_by if running else "",
-            error=error,
-            measured_at=state.read_at,
-        )
-
-    def _connector_status(self) -> ConnectorStatus:
-        state = self.state
-        if state.lost or state.fault or state.reading is None:
-            return ConnectorStatus.FAULTED
-        if state.session is None and not state.operative:
-            return ConnectorStatus.UNAVAILABLE
-        if state.session is not None or state.plugged:
-            return ConnectorStatus.OCCUPIED
-        return ConnectorStatus.AVAILABLE
-
-
-def _flows(reading: EvseReading) -> bool:
-    return any(current is not None and current >= FLOWING_MA for current in reading.current)
-
-
-def _draws(reading: EvseReading) -> bool:
-    """Whether the vehicle takes power, as far as the board can tell."""
-    if all(current is None for current in reading.current):
-        return reading.power is None or reading.power > 0
-    return _flows(reading)
-
-
-def _since(started: Stamp, now: Stamp) -> Milliseconds:
-    """Milliseconds since a start that another life of this agent stamped."""
-    if started.boot == now.boot:
-        return Milliseconds(max(0, now.mono_ms - started.mono_ms))
-    return Milliseconds(max(0, now.wall_ms - started.wall_ms))

@@ -12,7 +12,8 @@ import pytest
 
 from edge_agent.agent import Agent, Inbox, supervised
 from edge_agent.hardware.board import BoardUnreachableError, MeterReading
-from edge_agent.journal import Journal, JournalBudget
+from edge_agent.journal import Journal, JournalBudget, JournalError
+from edge_agent.main import IN_USE, withhold_all
 from edge_agent.rules.power_limit import SiteRules
 from edge_agent.rules.station import StationSettings
 from protocols.agent_link import ConnectorStatus, Sample
@@ -141,6 +142,24 @@ async def test_the_site_meter_sets_the_load_and_is_recorded(
     (sample,) = rig.store.samples
     assert isinstance(sample, Sample)
     assert (sample.evse, sample.current_l1_ma) == (0, 30_000)
+
+
+async def test_without_a_journal_every_board_that_answers_is_stopped(
+    make_rig: Callable[..., Rig], tmp_path: Path
+) -> None:
+    rig = make_rig(boards=2)
+    rig.boards[0].go_silent()
+    rig.boards[1].plug()
+    await rig.boards[1].release(1)
+    assert rig.boards[1].drawn_current() > 0
+    await withhold_all(rig.loop.lines, 1)
+    assert rig.boards[1].drawn_current() == 0
+
+
+def test_a_journal_in_use_is_told_apart_from_a_broken_one(journal: Journal, tmp_path: Path) -> None:
+    with pytest.raises(JournalError) as refusal:
+        open_journal(tmp_path)
+    assert refusal.value.what == IN_USE
 
 
 async def test_what_dies_is_started_again_later_each_time(
