@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from protocols.quantities import WattHours
+
+
+WH_IN_MWH: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Booked:
 
 def within_step(truth_mwh: int, energy_wh: int, step_wh: int) -> bool:
     """Whether an energy is the true one, to 1 Wh or the register's step where that is coarser."""
-    return abs(truth_mwh - energy_wh * 1000) <= max(1, step_wh) * 1000
+    return abs(truth_mwh - energy_wh * WH_IN_MWH) <= max(1, step_wh) * WH_IN_MWH
 
 
 def complaints(
@@ -51,9 +55,15 @@ def complaints(
 ) -> list[str]:
     """What does not agree, as sentences; all in the order in which the sessions began.
 
+    What moved no whole watt-hour is no session to anybody: an agent that comes back may have to try
+    whether the vehicle is still the same one.
+
     With `journal_lost` (the agent's disk was replaced or put back) its journal may know fewer
     sessions than the cloud, and events that never left it may be missing.
     """
+    truth = [true for true in truth if true.energy_mwh >= WH_IN_MWH]
+    booked = [book for book in booked if book.energy_wh > 0]
+    kept = [session for session in kept if session.energy_wh > 0]
     found = list(_of_counts(truth, booked))
     for number, (true, book) in enumerate(zip(truth, booked, strict=False), 1):
         found += _of_session(number, true, book, step_wh)
@@ -77,7 +87,7 @@ def _of_session(number: int, true: Truth, book: Booked, step_wh: int) -> Iterato
         yield f"session {number}: the cloud says {says}, which it is not ({book.transaction})"
     if not within_step(true.energy_mwh, book.energy_wh, step_wh):
         yield (
-            f"session {number}: {true.energy_mwh / 1000:.3f} Wh flowed,"
+            f"session {number}: {true.energy_mwh / WH_IN_MWH:.3f} Wh flowed,"
             f" {book.energy_wh} Wh are in the cloud ({book.transaction})"
         )
 

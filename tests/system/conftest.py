@@ -60,7 +60,7 @@ SETTLE_S = 60.0
 RECENT = timedelta(seconds=60)
 HERE = Path(__file__).parent
 BUSY = Habits(
-    away_s=(0.2, 1.0),
+    away_s=(1.5, 2.5),
     card_s=(0.2, 0.8),
     linger_s=(0.5, 1.0),
     patience_s=25.0,
@@ -183,8 +183,15 @@ class World:
             assert len(station.truth()) >= sessions, "too few sessions to prove anything"
             while found := self._complaints(station, journal_lost=journal_lost):
                 if time.monotonic() > end:
-                    pytest.fail(f"{station.identity}:\n" + "\n".join(found), pytrace=False)
+                    pytest.fail(self._evidence(station, found), pytrace=False)
                 time.sleep(0.5)
+
+    def _evidence(self, station: Station, found: list[str]) -> str:
+        lines = [f"{station.identity}:", *found, "the simulator's sessions:"]
+        lines += map(str, station.board("status")["sessions"])
+        lines += ["the journal's:", *map(str, witnesses.kept(station))]
+        lines += ["the cloud's:", *map(str, witnesses.booked(self.network, station))]
+        return "\n".join([*lines, "the agent's log:", station.agent.tail(40)])
 
     def _complaints(self, station: Station, *, journal_lost: bool) -> list[str]:
         try:

@@ -71,3 +71,9 @@ def test_a_session_that_the_journal_forgot_is_noticed_unless_its_disk_was_lost()
         "transactions ['b'] are in the cloud, but not in the journal"
     ]
     assert complaints(TRUTH, KEPT[:1], BOOKED, journal_lost=True) == []
+
+
+def test_what_moved_no_energy_is_no_session() -> None:
+    nothing = Booked("c", WattHours(0), over=True, seq_nos=(0, 1))
+    assert complaints([*TRUTH, Truth(12, over=True)], KEPT, BOOKED) == []
+    assert complaints(TRUTH, KEPT, [*BOOKED, nothing]) == []
