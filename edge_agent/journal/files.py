@@ -15,6 +15,8 @@ MIB: Final = 1024 * 1024
 CHECK_UP_TO: Final = 32 * MIB
 """Larger files are checked on start only after an error: the safe limit must not wait for it."""
 KEPT_COPIES: Final = 3
+WORTH_FREEING: Final = 128
+"""Pages: moving fewer wears the storage for nothing."""
 SIDE_FILES: Final = ("-wal", "-shm")
 
 Schema = Sequence[Sequence[str]]
@@ -92,18 +94,18 @@ def writing(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         raise
 
 
-def connect(path: Path, *, synchronous: str) -> sqlite3.Connection:
+def connect(path: Path, *, synchronous: str, page_size: int) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, timeout=2.0, check_same_thread=False)
     try:
         for pragma in (
-            "page_size = 2048",
+            f"page_size = {page_size}",
             "auto_vacuum = INCREMENTAL",
             "journal_mode = WAL",
             f"synchronous = {synchronous}",
             "cache_size = -512",
             "temp_store = MEMORY",
             f"journal_size_limit = {MIB}",
-            "wal_autocheckpoint = 400",
+            "wal_autocheckpoint = 1000",
         ):
             db.execute(f"PRAGMA {pragma}").fetchall()
     except BaseException:
@@ -141,10 +143,12 @@ def suspect(path: Path) -> None:
         suspicion(path).touch()
 
 
-def open_checked(path: Path, schema: Schema, *, synchronous: str) -> sqlite3.Connection:
+def open_checked(
+    path: Path, schema: Schema, *, synchronous: str, page_size: int
+) -> sqlite3.Connection:
     """The file, created where missing; raises sqlite3.DatabaseError when it is damaged."""
     new = not path.exists()
-    db = connect(path, synchronous=synchronous)
+    db = connect(path, synchronous=synchronous, page_size=page_size)
     try:
         if suspicion(path).exists() or path.stat().st_size <= CHECK_UP_TO:
             check(db)
@@ -155,6 +159,14 @@ def open_checked(path: Path, schema: Schema, *, synchronous: str) -> sqlite3.Con
         db.close()
         raise
     return db
+
+
+def give_back(db: sqlite3.Connection) -> None:
+    """Hand unused pages back to the file system once they are worth the writes."""
+    (free,) = db.execute("PRAGMA freelist_count").fetchone()
+    if free > WORTH_FREEING:
+        db.execute("PRAGMA incremental_vacuum").fetchall()
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
 def sync_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ import msgspec
 from edge_agent.journal.files import (
     JournalBudget,
     Schema,
+    give_back,
     is_damage,
     open_checked,
     remove,
@@ -92,6 +93,10 @@ class Removed(msgspec.Struct, frozen=True):
         )
 
 
+def _open(path: Path) -> sqlite3.Connection:
+    return open_checked(path, SCHEMA, synchronous="NORMAL", page_size=2048)
+
+
 def _pack(series: tuple[Series, ...]) -> bytes:
     return zlib.compress(msgspec.json.encode(series), 6)
 
@@ -136,18 +141,18 @@ class TelemetryFile:
         """Raises sqlite3.Error or OSError when even an empty file cannot be made."""
         path = folder / NAME
         try:
-            db = open_checked(path, SCHEMA, synchronous="NORMAL")
+            db = _open(path)
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
             copy = set_aside(path, "damaged")
             reports.append(f"{NAME} was damaged ({error}): kept as {copy.name}, begun anew")
-            db = open_checked(path, SCHEMA, synchronous="NORMAL")
+            db = _open(path)
         meta = dict(db.execute("SELECT name, value FROM meta"))
         if meta.get("station", station) != station:
             db.close()
             set_aside(path, "other-station")
-            db, meta = open_checked(path, SCHEMA, synchronous="NORMAL"), {}
+            db, meta = _open(path), {}
         file = cls(db, path, budget, reports)
         if meta.get("outbox") != str(outbox):
             file.bind(station, outbox)
@@ -236,7 +241,7 @@ class TelemetryFile:
             f"{NAME} was damaged ({error}): kept as {copy.name}, begun anew without {samples}"
             " samples. Check the storage card"
         )
-        self.db = open_checked(self.path, SCHEMA, synchronous="NORMAL")
+        self.db = _open(self.path)
         self._index()
 
     def wipe(self, station: str, outbox: UUID) -> None:
@@ -247,7 +252,7 @@ class TelemetryFile:
             self._lose(Removed(evse, first, last, samples, "disk full"))
         self.db.close()
         remove(self.path)
-        self.db = open_checked(self.path, SCHEMA, synchronous="NORMAL")
+        self.db = _open(self.path)
         self.bind(station, outbox)
 
     # ------------------------------------------------------------------ sealing
@@ -411,6 +416,5 @@ class TelemetryFile:
         self.at_rest += sum(len(one.dt_ms) for one in kept) - len(samples)
 
     def free_space(self) -> None:
-        """Hand unused pages back to the file system; raises sqlite3.Error."""
-        self.db.execute("PRAGMA incremental_vacuum").fetchall()
-        self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        """Raises sqlite3.Error."""
+        give_back(self.db)
