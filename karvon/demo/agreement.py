@@ -9,7 +9,6 @@ from typing import Final
 
 from protocols.quantities import WattHours
 
-
 WH_IN_MWH: Final = 1000
 
 
