@@ -192,6 +192,7 @@ class Cloud:
     async def _start(self, stack: AsyncExitStack) -> None:
         config, registry = self._config, CollectorRegistry()
         listener = stack.enter_context(_listener(config.host, config.http_port))
+        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         dsn = await self._database(stack)
         await asyncio.to_thread(migrate, dsn)
         database = await stack.enter_async_context(Database.open(dsn))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloud.kernel.http import (
     PROBLEM_RESPONSES,
@@ -15,6 +17,7 @@ from cloud.kernel.http import (
 from cloud.kernel.rest import storable
 
 VERSION = "1"
+LARGEST_BODY = 8 * 1024 * 1024
 _ABOUT = """Times are RFC 3339 in UTC; energy is in Wh, power in W, currents in mA, voltages in mV,
 all integers. Stations go by their wire identity. Lists come in pages: pass `next` as `cursor`.
 Failures are problem+json (RFC 9457) with a stable `code`."""
@@ -25,23 +28,44 @@ def create_app(authenticator: Authenticator, routers: Iterable[APIRouter]) -> Fa
     app = FastAPI(title="Karvon", version=VERSION, description=_ABOUT, redoc_url=None)
     app.state.authenticator = authenticator
     install_problem_handlers(app)
-    app.middleware("http")(_refuse_unstorable)
+    app.add_middleware(Guard)
     for router in routers:
         documented = router.prefix or router.tags != ["health"]
         app.include_router(router, responses=PROBLEM_RESPONSES if documented else None)
     return app
 
 
-async def _refuse_unstorable(
-    request: Request, call_next: Callable[[Request], Awaitable[Response]]
-) -> Response:
-    """A NUL in path or query would only be found by the database."""
-    texts = [
-        request.url.path,
-        *(part for pair in request.query_params.multi_items() for part in pair),
-    ]
-    if not all(storable(text) for text in texts):
-        return problem(
-            422, "request.invalid", "Invalid request", "path or query holds a NUL character"
-        )
-    return await call_next(request)
+class Guard:
+    """Refuses what only the database would find, or memory: NULs in the URL, bodies without end."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif not _storable_url(Request(scope)):
+            detail = "path or query holds a NUL character"
+            answer = problem(422, "request.invalid", "Invalid request", detail)
+            await answer(scope, receive, send)
+        else:
+            await self._app(scope, _counted(receive), send)
+
+
+def _storable_url(request: Request) -> bool:
+    queried = (part for pair in request.query_params.multi_items() for part in pair)
+    return all(storable(text) for text in (request.scope["path"], *queried))
+
+
+def _counted(receive: Receive) -> Receive:
+    left = LARGEST_BODY
+
+    async def counted() -> Message:
+        nonlocal left
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise HTTPException(413, f"a body may have {LARGEST_BODY} bytes; send it in parts")
+        return message
+
+    return counted

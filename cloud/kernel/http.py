@@ -163,7 +163,7 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
 PROBLEM_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": Problem, "description": kind.replace("_", " "), "content": {PROBLEM: {}}}
     for kind, status in STATUS.items()
-    if status in {401, 403, 404, 409, 422}
+    if status in {400, 401, 403, 404, 409, 413, 422, 429, 503}
 }
 
 # --------------------------------------------------------------------------- pages

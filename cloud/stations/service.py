@@ -13,6 +13,7 @@ from cloud.communication.api import Credential, Known, Presence
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import KarvonError
 from cloud.kernel.http import Caller
+from cloud.kernel.limiter import Limiter
 from cloud.stations import registration, store
 from cloud.stations.api import (
     ClaimRefused,
@@ -24,7 +25,6 @@ from cloud.stations.api import (
     StationRef,
     TooManyClaims,
 )
-from cloud.stations.limiter import Limiter
 from cloud.stations.ports import AgentEndpoint, Link
 from cloud.stations.registration import ClaimCode, Policy, Standing, Verdict
 from cloud.stations.store import Evse, EvseState, Site, Station, StationState

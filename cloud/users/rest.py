@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from pydantic import AwareDatetime, BaseModel, Field
 
 from cloud.kernel.http import Caller, Page, Paging, Role, require
@@ -96,8 +96,9 @@ def router(users: Users) -> APIRouter:
         return MeView(tenant=caller.tenant_id, subject=caller.subject, role=caller.role)
 
     @routes.post("/login")
-    async def login(request: LoginRequest) -> LoginView:
-        made = await users.login(request.name, request.password)
+    async def login(http: Request, request: LoginRequest) -> LoginView:
+        asker = http.client.host if http.client else "?"
+        made = await users.login(asker, request.name, request.password)
         return LoginView(key=made.secret, expires_at=made.key.expires_at)
 
     @routes.get("/api-keys")

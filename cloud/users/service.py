@@ -15,6 +15,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from cloud.kernel.database import Database, TenantId
 from cloud.kernel.errors import Unauthorized
 from cloud.kernel.http import Caller, Role
+from cloud.kernel.limiter import Limiter
 from cloud.users import keys, store
 from cloud.users.api import ApiKeyNotFound, LoginRefused, LoginTooOften, UserNotFound
 from cloud.users.store import ApiKey, Person
@@ -40,6 +41,7 @@ class Users:
         self._clock = clock
         self._hasher = PasswordHasher()
         self._hashing = 0
+        self._limiter = Limiter(burst=5, every=timedelta(seconds=10))
         self._nobody = self._hasher.hash(keys.new_secret())
 
     # ------------------------------------------------------------------ authentication
@@ -65,8 +67,13 @@ class Users:
                 await store.touch_key(cursor, key_id, now)
         return Caller(TenantId(facts.tenant_id), f"key:{key_id}", facts.role)
 
-    async def login(self, name: str, password: str) -> NewKey:
-        """A session: a key that lives 12 hours and holds the user's role of the moment."""
+    async def login(self, asker: str, name: str, password: str) -> NewKey:
+        """A session: a key that lives 12 hours and holds the user's role of the moment.
+
+        Raises LoginRefused, and LoginTooOften for that name from that address.
+        """
+        if not self._limiter.allow(f"{asker} {name.lower()}", self._clock()):
+            raise LoginTooOften("too many logins by this name; try again in a minute")
         async with self._database.commit_unit() as cursor:
             person = await store.person_by_name(cursor, name)
         known = person is not None and person.disabled_at is None

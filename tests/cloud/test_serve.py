@@ -17,17 +17,26 @@ import httpx
 import pytest
 
 pytestmark = pytest.mark.system
+Running = tuple[subprocess.Popen[str], dict[str, Any]]
 
 
 @contextmanager
-def serving(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+def serving(
+    folder: Path, **settings: str
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """The process and its ready line; killed at the end if it still runs."""
     command = [
         sys.executable, "-m", "karvon", "cloud", "serve", "--data-dir", str(folder / "data"),
-        "--http-port", "0", "--admin-key-file", str(folder / "admin.key"), "--json", *options,
+        "--http-port", "0", "--admin-key-file", str(folder / "admin.key"), "--json",
     ]  # fmt: skip
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, **settings},
+        )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -66,6 +75,26 @@ def test_a_killed_cloud_comes_back_with_everything(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     assert _processes_in(tmp_path) == []
+
+
+def test_real_servers_may_be_used_instead(tmp_path: Path, pg_dsn: str, mosquitto: Any) -> None:
+    url = f"mqtts://{mosquitto.cloud_user}:{mosquitto.cloud_secret}@localhost:{mosquitto.port}"
+    settings = {
+        "KARVON_DATABASE_URL": pg_dsn,
+        "KARVON_MQTT_URL": url,
+        "KARVON_MQTT_CA_FILE": str(mosquitto.ca_file),
+    }
+    with serving(tmp_path, **settings) as (process, ready), client(tmp_path, ready) as admin:
+        assert ready["mqtt_url"] == f"mqtts://localhost:{mosquitto.port}"
+        assert admin.get("/health").json()["components"] == {"database": "ok", "broker": "ok"}
+        made = admin.post("/api/v1/stations", json={"station": "CP-1"}).json()
+        claim = {"station": "CP-1", "code": made["claim"]["code"]}
+        assert admin.post("/api/v1/claims", json=claim).status_code == 200
+        accounts = (tmp_path / "data" / "mosquitto.passwd").read_text().splitlines()
+        assert [line.split(":")[0] for line in accounts] == [mosquitto.cloud_user, "CP-1"]
+        assert not (tmp_path / "data" / "postgres").exists()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
 
 
 def _processes_in(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -99,6 +100,15 @@ async def test_what_cannot_be_answered_is_a_problem(admin: httpx.AsyncClient, ur
 async def test_a_body_with_a_nul_is_refused(admin: httpx.AsyncClient) -> None:
     answer = await admin.post("/api/v1/sites", json={"name": "a\0b"})
     assert answer.status_code == 422
+
+
+async def test_a_body_without_end_is_refused(admin: httpx.AsyncClient) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(9):
+            yield b" " * 1024 * 1024
+
+    answer = await admin.post("/api/v1/sites", content=endless())
+    assert (answer.status_code, answer.json()["code"]) == (413, "http.413")
 
 
 async def test_unexpected_errors_give_a_reference_and_no_details(

@@ -8,8 +8,8 @@ from uuid import UUID
 import pytest
 
 from cloud.communication.api import Presence
+from cloud.kernel.limiter import Limiter
 from cloud.stations.clock import BootClock, Dating, date, to_ms
-from cloud.stations.limiter import Limiter
 from cloud.stations.liveness import freshness
 from cloud.stations.registration import (
     ClaimCode,

@@ -136,6 +136,14 @@ async def test_wrong_names_and_passwords_look_the_same(admin: httpx.AsyncClient)
     assert nobody.json() == wrong.json()
 
 
+async def test_guessing_is_slowed_down(world: Any, admin: httpx.AsyncClient) -> None:
+    guess = {"name": "Aziza", "password": "guess"}
+    answers = [(await admin.post("/api/v1/login", json=guess)).status_code for _ in range(6)]
+    assert answers == [401] * 5 + [429]
+    world.clock.forward(seconds=10)
+    assert (await admin.post("/api/v1/login", json=guess)).status_code == 401
+
+
 async def test_names_are_taken_in_any_case_and_passwords_are_not_short(
     admin: httpx.AsyncClient,
 ) -> None:
