@@ -90,7 +90,13 @@ class LoginView(BaseModel):
 
 def router(users: Users) -> APIRouter:
     routes = APIRouter(prefix="/api/v1", tags=["users"])
+    _add_logins(routes, users)
+    _add_keys(routes, users)
+    _add_users(routes, users)
+    return routes
 
+
+def _add_logins(routes: APIRouter, users: Users) -> None:
     @routes.get("/me")
     async def me(caller: Viewer) -> MeView:
         return MeView(tenant=caller.tenant_id, subject=caller.subject, role=caller.role)
@@ -101,6 +107,8 @@ def router(users: Users) -> APIRouter:
         made = await users.login(asker, request.name, request.password)
         return LoginView(key=made.secret, expires_at=made.key.expires_at)
 
+
+def _add_keys(routes: APIRouter, users: Users) -> None:
     @routes.get("/api-keys")
     async def list_keys(
         caller: Admin,
@@ -121,6 +129,8 @@ def router(users: Users) -> APIRouter:
     async def revoke_key(caller: Admin, key_id: int) -> ApiKeyView:
         return ApiKeyView.of(await users.revoke_key(caller, key_id))
 
+
+def _add_users(routes: APIRouter, users: Users) -> None:
     @routes.get("/users")
     async def list_users(
         caller: Admin, paging: Annotated[Paging, Depends()], role: Role | None = None
@@ -144,5 +154,3 @@ def router(users: Users) -> APIRouter:
             disabled=request.disabled,
         )
         return UserView.of(changed)
-
-    return routes
