@@ -187,8 +187,9 @@ class Connector:
     def _security(self, kind: str, text: str, now: Stamp) -> Emit:
         return Emit(SecurityEvent(id=self.new_id(), at=now, type=kind, text=text))
 
-    def _lost(self, event: Lost, _now: Stamp) -> list[Action]:
-        self._set(lost=event.text)
+    def _lost(self, event: Lost, now: Stamp) -> list[Action]:
+        since = self.state.lost_ms if self.state.lost else now.mono_ms
+        self._set(lost=event.text, lost_ms=since)
         return []
 
     def _offered(self, event: Offered, _now: Stamp) -> list[Action]:
@@ -338,16 +339,21 @@ class Connector:
         return actions
 
     def _settled(self, running: Session, now: Stamp) -> bool:
-        """The last energy has been read since the end was decided; or nobody can wait longer."""
-        waited = now.mono_ms - running.stop_ms
-        if waited >= self.settings.lost_patience_ms:
-            return True
-        if self.state.lost or not running.proven or self.state.step is Step.DOUBTED:
+        """The last energy has been read since the end was decided; or nobody can wait longer.
+
+        Time alone proves nothing: this process may have been frozen, with a reading still to come.
+        """
+        state, waited = self.state, now.mono_ms - running.stop_ms
+        if state.lost:
+            return now.mono_ms - state.lost_ms >= self.settings.lost_patience_ms
+        if state.read_at is None or not running.proven:
             return False
-        read_at = self.state.read_at
-        if not self.state.plugged or read_at is None:
-            return read_at is not None
-        if read_at.mono_ms <= running.stop_ms:
+        if state.step is Step.DOUBTED:
+            fresh = state.read_at.mono_ms > running.stop_ms
+            return fresh and waited >= self.settings.lost_patience_ms
+        if not state.plugged:
+            return True
+        if state.read_at.mono_ms <= running.stop_ms:
             return False
         return waited >= self.settings.opening_ms or self._opened()
 

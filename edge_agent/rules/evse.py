@@ -33,6 +33,7 @@ class EvseState:
     reading: EvseReading | None = None
     read_at: Stamp | None = None
     lost: str = ""
+    lost_ms: int = 0
     fault: str = ""
     fault_ms: int = 0
     operative: bool = True

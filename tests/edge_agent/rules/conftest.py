@@ -58,8 +58,9 @@ CARD = IdToken("04A1B2C3")
 class Bench:
     """Carries out what the rules ask, in their order, and checks the rules of safety."""
 
-    def __init__(self, info: EvseInfo = INFO) -> None:
+    def __init__(self, info: EvseInfo = INFO, settings: ConnectorSettings | None = None) -> None:
         self.info = info
+        self.settings = settings or ConnectorSettings()
         self.mono = 0
         self.boot = UUID(int=1)
         self._ids = 0
@@ -76,7 +77,7 @@ class Bench:
         self.connector.handle(Offered(Offer(MilliAmperes(16_000), "board")), self.now)
 
     def _new_connector(self) -> Connector:
-        return Connector(self.info, ConnectorSettings(), self.new_id, register=self.register)
+        return Connector(self.info, self.settings, self.new_id, register=self.register)
 
     def new_id(self) -> UUID:
         self._ids += 1

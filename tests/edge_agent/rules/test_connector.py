@@ -141,6 +141,22 @@ def test_a_stopped_session_is_not_resumed_after_a_crash(bench: Bench) -> None:
     assert not bench.released
 
 
+def test_a_stopped_session_of_a_board_that_stays_lost_ends_with_what_is_known(
+    bench: Bench,
+) -> None:
+    bench.charge(50)
+    read = bench.true_wh
+    bench.wait(6)
+    bench.tell(Lost("no answer"))
+    bench.stop()
+    bench.wait(299)
+    bench.tell(Lost("no answer"))
+    assert not bench.events(ENDED)
+    bench.wait(1)
+    bench.tell(Lost("no answer"))
+    assert [e.energy_wh for e in bench.events(ENDED)] == [read]
+
+
 def test_a_vehicle_that_is_full_is_suspended(bench: Bench) -> None:
     bench.charge(60)
     bench.wants = 0

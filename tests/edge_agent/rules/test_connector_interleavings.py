@@ -11,7 +11,15 @@ from uuid import UUID
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.rules.actions import Lost, Offered, Operative, Read, StopAsked, Tick
+from edge_agent.rules.actions import (
+    ConnectorSettings,
+    Lost,
+    Offered,
+    Operative,
+    Read,
+    StopAsked,
+    Tick,
+)
 from edge_agent.rules.power_limit import Offer
 from protocols.agent_link import (
     ConnectorStatus,
@@ -23,6 +31,9 @@ from protocols.agent_link import (
 from protocols.quantities import MilliAmperes
 
 Bench = Any  # the fixture's class lives in conftest, which cannot be imported
+
+PATIENT = ConnectorSettings(lost_patience_ms=10**12)
+"""A board that stays lost ends a stopped transaction with what is known; no board here does."""
 
 STEPS = st.one_of(
     st.sampled_from(
@@ -95,11 +106,12 @@ def check_now(bench: Bench) -> None:
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @example(steps=[("charge", 1), ("dark", 1), "stop", ("dark", 30), "card"])
+@example(steps=[("charge", 1), ("dark", 1), "stop", ("dark", 600), "card"])
 @given(steps=st.lists(STEPS, max_size=40))
 def test_every_interleaving_leaves_a_legal_state_and_true_accounts(
     make_bench: Callable[..., Bench], steps: list[str | tuple[str, int]]
 ) -> None:
-    bench = make_bench()
+    bench = make_bench(settings=PATIENT)
     for step in steps:
         do(bench, step)
         check_now(bench)
