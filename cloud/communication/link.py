@@ -86,6 +86,7 @@ class AgentLink:
         greeted: Sequence[Greeted],
         clock: Callable[[], datetime],
         registry: CollectorRegistry,
+        retry_s: float = RETRY_S,
     ) -> None:
         self.cloud = uuid4()
         self._database = database
@@ -101,6 +102,7 @@ class AgentLink:
         self._seen: dict[int, datetime] = {}
         self._acks: dict[AckKey, set[int]] = defaultdict(set)
         self._acked: list[Received] = []
+        self._retry_s = retry_s
         self._greeting: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: set[asyncio.Task[None]] = set()
         self._buried = (0.0, 0)
@@ -148,7 +150,8 @@ class AgentLink:
         known = await self._resolve(identity)
         if known is None:
             raise LinkError(f"no station {identity!r} is known here")
-        self._seen[known.id] = self._clock()
+        if not message.retained:
+            self._seen[known.id] = self._clock()
         if isinstance(content, Hello):
             self._start(message, self._greet(message, identity, known, content))
         elif isinstance(content, Presence):
@@ -192,7 +195,7 @@ class AgentLink:
                 return await work()
             except Unavailable as error:
                 logger.warning("the database is away, messages wait: %s", error)
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(self._retry_s)
 
     # ------------------------------------------------------------------ batches
 

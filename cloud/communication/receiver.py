@@ -44,6 +44,8 @@ class Received:
     topic: str
     payload: bytes
     token: int
+    retained: bool = False
+    """From the broker's memory, so it may be as old as it likes."""
 
 
 class Receiver:
@@ -142,7 +144,8 @@ class Receiver:
             self.dropped += 1  # not acknowledged: the agent, or the broker, sends it again
             return
         token = self._connection << 16 | message.mid if message.qos else 0
-        self._call(self.inbox.put_nowait, Received(message.topic, bytes(message.payload), token))
+        received = Received(message.topic, bytes(message.payload), token, message.retain)
+        self._call(self.inbox.put_nowait, received)
 
     def _on_publish(
         self, _client: paho.Client, _data: Any, mid: int, _reason: Any, _p: Any

@@ -1,0 +1,149 @@
+"""Fakes at the link's ports."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from cloud.communication.api import Known
+from cloud.communication.receiver import Received
+from cloud.kernel.database import Cursor, TenantId
+from protocols.agent_link import (
+    BillingBatch,
+    ClockQuality,
+    Down,
+    Hello,
+    Mark,
+    OpenTransaction,
+    Stamp,
+    Stream,
+    Up,
+    decode_down,
+    encode,
+    up_topic,
+)
+from protocols.quantities import Milliseconds
+
+BOOT = UUID(int=0xB007)
+OUTBOX = UUID(int=0x0B0C)
+
+
+@dataclass
+class Surroundings:
+    """Everything that the link asks its neighbours, answered from memory."""
+
+    stations: dict[str, Known] = field(
+        default_factory=lambda: {
+            "CP-1": Known(1, TenantId(1)),
+            "CP 2/ü": Known(2, TenantId(2)),
+        }
+    )
+    still: tuple[OpenTransaction, ...] = ()
+    over: tuple[UUID, ...] = ()
+    version: int = 0
+    hellos: list[tuple[int, Hello]] = field(default_factory=list)
+
+    async def resolve(self, cursor: Cursor, identity: str) -> Known | None:
+        return self.stations.get(identity)
+
+    async def key_of(self, cursor: Cursor, identity: str) -> int:
+        return self.stations[identity].id
+
+    async def identities(self, cursor: Cursor, stations: Collection[int]) -> dict[int, str]:
+        return {known.id: name for name, known in self.stations.items() if known.id in stations}
+
+    async def hello(self, cursor: Cursor, tenant: TenantId, station_id: int, hello: Hello) -> None:
+        self.hellos.append((station_id, hello))
+
+    async def open_transactions(
+        self, cursor: Cursor, station_id: int, told: Collection[UUID]
+    ) -> tuple[tuple[OpenTransaction, ...], tuple[UUID, ...]]:
+        return self.still, self.over
+
+    async def list_version(self, cursor: Cursor, tenant: TenantId) -> int:
+        return self.version
+
+
+class FakeReceiver:
+    """The broker's side of the link, without a broker: messages in, messages out, what is done."""
+
+    def __init__(self) -> None:
+        self.inbox: asyncio.Queue[Received] = asyncio.Queue()
+        self.messages: list[tuple[str, bytes]] = []
+        self.settled: list[int] = []
+        self._tokens = itertools.count(1)
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        self.messages.append((topic, payload))
+
+    def done(self, message: Received) -> None:
+        self.settled.append(message.token)
+
+    def arrive(
+        self,
+        channel: Up,
+        message: msgspec.Struct | bytes,
+        station: str = "CP-1",
+        *,
+        retained: bool = False,
+    ) -> Received:
+        payload = message if isinstance(message, bytes) else encode(message)
+        received = Received(up_topic(station, channel), payload, next(self._tokens), retained)
+        self.inbox.put_nowait(received)
+        return received
+
+    def of(self, channel: Down) -> list[msgspec.Struct]:
+        return [
+            decode_down(channel, payload)
+            for topic, payload in self.messages
+            if topic.endswith(f"/{channel}")
+        ]
+
+
+def stamp(ms: int = 0) -> Stamp:
+    return Stamp(Milliseconds(ms), Milliseconds(ms), BOOT, ClockQuality.SYNCED)
+
+
+def hello(
+    *, boots: tuple[UUID, ...] = (BOOT,), next_number: int = 1, outbox: UUID = OUTBOX
+) -> Hello:
+    return Hello(
+        outbox=outbox,
+        boots=boots,
+        sent=stamp(),
+        marks={stream: Mark(next_number, 1) for stream in Stream},
+        agent_version="1.0",
+        evses=(),
+        open_transactions=(),
+        local_list_version=0,
+    )
+
+
+def billing(seq: int, *facts: object, outbox: UUID = OUTBOX) -> BillingBatch:
+    return BillingBatch(outbox=outbox, seq=seq, floor=1, sent=stamp(), facts=facts)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def surroundings() -> Surroundings:
+    return Surroundings()
+
+
+@pytest.fixture
+def fake_receiver() -> FakeReceiver:
+    return FakeReceiver()
+
+
+@pytest.fixture
+def make_hello() -> object:
+    return hello
+
+
+@pytest.fixture
+def make_billing() -> object:
+    return billing
