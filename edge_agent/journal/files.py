@@ -31,7 +31,8 @@ class JournalBudget(msgspec.Struct, frozen=True):
     """Acknowledged billing facts are kept so long, for a cloud restored from a backup."""
     keep_answers_days: int = 7
     keep_sessions_days: int = 365
-    flush_ms: int = 60_000
+    flush_ms: int = 62_000
+    """Just over the uplink's minute: while all is well samples leave before they need the disk."""
     reserve_bytes: int = MIB
     """Set apart on disk, so that a full disk still takes the end of running transactions."""
 

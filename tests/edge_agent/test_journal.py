@@ -295,11 +295,11 @@ def test_telemetry_goes_newest_first_and_then_from_the_oldest(opened: Opener) ->
 
 def test_samples_are_written_once_per_flush_interval(opened: Opener) -> None:
     journal = opened()
-    for second in range(59):
+    for second in range(61):
         journal.add(samples(second, 1))
-    assert (journal.buffered, journal.backlog) == (59, 0)
-    journal.add(samples(60, 1))
-    assert (journal.buffered, journal.backlog) == (0, 60)
+    assert (journal.buffered, journal.backlog) == (61, 0)
+    journal.add(samples(62, 1))
+    assert (journal.buffered, journal.backlog) == (0, 62)
 
 
 def test_thinning_keeps_energy_and_means() -> None:

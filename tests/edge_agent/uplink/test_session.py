@@ -377,6 +377,33 @@ def test_live_facts_pass_a_backlog(desk: Desk) -> None:
     assert batches[0].facts == (live,)
 
 
+def test_while_all_is_well_telemetry_is_one_message_a_minute(tmp_path: Path) -> None:
+    journal = Journal.open(
+        tmp_path, station="S1", boot=uuid4(), budget=JournalBudget(reserve_bytes=0)
+    )
+    now = 0
+    plain = SessionSettings(station="S1", agent_version="1")
+    session = Session(plain, journal, lambda: stamp(now))
+    cloud = ModelCloud()
+    channels: list[Up] = []
+    waiting = session.handle(Connected(), now)
+    try:
+        for now in range(250, 600_000, 250):
+            if now % 1000 == 0:
+                journal.add([Sample(evse=1, at=stamp(now), energy_wh=WattHours(now))])
+            waiting += session.handle(Tick(), now)
+            while waiting:
+                action = waiting.pop(0)
+                if isinstance(action, Send):
+                    channels.append(action.channel)
+                    answer = cloud.receive(action.channel, action.payload)
+                    waiting += session.handle(Arrived(*answer), now) if answer else []
+        assert channels.count(Up.TELEMETRY) in {10, 11}
+        assert journal.backlog == 0
+    finally:
+        journal.close()
+
+
 def test_another_clouds_ack_asks_for_a_hello(desk: Desk) -> None:
     desk.welcome()
     desk.journal.commit(facts=[event(uuid4(), 0)])
