@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
+from karvon.demo.process import DemoError
+
 
 class Forecourt(Protocol):
     """What a driver can do at a station."""
 
     def plug(self, want_wh: int, max_ma: int) -> None: ...
 
-    def present(self, token: str) -> None: ...
+    def present(self, token: str) -> None:
+        """Raises DemoError when the reader does not react or refuses."""
+        ...
 
     def unplug(self) -> None: ...
 
@@ -75,14 +79,24 @@ class Driver:
             want, most = self._chance.randint(*habits.want_wh), self._chance.choice(habits.max_ma)
             self._forecourt.plug(want, most)
             self._next(Stage.PLUGGED, now, habits.card_s)
-        elif self.stage is Stage.PLUGGED:
-            self._forecourt.present(self._token)
-            self.sessions += 1
             self._give_up = now + habits.patience_s
-            self._next(Stage.CHARGING, now, (0.0, 0.0))
+        elif self.stage is Stage.PLUGGED:
+            self._hold_card(now)
         else:
             self._forecourt.unplug()
             self._next(Stage.AWAY, now, habits.away_s)
+
+    def _hold_card(self, now: float) -> None:
+        """A reader that does not react is tried again, until patience ends."""
+        try:
+            self._forecourt.present(self._token)
+        except DemoError:
+            tired = now >= self._give_up
+            self._next(Stage.FULL if tired else Stage.PLUGGED, now, self._habits.card_s)
+            return
+        self.sessions += 1
+        self._give_up = now + self._habits.patience_s
+        self._next(Stage.CHARGING, now, (0.0, 0.0))
 
     def _next(self, stage: Stage, now: float, wait_s: tuple[float, float]) -> None:
         self.stage = stage

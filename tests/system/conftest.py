@@ -70,13 +70,10 @@ BUSY = Habits(
 
 
 class Stubborn:
-    """A driver who shrugs when the reader is dead and holds the card to it again."""
+    """Somebody who holds the card to a dead reader until it lives."""
 
     def __init__(self, station: Station) -> None:
         self._station = station
-        self.plug = station.plug
-        self.unplug = station.unplug
-        self.full = station.full
 
     def present(self, token: str) -> None:
         end = time.monotonic() + 20
@@ -149,10 +146,7 @@ class World:
         self.network.wait_for(lambda: station.current_ma() > 0, 30, "current to flow")
 
     def drivers(self, *stations: Station) -> list[Driver]:
-        return [
-            Driver(Stubborn(one), TOKEN, random.Random(self._chance.random()), BUSY)
-            for one in stations
-        ]
+        return [Driver(one, TOKEN, random.Random(self._chance.random()), BUSY) for one in stations]
 
     def traffic(self, drivers: list[Driver], seconds: float) -> None:
         """Let vehicles come and go for a while."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from karvon.demo.drivers import Driver, Habits, Stage
+from karvon.demo.process import DemoError
 
 HABITS = Habits(away_s=(5, 5), card_s=(2, 2), linger_s=(3, 3), patience_s=60)
 
@@ -13,6 +14,7 @@ class Yard:
     def __init__(self) -> None:
         self.did: list[str] = []
         self.is_full = False
+        self.dead = False
 
     def plug(self, want_wh: int, max_ma: int) -> None:
         assert 2_000 <= want_wh <= 12_000
@@ -20,6 +22,8 @@ class Yard:
         self.did.append("plug")
 
     def present(self, token: str) -> None:
+        if self.dead:
+            raise DemoError("no reaction")
         self.did.append(token)
 
     def unplug(self) -> None:
@@ -58,3 +62,21 @@ def test_the_next_vehicle_comes() -> None:
     _run(driver, 0, 100)
     assert driver.sessions > 3
     assert yard.did[:6] == ["plug", "CARD", "unplug"] * 2
+
+
+def test_a_dead_reader_is_tried_again() -> None:
+    yard = Yard()
+    yard.dead = True
+    driver = Driver(yard, "CARD", random.Random(1), HABITS)
+    _run(driver, 0, 20)
+    assert (yard.did, driver.sessions) == (["plug"], 0)
+    yard.dead = False
+    _run(driver, 20, 24)
+    assert yard.did == ["plug", "CARD"]
+
+
+def test_before_a_reader_that_stays_dead_a_driver_leaves() -> None:
+    yard = Yard()
+    yard.dead = True
+    _run(Driver(yard, "CARD", random.Random(1), HABITS), 0, 72)
+    assert yard.did == ["plug", "unplug"]

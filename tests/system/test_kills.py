@@ -1,0 +1,101 @@
+"""kill -9 at random moments, and at the instants between persist, publish, commit and ack."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from karvon.demo.process import wait_for
+
+CLOUD_INSTANTS = (
+    "cloud.before_commit",
+    "cloud.after_commit",
+    "cloud.before_ack",
+    "cloud.after_ack",
+)
+AGENT_INSTANTS = (
+    "agent.before_persist",
+    "agent.after_persist",
+    "agent.before_publish",
+    "agent.after_ack",
+)
+DIE_S = 40.0
+
+
+@pytest.mark.parametrize("victim", ["agent", "cloud", "broker", "database"])
+def test_killed_at_random_moments(
+    world, kills: Counter[str], sample_size: Callable[[int, int], int], victim: str
+) -> None:
+    station = world.station(f"R-{victim}")
+    drivers = world.drivers(station)
+    chance = random.Random(f"{victim} 2")
+    world.traffic(drivers, 4.0)
+    for _ in range(sample_size(2, 60)):
+        world.traffic(drivers, chance.uniform(0.5, 5.0))
+        world.network.kill(station.agent.name if victim == "agent" else victim)
+        kills[f"{victim} at random"] += 1
+        world.traffic(drivers, chance.uniform(0.0, 1.0))
+        if victim == "agent":
+            station.agent.kill()
+            station.agent.start()
+        elif victim == "cloud":
+            world.network.restart("cloud")
+    world.traffic(drivers, 3.0)
+    world.everybody_leaves(station)
+    world.agree(station)
+
+
+@pytest.mark.parametrize("instant", AGENT_INSTANTS)
+def test_the_agent_killed_at(
+    world, kills: Counter[str], sample_size: Callable[[int, int], int], instant: str
+) -> None:
+    station = world.station(f"I-{instant.removeprefix('agent.')}")
+    drivers = world.drivers(station)
+    chance = random.Random(instant)
+    for _ in range(sample_size(2, 60)):
+        station.agent.stop()
+        station.agent.start({"KARVON_FAULT": f"{instant}:{chance.randint(1, 6)}"})
+        _until_dead(world, drivers, station.agent)
+        kills[instant] += 1
+        station.agent.start()
+        world.traffic(drivers, chance.uniform(0.5, 3.0))
+    world.everybody_leaves(station)
+    world.agree(station)
+
+
+@pytest.mark.parametrize("instant", CLOUD_INSTANTS)
+def test_the_cloud_killed_at(
+    world, kills: Counter[str], sample_size: Callable[[int, int], int], instant: str
+) -> None:
+    station = world.station(f"I-{instant.removeprefix('cloud.')}")
+    drivers = world.drivers(station)
+    chance = random.Random(instant)
+    cloud = world.network.cloud
+    for _ in range(sample_size(1, 60)):
+        cloud.stop()
+        world.network.start_cloud({"KARVON_FAULT": f"{instant}:{chance.randint(3, 12)}"})
+        _until_dead(world, drivers, cloud)
+        kills[instant] += 1
+        world.traffic(drivers, chance.uniform(0.0, 1.0))
+        world.network.start_cloud()
+        world.traffic(drivers, chance.uniform(0.5, 3.0))
+    world.everybody_leaves(station)
+    world.agree(station)
+
+
+def test_no_instant_was_left_out(all_kills: Counter[str]) -> None:
+    for instant in (*AGENT_INSTANTS, *CLOUD_INSTANTS):
+        assert all_kills[instant] > 0, f"nothing was ever killed at {instant}"
+
+
+def _until_dead(world, drivers, child) -> None:
+    def gone() -> bool:
+        world.traffic(drivers, 0.2)
+        return not child.alive
+
+    wait_for(gone, DIE_S, f"{child.name} to reach the armed instant")
+    assert child.exit_code == -signal.SIGKILL, child.tail()
