@@ -21,6 +21,17 @@ OWNED = """
 """
 
 
+@pytest.fixture(scope="session")
+def cloud_server(pg_server: str) -> str:
+    """The catalogue differs where hypertables are: on each kind of server."""
+    return pg_server
+
+
+@pytest.fixture
+def kernel_dsn(cloud_dsn: str) -> str:
+    return cloud_dsn
+
+
 def test_migrating_again_changes_nothing(kernel_dsn: str) -> None:
     with psycopg.connect(kernel_dsn) as connection:
         before = connection.execute("SELECT * FROM karvon_migration ORDER BY 1").fetchall()
