@@ -25,15 +25,22 @@ from cloud.main import Ready, utc_now
 from cloud.main import serve as run_cloud
 from cloud.users.service import DEFAULT_TENANT, Users
 
+HELP = """The cloud: serve, migrate, administer.
+
+Options can also stand in the environment (--data-dir as KARVON_DATA_DIR); the option goes first.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 something is out of reach.
+"""
 app = typer.Typer(
-    help="The cloud: serve, migrate, administer.",
+    help=HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-DataDir = Annotated[Path | None, typer.Option(help="Folder of the embedded servers.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of the embedded servers; default karvon-data.")
+]
 DatabaseUrl = Annotated[
-    str | None, typer.Option(help="PostgreSQL to use instead of the embedded one.")
+    str | None, typer.Option(help="PostgreSQL to use instead of the embedded one: postgresql://…")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")]
 
@@ -75,23 +82,34 @@ def _run(work: Any) -> Any:
 @app.command()
 def serve(
     data_dir: DataDir = None,
-    http_port: Annotated[int | None, typer.Option(help="0: any free one.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port of REST, default 8080; 0: any free one.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on, for REST and MQTT; default 127.0.0.1.")
+    ] = None,
     public_host: Annotated[
-        str | None, typer.Option(help="Name that agents reach this machine by.")
+        str | None, typer.Option(help="Name that agents reach this machine by; default: --host.")
     ] = None,
     mqtt_port: Annotated[
         int | None, typer.Option(help="Port of the embedded broker; 0: chosen once and kept.")
     ] = None,
     registration: Annotated[
-        str | None, typer.Option(help="Unannounced stations: open, pending or known.")
+        str | None,
+        typer.Option(
+            help="Stations that nobody announced: open lets them in, pending lists them, known"
+            " refuses them (default)."
+        ),
     ] = None,
     admin_key_file: Annotated[
-        Path | None, typer.Option(help="Write an admin API key there (mode 600), once.")
+        Path | None, typer.Option(help="Keep a working admin API key in this file (mode 600).")
     ] = None,
     database_url: DatabaseUrl = None,
     mqtt_url: Annotated[
-        str | None, typer.Option(help="Broker to use instead of the embedded one.")
+        str | None,
+        typer.Option(
+            help="Broker to use instead of the embedded one: mqtts://user:password@host:port"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -15,6 +15,7 @@ from edge_agent.cli.output import complain, print_json, print_lines
 from edge_agent.config import ConfigError, UplinkPart, load
 
 TIMEOUT_S = 30
+ACCEPTED = 202
 LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -28,6 +29,15 @@ class Claim(msgspec.Struct, frozen=True):
     ca_pem: str = ""
 
 
+class Waiting(msgspec.Struct, frozen=True):
+    """The cloud's answer (202) where an operator must approve unannounced stations."""
+
+    station: str
+    detail: str
+    code: str | None = None
+    """Told once; None when the station waits already."""
+
+
 class ClaimError(Exception):
     """The claim failed; the exit code says whether the cloud was reached."""
 
@@ -36,12 +46,17 @@ class ClaimError(Exception):
         self.code = code
 
 
-def claim(path: Path, cloud: str, code: str, *, as_json: bool) -> int:
-    """Store the credentials where the configuration says; 0, 1 refused, 2 usage, 3 no cloud."""
+def claim(path: Path, cloud: str, code: str | None, *, as_json: bool) -> int:
+    """Store the credentials where the configuration says.
+
+    0 done, 1 refused or waiting for approval, 2 wrong usage, 3 the cloud is out of reach.
+    """
     try:
         config = load(path)
         part = config.uplink or UplinkPart()
         answer = _post(cloud, {"station": config.station, "code": code})
+        if isinstance(answer, Waiting):
+            return _wait(answer, as_json=as_json)
         folder = _store(config.path(part.credentials), answer)
     except ConfigError as error:
         return complain(str(error), 2)
@@ -58,7 +73,22 @@ def claim(path: Path, cloud: str, code: str, *, as_json: bool) -> int:
     return 0
 
 
-def _post(cloud: str, body: dict[str, str]) -> Claim:
+def _wait(answer: Waiting, *, as_json: bool) -> int:
+    if as_json:
+        print_json({"station": answer.station, "status": "pending", "code": answer.code})
+    elif answer.code is not None:
+        print_lines(
+            [
+                f"station {answer.station} waits for an operator's approval; once approved:",
+                f"karvon agent claim --cloud ADDRESS --code {answer.code}",
+            ]
+        )
+    else:
+        print_lines([f"station {answer.station} waits: {answer.detail}"])
+    return 1
+
+
+def _post(cloud: str, asked: dict[str, str | None]) -> Claim | Waiting:
     url = urllib.parse.urlsplit(cloud)
     if url.scheme not in {"http", "https"} or not url.hostname:
         raise ClaimError(f"--cloud is an address like https://cloud.example, not '{cloud}'", 2)
@@ -66,12 +96,15 @@ def _post(cloud: str, body: dict[str, str]) -> Claim:
         raise ClaimError("a claim over http would show the password to the network; use https", 2)
     request = urllib.request.Request(  # noqa: S310  # the scheme was checked
         f"{cloud.rstrip('/')}/api/v1/claims",
-        data=msgspec.json.encode(body),
+        data=msgspec.json.encode(asked),
         headers={"Content-Type": "application/json"},
     )
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310  # ditto
-            return msgspec.json.decode(response.read(), type=Claim)
+            body = response.read()
+            if response.status == ACCEPTED:
+                return msgspec.json.decode(body, type=Waiting)
+            return msgspec.json.decode(body, type=Claim)
     except urllib.error.HTTPError as error:
         raise _refused(error) from None
     except (urllib.error.URLError, ssl.SSLError, TimeoutError, OSError) as error:

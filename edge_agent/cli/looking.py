@@ -12,6 +12,7 @@ from edge_agent import control
 from edge_agent.cli.output import (
     amperes,
     complain,
+    duration,
     kwh,
     print_json,
     print_lines,
@@ -120,7 +121,7 @@ def sessions(path: Path, limit: int, before: int | None, *, as_json: bool) -> in
             one.number,
             one.evse,
             when(one.started),
-            f"{one.duration_ms // 60_000} min",
+            duration(one.duration_ms),
             one.id_token or "",
             kwh(one.energy_wh),
             one.reason if one.ended else "open",
@@ -148,7 +149,7 @@ def queue(path: Path, *, as_json: bool) -> int:
         [
             f"billing: {waiting.billing_facts} facts",
             f"sent and not yet acknowledged: {waiting.billing_batches_sent} batches of them",
-            f"telemetry: {waiting.telemetry_samples} samples on disk",
+            f"telemetry: {waiting.telemetry_samples} samples on disk (the newest are in memory)",
             f"journal: {waiting.bytes_on_disk / 1024 / 1024:.1f} MiB on disk",
         ]
     )

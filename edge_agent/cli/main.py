@@ -1,7 +1,7 @@
 """`karvon agent`: what an installer and a field technician do on the controller.
 
 Exit codes: 0 all well, 1 something is wrong with the charger or the agent, 2 wrong usage or
-configuration, 3 not reachable (agent, cloud, device). Every command takes `--json`.
+configuration, 3 not reachable (agent, cloud, device). Every command but `run` takes `--json`.
 """
 
 from __future__ import annotations
@@ -122,8 +122,14 @@ def token(
 
 @app.command()
 def claim(
-    code: Annotated[str, typer.Option("--code", help="The single-use code of this station.")],
     cloud: Annotated[str, typer.Option("--cloud", help="The cloud's address, https://...")],
+    code: Annotated[
+        str | None,
+        typer.Option(
+            "--code",
+            help="This station's single-use code; without one the cloud may put it on a list.",
+        ),
+    ] = None,
     config: ConfigOption = Path(DEFAULT),
     as_json: JsonOption = False,
 ) -> None:

@@ -49,3 +49,10 @@ def kwh(watt_hours: int | None) -> str:
 
 def amperes(milliamperes: int | None) -> str:
     return "" if milliamperes is None else f"{milliamperes / 1000:.1f} A"
+
+
+def duration(milliseconds: int) -> str:
+    """Hours, minutes and seconds, e.g. `1:05:09`."""
+    minutes, seconds = divmod(milliseconds // 1000, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from karvon.demo.live import curl_line, run_live
 from karvon.demo.network import Network
+from karvon.demo.picture import write_picture
 from karvon.demo.places import PLANS, plans
 from karvon.demo.process import DemoError
 from karvon.demo.session import TOKEN, Summary, run_session
@@ -25,6 +26,7 @@ FAILED: Final = 1
 INTERRUPTED: Final = 130
 ONCE_SPEED: Final = 10.0
 LIVE_SPEED: Final = 20.0
+PICTURE_S: Final = 40.0
 
 app = typer.Typer(add_completion=False)
 
@@ -47,6 +49,9 @@ def demo(
         Path | None, typer.Option(help="Keep everything here instead of a temporary folder.")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Do not remove the folder.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Run for 40 s, then write the live table as SVG and stop.")
+    ] = None,
 ) -> None:
     """Run cloud, agents and simulated chargers as real processes on this machine.
 
@@ -55,6 +60,8 @@ def demo(
     """
     if as_json and not once:
         raise typer.BadParameter("only --once ends with a summary; add --once", param_hint="--json")
+    if picture is not None and once:
+        raise typer.BadParameter("--once has no live table; leave it out", param_hint="--picture")
     signal.signal(signal.SIGTERM, _interrupt)
     folder = _folder(data_dir)
     console = Console(stderr=True)
@@ -64,7 +71,7 @@ def demo(
     try:
         with Network(folder, speed=pace) as network:
             bring_up(network, count, lambda text: console.print(f"[dim]{text}[/]", highlight=False))
-            code = _once(network, console, as_json=as_json) if once else _live(network)
+            code = _once(network, console, as_json=as_json) if once else _live(network, picture)
     except DemoError as error:
         _complain(console, str(error), as_json=as_json)
     except KeyboardInterrupt:
@@ -120,10 +127,14 @@ def _show(summary: Summary, *, as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def _live(network: Network) -> NoReturn:
+def _live(network: Network, picture: Path | None) -> int:
     console = Console()
     console.print(f"API: {network.rest.base}\n{curl_line(network)}\nCtrl-C stops.", soft_wrap=True)
-    run_live(network, console)
+    if picture is None:
+        run_live(network, console)
+    else:
+        write_picture(run_live(network, console, PICTURE_S), picture)
+    return 0
 
 
 def _complain(console: Console, reason: str, *, as_json: bool) -> None:

@@ -41,7 +41,7 @@ class Habits:
     card_s: tuple[float, float] = (1.0, 4.0)
     linger_s: tuple[float, float] = (3.0, 10.0)
     patience_s: float = 120.0
-    want_wh: tuple[int, int] = (2_000, 12_000)
+    want_wh: tuple[int, int] = (600, 3_000)
     max_ma: tuple[int, ...] = (16_000, 20_000, 32_000)
 
 

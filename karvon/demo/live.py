@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from rich.console import Console
 from rich.live import Live
@@ -16,7 +17,7 @@ from karvon.demo.process import DemoError
 from karvon.demo.rest import RestError
 from karvon.demo.session import TOKEN
 from karvon.demo.station import Station
-from karvon.demo.table import Row, live_table
+from karvon.demo.table import TITLE, Row, live_table
 
 SEED: Final = 2
 STEP_S: Final = 1.0
@@ -28,20 +29,22 @@ def curl_line(network: Network) -> str:
     return f'curl -H "Authorization: Bearer $(cat {network.key_file})" {network.rest.base}/stations'
 
 
-def run_live(network: Network, console: Console) -> NoReturn:
-    """Step the drivers and redraw once a second, for ever."""
+def run_live(network: Network, console: Console, seconds: float = math.inf) -> list[Row]:
+    """Step the drivers and redraw once a second; returns the last rows when the time is over."""
     drivers = [
         Driver(station, TOKEN, random.Random(f"{SEED}{identity}"))  # noqa: S311  repeatable traffic
         for identity, station in network.stations.items()
     ]
-    title = f"{len(drivers)} stations, time runs {network.speed:g} times faster"
+    rows: list[Row] = []
+    end = time.monotonic() + seconds
     with Live(console=console, auto_refresh=False) as live:
-        while True:
+        while (now := time.monotonic()) < end:
             for driver in drivers:
-                driver.step(time.monotonic())
+                driver.step(now)
             rows = [row_of(network, station) for station in network.stations.values()]
-            live.update(live_table(rows, title), refresh=True)
+            live.update(live_table(rows, TITLE), refresh=True)
             time.sleep(STEP_S)
+    return rows
 
 
 def row_of(network: Network, station: Station) -> Row:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
-from rich.box import SIMPLE_HEAD
+from rich import box
 from rich.table import Table
 
+TITLE: Final = "What the cloud knows of each station, and how old that is"
 COLOURS = {
     "Charging": "green",
     "SuspendedEV": "cyan",
@@ -34,13 +36,15 @@ class Row:
 
 
 def live_table(rows: Iterable[Row], title: str) -> Table:
-    """What stands in the terminal; a stale value is dim and says its age."""
+    """What stands in the terminal, within 80 columns; a stale value is dim and says its age."""
     table = Table(
         title=title,
         title_justify="left",
-        box=SIMPLE_HEAD,
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        collapse_padding=True,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        show_edge=False,
     )
     for heading in ("station", "site", "state"):
         table.add_column(heading, no_wrap=True)

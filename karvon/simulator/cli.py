@@ -24,6 +24,7 @@ from protocols.modbus.profile import Profile
 app = typer.Typer(
     help="Simulated chargers and meters, made from device profiles.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

@@ -17,7 +17,7 @@ class Yard:
         self.dead = False
 
     def plug(self, want_wh: int, max_ma: int) -> None:
-        assert 2_000 <= want_wh <= 12_000
+        assert 600 <= want_wh <= 3_000
         assert max_ma in HABITS.max_ma
         self.did.append("plug")
 
