@@ -227,8 +227,9 @@ async def test_a_killed_broker_costs_nothing(journal: Journal, tmp_path: Path) -
                 link.wake()
                 await asyncio.sleep(0.02)
                 if number in {10, 25}:
+                    await until(lambda: heard.links and heard.links[-1][0], "link up", 40)
                     os.kill(broker.pid, signal.SIGKILL)
-                    await until(lambda: not heard.links or not heard.links[-1][0], "link down")
+                    await until(lambda: not heard.links[-1][0], "link down")
             await until(lambda: journal.pending_billing == 0, "all facts acknowledged", 40)
         assert [fact.seq_no for fact in cloud.model.order] == list(range(40))
         assert (heard.links[-2][0], heard.links[-1][0]) == (False, True)
