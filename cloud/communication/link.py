@@ -150,7 +150,9 @@ class AgentLink:
         known = await self._resolve(identity)
         if known is None:
             raise LinkError(f"no station {identity!r} is known here")
-        if not message.retained:
+        if isinstance(content, Presence) and not content.online:
+            self._seen.pop(known.id, None)  # what came before its last will speaks for it no more
+        elif not message.retained:
             self._seen[known.id] = self._clock()
         if isinstance(content, Hello):
             self._start(message, self._greet(message, identity, known, content))

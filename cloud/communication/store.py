@@ -102,8 +102,9 @@ async def set_online(cursor: Cursor, station_id: int, *, online: bool, boot: UUI
 
 
 async def seen(cursor: Cursor, times: Iterable[tuple[int, datetime]]) -> None:
+    """Note who spoke; that also outdoes the last will of an earlier connection that came late."""
     await cursor.executemany(
-        "UPDATE communication.connection SET last_seen = greatest(last_seen, %s)"
+        "UPDATE communication.connection SET last_seen = greatest(last_seen, %s), online = true"
         " WHERE station_id = %s",
         [(at, station_id) for station_id, at in sorted(times)],
     )

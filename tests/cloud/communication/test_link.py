@@ -321,6 +321,22 @@ async def test_the_will_of_an_earlier_boot_does_not_end_the_present_one(
     assert await online(database) == [1]
 
 
+async def test_traffic_after_a_late_will_brings_a_station_back(
+    link: Driven,
+    database: Database,
+    make_hello: Callable[..., Any],
+    make_billing: Callable[..., Any],
+) -> None:
+    await link.receive((Up.HELLO, make_hello()))
+    await link.receive((Up.PRESENCE, Presence(online=False, boot=BOOT)))
+    await link.link._store_seen(link.link._seen)
+    assert await online(database) == []
+    await link.receive((Up.PRESENCE, Presence(online=False, boot=UUID(int=3))))
+    await link.receive((Up.BILLING, make_billing(1)))
+    await link.link._store_seen(link.link._seen)
+    assert await online(database) == [1]
+
+
 async def test_a_retained_message_does_not_make_a_station_seen_now(
     link: Driven, database: Database, make_hello: Callable[..., Any]
 ) -> None:
