@@ -57,15 +57,23 @@ T = TypeVar("T")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("karvon")
-    group.addoption("--torture", action="store_true", help="full counts instead of small samples")
+    group.addoption(
+        "--torture",
+        metavar="SHARE",
+        type=float,
+        nargs="?",
+        const=1.0,
+        default=0.0,
+        help="full counts instead of small samples, or this share of the full ones",
+    )
     group.addoption("--torture-report", metavar="FILE", help="write what was proven as Markdown")
 
 
 @pytest.fixture(scope="session")
 def sample_size(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
     """`sample_size(small, full)`: how often an expensive test repeats in this run."""
-    torture = bool(pytestconfig.getoption("--torture"))
-    return lambda small, full: full if torture else small
+    share = float(pytestconfig.getoption("--torture"))
+    return lambda small, full: max(small, round(full * share))
 
 
 # -- databases ------------------------------------------------------------------------------------
@@ -281,7 +289,8 @@ def pytest_terminal_summary(
             terminalreporter.line(line)
     report = config.getoption("--torture-report")
     if report:
-        Path(report).write_text(_proof(terminalreporter, exitstatus, missing))
+        share = float(config.getoption("--torture"))
+        Path(report).write_text(_proof(terminalreporter, exitstatus, share, missing))
         terminalreporter.line(f"wrote {report}")
 
 
@@ -294,7 +303,9 @@ def _not_run(terminalreporter: pytest.TerminalReporter) -> list[str]:
     return [f"{NOT_RUN}{count} tests: {why}" for why, count in sorted(reasons.items())]
 
 
-def _proof(terminalreporter: pytest.TerminalReporter, exitstatus: int, missing: list[str]) -> str:
+def _proof(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, share: float, missing: list[str]
+) -> str:
     """The torture report: what was counted, what failed, what was left out."""
     tests = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
     calls = [test for test in tests if test.when == "call"]
@@ -304,7 +315,9 @@ def _proof(terminalreporter: pytest.TerminalReporter, exitstatus: int, missing: 
     when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, Python {platform.python_version()}, {machine}"
     counts = f"{len(calls)} tests, {failed} failed, {minutes:.0f} minutes, exit code {exitstatus:d}"
     head = [
-        "# Torture: the latest full run",
+        "# Torture: the latest run",
+        "",
+        f"Repetitions: {share:.0%} of the full counts (`make torture` runs them all).",
         "",
         f"{when}: {counts}.",
         "",
