@@ -17,19 +17,34 @@ class CloudConfig(BaseSettings):
     data_dir: Path = Field(Path("karvon-data"), description="everything the embedded servers keep")
     host: str = Field("127.0.0.1", description="address to listen on, for HTTP and MQTT")
     public_host: str = Field("", description="name that agents reach us by; host when empty")
-    http_port: int = Field(8080, ge=0, le=65535, description="0: any free one")
-    mqtt_port: int = Field(0, ge=0, le=65535, description="0: a free one, kept in the data folder")
-    registration: Literal["open", "pending", "known"] = "known"
-    admin_key_file: Path | None = None
+    http_port: int = Field(8080, ge=0, le=65535, description="port of REST; 0: any free one")
+    mqtt_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="embedded broker's; 0: a free one, kept",
+    )
+    registration: Literal["open", "pending", "known"] = Field(
+        "known", description="what happens to stations that nobody announced"
+    )
+    admin_key_file: Path | None = Field(None, description="gets a working admin key")
     database_url: SecretStr | None = Field(None, description="instead of the embedded PostgreSQL")
-    database_url_file: Path | None = None
-    mqtt_url: SecretStr | None = Field(None, description="mqtts://user:password@host:port")
-    mqtt_url_file: Path | None = None
+    database_url_file: Path | None = Field(None, description="file that holds that URL")
+    mqtt_url: SecretStr | None = Field(
+        None, description="instead of the embedded broker: mqtts://user:password@host:port"
+    )
+    mqtt_url_file: Path | None = Field(None, description="file that holds that URL")
     mqtt_ca_file: Path | None = Field(None, description="authority of that broker's certificate")
-    mosquitto_password_file: Path | None = Field(None, description="written for that broker")
-    mosquitto_pid_file: Path | None = Field(None, description="who gets SIGHUP after a change")
-    telemetry_days: int = Field(400, ge=1, description="how long samples are kept")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    mosquitto_password_file: Path | None = Field(
+        None, description="written for that broker; default: mosquitto.passwd in the data folder"
+    )
+    mosquitto_pid_file: Path | None = Field(
+        None, description="pid file of that broker, which gets SIGHUP after a change"
+    )
+    telemetry_days: int = Field(400, ge=1, description="days that samples are kept")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="DEBUG, INFO, WARNING or ERROR"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> CloudConfig:

@@ -1,0 +1,125 @@
+"""The documentation says what is so: its commands run, its tables are the code's."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Any, Final, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+import pytest
+from pydantic_core import PydanticUndefined
+from typer.main import get_command
+
+from cloud.kernel.config import CloudConfig
+from edge_agent.cli.main import app as agent_app
+from edge_agent.config import Config, parse
+from karvon.demo.network import Network
+
+DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
+TESTED: Final = re.compile(r"<!-- tested -->\n```sh\n(.*?)```", re.DOTALL)
+NOT_SETTINGS: Final = {"base"}
+
+
+def _page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def _between(page: str, mark: str) -> str:
+    return page.split(f"<!-- {mark} -->\n")[1].split(f"<!-- /{mark} -->", maxsplit=1)[0]
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Iterator[Network]:
+    tmp_path.chmod(0o755)
+    with Network(tmp_path) as running:
+        running.start_cloud()
+        yield running
+
+
+@pytest.mark.system
+def test_the_operators_commands_do_what_the_page_says(network: Network) -> None:
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("NOT RUN: curl is not installed")
+    blocks = TESTED.findall(_page("operations.md"))
+    assert len(blocks) >= 8
+    ran = subprocess.run(
+        ["sh", "-eu"],
+        input="\n".join(blocks),
+        env={**os.environ, "URL": network.rest.base, "KEY": str(network.rest.key)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    answers = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    assert answers[0]["role"] == "admin"
+    assert {"imported": 2} in answers
+    assert sum("status_url" in answer for answer in answers) == 5
+    refused = [answer["code"] for answer in answers if answer.get("type") == "about:blank"]
+    assert refused == ["station.not_found"]
+    assert "karvon_link_refused_total" in ran.stdout
+
+
+def _default(value: Any) -> str:
+    return "" if value in {None, "", PydanticUndefined} else f"`{value}`"
+
+
+def settings_table() -> str:
+    """The cloud's settings as the operators' page shows them."""
+    rows = [
+        f"| `KARVON_{name.upper()}` | {_default(field.default)} | {field.description or ''} |\n"
+        for name, field in CloudConfig.model_fields.items()
+    ]
+    return "| variable | default | meaning |\n|---|---|---|\n" + "".join(rows)
+
+
+def test_the_page_shows_the_clouds_settings() -> None:
+    assert _between(_page("operations.md"), "settings") == settings_table()
+    assert all(field.description for field in CloudConfig.model_fields.values())
+
+
+def _paths(kind: Any, above: str = "") -> Iterator[str]:
+    """Every setting of the agent's file as `table.name`."""
+    for name, hint in get_type_hints(kind).items():
+        inner = _struct(hint)
+        if inner is not None:
+            yield from _paths(inner, f"{above}{name}.")
+        elif above + name not in NOT_SETTINGS:
+            yield above + name
+
+
+def _struct(hint: Any) -> Any:
+    if get_origin(hint) in {Union, UnionType, tuple}:
+        return next((found for arg in get_args(hint) if (found := _struct(arg))), None)
+    return hint if isinstance(hint, type) and issubclass(hint, msgspec.Struct) else None
+
+
+def test_the_technicians_page_explains_every_setting_and_command() -> None:
+    page = _page("agent.md")
+    explained = set(re.findall(r"^\| `([a-z_.]+)` \|", _between(page, "settings"), re.MULTILINE))
+    meters = {path for path in _paths(Config) if path.startswith("site.meter.")}
+    assert explained == set(_paths(Config)) - meters
+    shown = re.findall(r"^### `karvon agent ([a-z]+)`", page, re.MULTILINE)
+    assert set(shown) == set(get_command(agent_app).commands)  # type: ignore[attr-defined]  # a group
+
+
+def test_the_pages_configurations_are_valid() -> None:
+    files = re.findall(r"```toml\n(.*?)```", _page("agent.md"), re.DOTALL)
+    assert files
+    for text in files:
+        assert parse(text, "agent.md").boards
+
+
+@pytest.mark.parametrize("name", ["operations.md", "agent.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", _page(name)):
+        assert (DOCS / target).exists(), target
