@@ -92,6 +92,7 @@ def outside_broker(config: CloudConfig, url: str) -> Broker:
     address = f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
     ca = config.mqtt_ca_file.read_text() if config.mqtt_ca_file else None
     file = config.mosquitto_password_file or config.data_dir / "mosquitto.passwd"
+    file.parent.mkdir(parents=True, exist_ok=True)
     accounts = MosquittoFiles(
         file, user, mosquitto_hash(password, os.urandom(12)), lambda: _reload(config)
     )

@@ -84,7 +84,7 @@ def _wait(answer: Waiting, *, as_json: bool) -> int:
             ]
         )
     else:
-        print_lines([f"station {answer.station} waits: {answer.detail}"])
+        print_lines([f"station {answer.station} {answer.detail}"])
     return 1
 
 
