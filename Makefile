@@ -37,7 +37,7 @@ demo: setup ## a whole network on this machine; ARGS="--once --json" for scripts
 bench: setup ## one JSON line per figure
 	@$(PY) tests/benchmarks/run.py $(ARGS)
 
-services: setup ## start TimescaleDB and find Mosquitto for tests; idempotent
+services: setup ## start TimescaleDB and Mosquitto for tests, on ports of their own; idempotent
 	@$(PY) tools/services.py start
 
 services-stop: ## stop what `make services` started here

@@ -9,10 +9,12 @@ Fixtures that give real services (a test gets what is there, or is reported as N
 | `pg_server`             | session  | the two above in turn: [embedded], [timescale]           |
 | `pg_dsn`                | function | an empty database of its own on each `pg_server`         |
 | `nats_broker`           | session  | our embedded broker                                      |
-| `mosquitto`             | session  | a private Mosquitto with our settings and ACL file       |
+| `mosquitto_service`     | session  | what `services.json` says of `make services`' Mosquitto  |
+| `mosquitto`             | session  | that Mosquitto, with our shipped settings and ACL file   |
 | `broker`                | session  | the two above in turn: [nats], [mosquitto]               |
 
-Brokers live for the session and keep what earlier tests retained: listen to your own stations only.
+Brokers keep what earlier tests retained, Mosquitto also what earlier sessions did: listen to your
+own stations only.
 A test that proves something by counting says so with `record_property("kills at commit", 120)`;
 `make torture` prints these in its report.
 """
@@ -20,18 +22,13 @@ A test that proves something by counting says so with `record_property("kills at
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
+import fcntl
 import json
 import os
 import platform
-import re
 import secrets
-import shutil
 import signal
-import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -46,8 +43,9 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from cloud.communication.credentials import mosquitto_hash
 from cloud.kernel.embedded import BrokerUser, EmbeddedBroker, EmbeddedPostgres, hash_secret
-from cloud.kernel.embedded.tls import ensure_certificates
+from cloud.kernel.embedded.tls import write_private
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 NOT_RUN: Final = "NOT RUN: "
@@ -144,8 +142,8 @@ def _service(name: str) -> dict[str, Any]:
     """What `make services` says of it."""
     state_file = PROJECT / ".services" / "run" / "services.json"
     state = json.loads(state_file.read_text()) if state_file.exists() else {}
-    pid = state.get(name, {}).get("process", {}).get("pid", os.getpid())
-    if name not in state or not Path(f"/proc/{pid}").exists():
+    pid = state.get(name, {}).get("process", {}).get("pid")
+    if pid is None or not Path(f"/proc/{pid}").exists():
         reasons = state.get("left_out") or ["run `make services` first"]
         pytest.skip(f"{NOT_RUN}{name} is not here: {'; '.join(reasons)}")
     return dict(state[name])
@@ -198,76 +196,47 @@ def _station_user(name: str, secret: str) -> BrokerUser:
 
 
 @pytest.fixture(scope="session")
-def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    command = _service("mosquitto")["command"]
-    folder = tmp_path_factory.mktemp("mosquitto")
-    secret, port = secrets.token_urlsafe(16), _free_port()
-    ca_file = _configure_mosquitto(folder, port)
-    _write_passwords(folder, {CLOUD_USER: secret})
-    with (
-        (folder / "mosquitto.log").open("wb") as log,
-        subprocess.Popen(
-            [*command, "-c", str(folder / "mosquitto.conf")], stdout=log, stderr=subprocess.STDOUT
-        ) as process,
-    ):
-        _await_log(folder, "running", 1)
-
-        def apply(stations: dict[str, str]) -> None:
-            _write_passwords(folder, {CLOUD_USER: secret, **stations})
-            reloads = (folder / "mosquitto.log").read_text().count("Reloading config")
-            process.send_signal(signal.SIGHUP)
-            _await_log(folder, "Reloading config", reloads + 1)
-
-        yield Broker("mosquitto", "localhost", port, ca_file, secret, apply, {})
-        process.terminate()
+def mosquitto_service() -> dict[str, Any]:
+    return _service("mosquitto")
 
 
-def _configure_mosquitto(folder: Path, port: int) -> Path:
-    """The settings and the ACL file that we ship, with this test's paths and port."""
-    shipped = PROJECT / "cloud" / "deploy" / "mosquitto"
-    tls = ensure_certificates(folder / "tls", [], datetime.now(UTC))
-    shutil.copy(shipped / "acl", folder / "acl")
-    (folder / "acl").chmod(0o600)
-    text = (shipped / "mosquitto.conf").read_text()
-    values = {
-        "listener": f"{port} 127.0.0.1",
-        "certfile": tls.certificate,
-        "keyfile": tls.key,
-        "password_file": folder / "passwd",
-        "acl_file": folder / "acl",
-    }
-    for key, value in values.items():
-        text, found = re.subn(rf"^{key} .*$", f"{key} {value}", text, flags=re.MULTILINE)
-        assert found == 1, key
-    owner = "user root\n" if os.geteuid() == 0 else ""
-    (folder / "mosquitto.conf").write_text(f"{text}{owner}persistence_location {folder}/\n")
-    return tls.ca
-
-
-def _write_passwords(folder: Path, passwords: dict[str, str]) -> None:
-    """Mosquitto's `$7$` format: PBKDF2-SHA512, as mosquitto_passwd writes it."""
-    lines = []
-    for user, password in passwords.items():
-        salt = secrets.token_bytes(12)
-        digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, 101)
-        encoded = [base64.b64encode(part).decode() for part in (salt, digest)]
-        lines.append(f"{user}:$7$101${encoded[0]}${encoded[1]}\n")
-    (folder / "passwd").write_text("".join(lines))
-    (folder / "passwd").chmod(0o600)
-
-
-def _await_log(folder: Path, words: str, times: int) -> None:
+@pytest.fixture(scope="session")
+def mosquitto(mosquitto_service: dict[str, Any]) -> Broker:
+    folder, pid = Path(mosquitto_service["folder"]), mosquitto_service["process"]["pid"]
     log = folder / "mosquitto.log"
+
+    def apply(stations: dict[str, str]) -> None:
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _write_passwords(folder / "passwd", stations)
+            reloads = log.read_text().count("Reloading config")
+            os.kill(pid, signal.SIGHUP)
+            _await_log(log, "Reloading config", reloads + 1)
+
+    return Broker(
+        "mosquitto",
+        mosquitto_service["host"],
+        mosquitto_service["port"],
+        Path(mosquitto_service["ca_file"]),
+        mosquitto_service["cloud_secret"],
+        apply,
+        {},
+        mosquitto_service["cloud_user"],
+    )
+
+
+def _write_passwords(file: Path, passwords: dict[str, str]) -> None:
+    """Add these users; others stay, for another test run may be using the same broker."""
+    others = [line for line in file.read_text().splitlines() if line.split(":")[0] not in passwords]
+    ours = [f"{user}:{mosquitto_hash(word, os.urandom(12))}" for user, word in passwords.items()]
+    write_private(file, "\n".join([*others, *ours, ""]).encode())
+
+
+def _await_log(log: Path, words: str, times: int) -> None:
     deadline = time.monotonic() + 10
     while log.read_text().count(words) < times:
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session", params=["nats", "mosquitto"])

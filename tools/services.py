@@ -1,7 +1,8 @@
 """Real components for tests, on loopback and ports of their own: TimescaleDB and Mosquitto.
 
 `start` makes them ready (idempotent), `stop` ends what was started here, `forget` also removes its
-data, `status` tells, `run -- COMMAND` wraps a command in them. Standard library only.
+data, `status` tells, `run -- COMMAND` wraps a command in them. Standard library only; Mosquitto's
+certificate and accounts are made by karvon's own code, so it is started with karvon's environment.
 
 The packages come from Debian trixie in a folder of their own (debootstrap), so that the host's
 suite does not matter. One user's checkouts share that folder (`KARVON_SERVICES_DIR`, by default
@@ -15,6 +16,7 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -25,7 +27,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ CACHE = Path(
 )
 TRIXIE = CACHE / "trixie"
 RECIPE = {"version": 3, "packages": ["postgresql-17-timescaledb", "mosquitto"]}
+CLOUD_USER = "karvon-cloud"
+STOPPED_BY = {"timescale": signal.SIGINT, "mosquitto": signal.SIGTERM}
 PG_BIN = "/usr/lib/postgresql/17/bin"
 PG_SETTINGS = {
     "shared_preload_libraries": "timescaledb",
@@ -218,8 +222,10 @@ class Timescale:
         command = self.inside(
             f"{PG_BIN}/postgres", "-D", f"{self.home}/data", "-p", str(port), *options
         )
-        child = spawn(command, RUN / "timescale.log")
-        self.wait_ready(child, port)
+        log = RUN / "timescale.log"
+        child = spawn(command, log)
+        probe = self.inside(f"{PG_BIN}/pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port))
+        wait_ready(child, log, lambda: subprocess.run(probe, check=False).returncode == 0)
         dsn = f"host=127.0.0.1 port={port} user=postgres password={password} dbname=postgres"
         return {"dsn": dsn, "process": identity(child.pid)}
 
@@ -245,19 +251,6 @@ class Timescale:
         run(*self.inside(f"{PG_BIN}/initdb", "-D", f"{self.home}/data", *locale, *login))
         return secret.read_text()
 
-    def wait_ready(self, child: subprocess.Popen[bytes], port: int) -> None:
-        probe = self.inside(f"{PG_BIN}/pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port))
-        for _ in range(600):
-            if child.poll() is not None:
-                tail = (RUN / "timescale.log").read_text()[-500:]
-                raise LeftOutError(f"TimescaleDB ended at once:\n{tail}")
-            if subprocess.run(probe, check=False).returncode == 0:
-                return
-            time.sleep(0.1)
-        raise LeftOutError(
-            f"TimescaleDB did not answer within a minute; see {RUN / 'timescale.log'}"
-        )
-
 
 # -- Mosquitto ------------------------------------------------------------------------------------
 
@@ -274,6 +267,43 @@ def mosquitto_command(root: Path | None) -> list[str]:
     )
     libraries = [str(path) for path in (*root.glob("usr/lib/*-linux-gnu"), root / "usr/lib")]
     return [str(loader), "--library-path", ":".join(libraries), str(root / "usr/sbin/mosquitto")]
+
+
+def start_mosquitto(command: list[str]) -> dict[str, Any]:
+    """TLS with our shipped settings and ACL file; a cloud user and two devices to log in as."""
+    if importlib.util.find_spec("cryptography") is None:
+        raise LeftOutError("this Python lacks karvon's dependencies; run `make services` instead")
+    folder = RUN / "mosquitto"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    port = free_port()
+    devices = {name: secrets.token_urlsafe(32) for name in ("EXAMPLE-1", "EXAMPLE-2")}
+    cloud_secret = secrets.token_urlsafe(32)
+    accounts = {"PYTHONPATH": str(PROJECT)}
+    accounts["KARVON_ACCOUNTS"] = json.dumps({CLOUD_USER: cloud_secret, **devices})
+    writer = Path(__file__).with_name("mosquitto_files.py")
+    run(sys.executable, str(writer), str(folder), str(port), env=accounts)
+    log = folder / "mosquitto.log"
+    child = spawn([*command, "-c", str(folder / "mosquitto.conf")], log)
+    wait_ready(child, log, lambda: " running" in log.read_text())
+    return {
+        "host": "localhost",
+        "port": port,
+        "ca_file": str(folder / "tls" / "ca.pem"),
+        "cloud_user": CLOUD_USER,
+        "cloud_secret": cloud_secret,
+        "devices": devices,
+        "folder": str(folder),
+        "shipped": shipped_settings(),
+        "process": identity(child.pid),
+    }
+
+
+def shipped_settings() -> str:
+    """A fingerprint, so that a changed ACL file is never tested with a Mosquitto that lacks it."""
+    folder = PROJECT / "cloud" / "deploy" / "mosquitto"
+    files = b"".join((folder / name).read_bytes() for name in ("mosquitto.conf", "acl"))
+    return hashlib.sha256(files).hexdigest()
 
 
 # -- processes ------------------------------------------------------------------------------------
@@ -296,6 +326,17 @@ def spawn(command: list[str], log: Path) -> subprocess.Popen[bytes]:
             cwd="/",
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
         )
+
+
+def wait_ready(child: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if child.poll() is not None:
+            raise LeftOutError(f"it ended at once:\n{log.read_text()[-500:]}")
+        if ready():
+            return
+        time.sleep(0.1)
+    end(identity(child.pid), signal.SIGTERM)
+    raise LeftOutError(f"it was not ready within a minute and was stopped; see {log}")
 
 
 def identity(pid: int) -> dict[str, int]:
@@ -343,25 +384,38 @@ def store(state: dict[str, Any]) -> None:
     fresh.replace(STATE)
 
 
-def start() -> bool:
-    """Make everything ready; True when something was started now."""
+def running(state: dict[str, Any]) -> list[str]:
+    return [name for name in STOPPED_BY if name in state and alive(state[name]["process"])]
+
+
+def start() -> list[str]:
+    """Make everything ready; the names of what was started now."""
     RUN.mkdir(parents=True, exist_ok=True)
+    RUN.chmod(0o700)
     with (RUN / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if load().get("mosquitto", {}).get("shipped") != shipped_settings():
+            stop(["mosquitto"])
         state = load()
-        if "timescale" in state and alive(state["timescale"]["process"]):
-            return False
-        state = {"left_out": []}
-        root = part(state, "trixie", ensure_root)
-        part(state, "mosquitto", lambda: {"command": mosquitto_command(root)})
-        if root is not None:
-            part(state, "timescale", Timescale(root).start)
-        else:
-            state["left_out"].append("TimescaleDB: it comes with the trixie root")
-        state.pop("trixie", None)
+        kept = running(state)
+        if len(kept) == len(STOPPED_BY):
+            return []
+        state = {"left_out": [], **{name: state[name] for name in kept}}
+        start_missing(state)
         store(state)
     announce(state)
-    return "timescale" in state
+    return [name for name in running(state) if name not in kept]
+
+
+def start_missing(state: dict[str, Any]) -> None:
+    root = part(state, "trixie", ensure_root)
+    state.pop("trixie", None)
+    if "mosquitto" not in state:
+        part(state, "mosquitto", lambda: start_mosquitto(mosquitto_command(root)))
+    if root is None:
+        state["left_out"].append("TimescaleDB: it comes with the trixie root")
+    elif "timescale" not in state:
+        part(state, "timescale", Timescale(root).start)
 
 
 def part(state: dict[str, Any], name: str, make: Any) -> Any:
@@ -375,8 +429,8 @@ def part(state: dict[str, Any], name: str, make: Any) -> Any:
 
 
 def announce(state: dict[str, Any]) -> None:
-    if "timescale" in state:
-        say(f"TimescaleDB runs as pid {state['timescale']['process']['pid']}; see {STATE}")
+    for name in running(state):
+        say(f"{name} runs as pid {state[name]['process']['pid']}; see {STATE}")
     if state["left_out"]:
         lines = "\n".join(f"  * {reason}" for reason in state["left_out"])
         rule = "!" * 78
@@ -384,12 +438,17 @@ def announce(state: dict[str, Any]) -> None:
         say(f"\n{rule}\n{heading}\n{lines}\n{rule}")
 
 
-def stop() -> None:
-    process = load().get("timescale", {}).get("process")
-    if process and alive(process):
-        end(process, signal.SIGINT)
-        say("stopped TimescaleDB")
-    STATE.unlink(missing_ok=True)
+def stop(names: Iterable[str] = tuple(STOPPED_BY)) -> None:
+    state = load()
+    for name in names:
+        process = state.pop(name, {}).get("process")
+        if process and alive(process):
+            end(process, STOPPED_BY[name])
+            say(f"stopped {name}")
+    if running(state):
+        store(state)
+    else:
+        STATE.unlink(missing_ok=True)
 
 
 def forget() -> None:
@@ -406,12 +465,12 @@ def wrap(command: list[str]) -> int:
         return subprocess.run(command, check=False).returncode
     finally:
         if started:
-            stop()
+            stop(started)
 
 
 def status() -> int:
     state = load()
-    up = "timescale" in state and alive(state["timescale"]["process"])
+    up = len(running(state)) == len(STOPPED_BY)
     sys.stdout.write(json.dumps({"up": up, **state}, indent=2) + "\n")
     return 0 if up else 1
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import aiomqtt
 import psycopg
+import pytest
 
 
 def test_every_test_has_an_empty_database_that_folds_unicode(pg_dsn: str) -> None:
@@ -24,22 +26,44 @@ def test_timescale_is_the_apache_edition(timescale_dsn: str) -> None:
 async def test_a_station_is_kept_to_its_own_topics(broker: Any) -> None:
     broker.admit("st-a", "secret-a")
     broker.admit("st-b", "secret-b")
+    await assert_kept_apart(broker, ("st-a", "secret-a"), ("st-b", "secret-b"))
+
+
+async def test_the_example_devices_log_in_and_are_kept_apart(
+    mosquitto: Any, mosquitto_service: dict[str, Any]
+) -> None:
+    one, other = mosquitto_service["devices"].items()
+    await assert_kept_apart(mosquitto, one, other)
+    await assert_kept_apart(mosquitto, other, one)
+    with pytest.raises(aiomqtt.MqttError):
+        await connect(mosquitto, one[0], other[1]).__aenter__()
+
+
+def test_what_holds_secrets_is_ours_alone(mosquitto_service: dict[str, Any]) -> None:
+    folder = Path(mosquitto_service["folder"])
+    secret = [folder.parent, folder, folder.parent / "services.json", folder / "passwd"]
+    assert [oct(path.stat().st_mode & 0o077) for path in secret] == ["0o0"] * len(secret)
+
+
+async def assert_kept_apart(broker: Any, owner: tuple[str, str], other: tuple[str, str]) -> None:
+    """The other station can neither publish as the owner nor read what is sent to it."""
+    a, b = (f"karvon/1/0/{station[0]}" for station in (owner, other))
     async with (
         connect(broker, broker.cloud_user, broker.cloud_secret) as cloud,
-        connect(broker, "st-a", "secret-a") as mine,
-        connect(broker, "st-b", "secret-b") as thief,
+        connect(broker, *owner) as mine,
+        connect(broker, *other) as thief,
     ):
-        await cloud.subscribe("karvon/1/+/st-a/up/#", qos=1)
-        await mine.subscribe("karvon/1/0/st-a/down/#", qos=1)
-        await thief.subscribe("karvon/1/0/st-a/down/#", qos=1)
-        await thief.subscribe("karvon/1/0/st-b/down/#", qos=1)
-        await thief.publish("karvon/1/0/st-a/up/facts", b"forged", qos=1)
-        await mine.publish("karvon/1/0/st-a/up/facts", b"true", qos=1)
-        assert await first(cloud) == (b"true", "karvon/1/0/st-a/up/facts")
-        await cloud.publish("karvon/1/0/st-a/down/acks", b"for a", qos=1)
-        await cloud.publish("karvon/1/0/st-b/down/acks", b"for b", qos=1)
-        assert await first(mine) == (b"for a", "karvon/1/0/st-a/down/acks")
-        assert await first(thief) == (b"for b", "karvon/1/0/st-b/down/acks")
+        await cloud.subscribe(f"{a}/up/#", qos=1)
+        await mine.subscribe(f"{a}/down/#", qos=1)
+        await thief.subscribe(f"{a}/down/#", qos=1)
+        await thief.subscribe(f"{b}/down/#", qos=1)
+        await thief.publish(f"{a}/up/facts", b"forged", qos=1)
+        await mine.publish(f"{a}/up/facts", b"true", qos=1)
+        assert await first(cloud) == (b"true", f"{a}/up/facts")
+        await cloud.publish(f"{a}/down/acks", b"for a", qos=1)
+        await cloud.publish(f"{b}/down/acks", b"for b", qos=1)
+        assert await first(mine) == (b"for a", f"{a}/down/acks")
+        assert await first(thief) == (b"for b", f"{b}/down/acks")
 
 
 def connect(broker: Any, user: str, secret: str) -> aiomqtt.Client:
