@@ -271,7 +271,7 @@ def mosquitto_command(root: Path | None) -> list[str]:
 
 def start_mosquitto(command: list[str]) -> dict[str, Any]:
     """TLS with our shipped settings and ACL file; a cloud user and two devices to log in as."""
-    if importlib.util.find_spec("cryptography") is None:
+    if not all(map(importlib.util.find_spec, ("bcrypt", "cryptography"))):
         raise LeftOutError("this Python lacks karvon's dependencies; run `make services` instead")
     folder = RUN / "mosquitto"
     shutil.rmtree(folder, ignore_errors=True)

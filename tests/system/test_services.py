@@ -35,7 +35,7 @@ async def test_the_example_devices_log_in_and_are_kept_apart(
     one, other = mosquitto_service["devices"].items()
     await assert_kept_apart(mosquitto, one, other)
     await assert_kept_apart(mosquitto, other, one)
-    with pytest.raises(aiomqtt.MqttError):
+    with pytest.raises(aiomqtt.MqttError, match="Not authorized"):
         await connect(mosquitto, one[0], other[1]).__aenter__()
 
 
