@@ -13,7 +13,7 @@ import time
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
 from uuid import UUID, uuid4
@@ -137,7 +137,19 @@ class World:
         station.plug(want_wh, 32_000)
         Stubborn(station).present(TOKEN)
         self.network.wait_for(station.full, 60, f"the vehicle at {station.identity} to be full")
+        self.leave(station)
+
+    def leave(self, station: Station) -> None:
+        """Unplug, and let the next vehicle come only when this one was seen to go."""
         station.unplug()
+        self.network.wait_for(lambda: self._idle(station), 30, "the agent to see it go")
+
+    def _idle(self, station: Station) -> bool:
+        try:
+            (evse,) = station.agent_status()["evses"]
+        except (DemoError, ValueError):  # it has just been started
+            return False
+        return bool(evse["charging_state"] == "Idle")
 
     def begin(self, station: Station, want_wh: int = 100_000) -> None:
         """Plug, present, and wait until current flows."""
@@ -156,19 +168,16 @@ class World:
                 driver.step(time.monotonic())
             time.sleep(0.05)
 
-    def newest_sample(self, station: Station) -> datetime | None:
-        """When the newest telemetry was measured that REST shows."""
-        now = datetime.now(UTC)
-        window = {"from": (now - RECENT).isoformat(), "to": (now + RECENT).isoformat()}
-        rows = self.network.rest.items(
-            f"/stations/{station.identity}/telemetry", **window, evse=1, every="1s"
-        )
-        times = [datetime.fromisoformat(row["at"]) for row in rows]
-        return max(times, default=None)
+    def newest_sample(self, station: Station, since: datetime) -> datetime | None:
+        """When the newest telemetry after `since` was measured, as REST shows it."""
+        path = f"/stations/{station.identity}/telemetry"
+        span = {"from": since.isoformat(), "to": (since + RECENT).isoformat()}
+        rows = self.network.rest.items(path, **span, evse=1, every="1s")
+        return max((datetime.fromisoformat(row["at"]) for row in rows), default=None)
 
     def everybody_leaves(self, *stations: Station) -> None:
         for station in stations:
-            station.unplug()
+            self.leave(station)
 
     def agree(self, *stations: Station, sessions: int = 1, journal_lost: bool = False) -> None:
         """The invariant, once everything had time to arrive; at least so many sessions each."""
