@@ -24,9 +24,17 @@ T = TypeVar("T")
 class Network:
     """Starts, breaks and stops real processes; everything lies in `folder`."""
 
-    def __init__(self, folder: Path, *, speed: float = 1.0, registration: str = "known") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        speed: float = 1.0,
+        poll_s: float = 1.0,
+        registration: str = "known",
+    ) -> None:
         self.folder = folder.resolve()
         self.speed = speed
+        self.poll_s = poll_s
         self.data = self.folder / "cloud"
         self.http_port = free_port()
         self.mqtt_port = free_port()
@@ -63,7 +71,7 @@ class Network:
             "/stations", {"station": plan.identity, "name": plan.name, "site": self._site(plan)}
         )
         folder = self.folder / plan.identity
-        station = Station(plan, folder, speed=self.speed, serial=serial)
+        station = Station(plan, folder, speed=self.speed, poll_s=self.poll_s, serial=serial)
         claim = {"station": plan.identity, "code": created["claim"]["code"]}
         station.keep_claim(Rest(self.rest.base).post("/claims", claim))
         station.write_config()

@@ -38,6 +38,7 @@ unit = 1
 limit_ma = {limit_ma}
 
 [times]
+poll_s = {poll_s}
 checkpoint_s = 10
 event_s = 10
 raise_after_s = 2
@@ -54,11 +55,14 @@ class Station:
     board hangs on a serial line (a pseudo terminal) instead of TCP.
     """
 
-    def __init__(self, plan: Plan, folder: Path, *, speed: float, serial: bool = False) -> None:
+    def __init__(
+        self, plan: Plan, folder: Path, *, speed: float, poll_s: float, serial: bool = False
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.plan = plan
         self.folder = folder
         self.speed = speed
+        self.poll_s = poll_s
         self.config = folder / "agent.toml"
         self.journal = folder / "journal"
         self.line = folder / "line" if serial else None
@@ -103,6 +107,7 @@ class Station:
             mqtt_url=json.dumps(self.mqtt_url),
             link=self._link(),
             limit_ma=self.plan.max_ma,
+            poll_s=self.poll_s,
             margin=math.ceil(2 * self.speed),
         )
         self.config.write_text(text)

@@ -56,15 +56,16 @@ from protocols.quantities import MilliAmperes, Milliseconds, WattHours
 
 KILLS = pytest.StashKey[Counter[str]]()
 SPEED = 20.0
+POLL_S = 0.5
 SETTLE_S = 60.0
 RECENT = timedelta(seconds=60)
 HERE = Path(__file__).parent
 BUSY = Habits(
-    away_s=(1.5, 2.5),
+    away_s=(1.2, 2.0),
     card_s=(0.2, 0.8),
     linger_s=(0.5, 1.0),
     patience_s=25.0,
-    want_wh=(150, 500),
+    want_wh=(100, 400),
     max_ma=(16_000, 32_000),
 )
 
@@ -132,7 +133,7 @@ class World:
         station.write_config()
         return proxy
 
-    def charge(self, station: Station, want_wh: int = 300) -> None:
+    def charge(self, station: Station, want_wh: int = 150) -> None:
         """One whole session by card."""
         station.plug(want_wh, 32_000)
         Stubborn(station).present(TOKEN)
@@ -208,7 +209,7 @@ def _world(speed: float) -> Iterator[World]:
     folder = Path(tempfile.mkdtemp(prefix="karvon-system-"))
     folder.chmod(0o755)
     try:
-        with Network(folder, speed=speed) as network:
+        with Network(folder, speed=speed, poll_s=POLL_S) as network:
             world = World(network)
             world.open()
             try:

@@ -49,7 +49,7 @@ def test_a_full_disk_ends_nothing_unsafely_and_heals(world, mounts: list[Path]) 
     _mount(mounts, station.journal, "-t", "tmpfs", "-o", "size=8m", "tmpfs")
     world.start(station)
     world.charge(station)
-    ballasts = [station.journal / f"ballast-{number}" for number in range(3)]
+    ballasts = [station.journal / f"ballast-{number}" for number in range(2)]
     for ballast in ballasts:  # the first takes what is free, the others what the agent gives up
         _fill(ballast)
         _try_to_charge(world, station)
@@ -65,7 +65,7 @@ def _try_to_charge(world, station) -> None:
     station.plug(300, 32_000)
     with contextlib.suppress(DemoError):
         station.present(TOKEN)
-    time.sleep(3)
+    time.sleep(2)
     recorded = [session for session in witnesses.kept(station) if not session.over]
     assert recorded or station.current_ma() == 0, "it charges what it cannot record"
     assert station.agent.alive, station.agent.tail()
@@ -79,7 +79,7 @@ def test_a_disk_that_fills_during_a_session(world, mounts: list[Path]) -> None:
     world.begin(station)
     ballast = station.journal / "ballast"
     _fill(ballast)
-    time.sleep(8)
+    time.sleep(5)
     ballast.unlink()
     station.unplug()
     world.agree(station)
@@ -102,7 +102,7 @@ def test_the_power_is_cut(
     _mount(mounts, station.journal, "-o", "loop", image)
     world.start(station)
     drivers = world.drivers(station)
-    for _ in range(sample_size(2, 40)):
+    for _ in range(sample_size(1, 40)):
         world.traffic(drivers, 4.0)
         world.network.kill(station.agent.name, signal.SIGSTOP)
         shutil.copyfile(image, cut)

@@ -26,16 +26,19 @@ AGENT_INSTANTS = (
 DIE_S = 40.0
 
 
+@pytest.fixture(scope="module")
+def station(world):
+    return world.station("K")
+
+
 @pytest.mark.parametrize("victim", ["agent", "cloud", "broker", "database"])
 def test_killed_at_random_moments(
-    world, kills: Counter[str], sample_size: Callable[[int, int], int], victim: str
+    world, station, kills: Counter[str], sample_size: Callable[[int, int], int], victim: str
 ) -> None:
-    station = world.station(f"R-{victim}")
     drivers = world.drivers(station)
     chance = random.Random(f"{victim} 2")
-    world.traffic(drivers, 4.0)
-    for _ in range(sample_size(2, 60)):
-        world.traffic(drivers, chance.uniform(0.5, 5.0))
+    for _ in range(sample_size(1, 60)):
+        world.traffic(drivers, chance.uniform(1.0, 6.0))
         world.network.kill(station.agent.name if victim == "agent" else victim)
         kills[f"{victim} at random"] += 1
         world.traffic(drivers, chance.uniform(0.0, 1.0))
@@ -44,45 +47,45 @@ def test_killed_at_random_moments(
             station.agent.start()
         elif victim == "cloud":
             world.network.restart("cloud")
-    world.traffic(drivers, 3.0)
+    world.traffic(drivers, 1.0)
     world.everybody_leaves(station)
     world.agree(station)
 
 
 @pytest.mark.parametrize("instant", AGENT_INSTANTS)
 def test_the_agent_killed_at(
-    world, kills: Counter[str], sample_size: Callable[[int, int], int], instant: str
+    world, station, kills: Counter[str], sample_size: Callable[[int, int], int], instant: str
 ) -> None:
-    station = world.station(f"I-{instant.removeprefix('agent.')}")
     drivers = world.drivers(station)
     chance = random.Random(instant)
-    for _ in range(sample_size(2, 60)):
+    for _ in range(sample_size(1, 60)):
         station.agent.stop()
-        station.agent.start({"KARVON_FAULT": f"{instant}:{chance.randint(1, 6)}"})
+        passes = chance.randint(1, sample_size(3, 8))
+        station.agent.start({"KARVON_FAULT": f"{instant}:{passes}"})
         _until_dead(world, drivers, station.agent)
         kills[instant] += 1
         station.agent.start()
-        world.traffic(drivers, chance.uniform(0.5, 3.0))
+        world.traffic(drivers, chance.uniform(0.5, 2.0))
     world.everybody_leaves(station)
     world.agree(station)
 
 
 @pytest.mark.parametrize("instant", CLOUD_INSTANTS)
 def test_the_cloud_killed_at(
-    world, kills: Counter[str], sample_size: Callable[[int, int], int], instant: str
+    world, station, kills: Counter[str], sample_size: Callable[[int, int], int], instant: str
 ) -> None:
-    station = world.station(f"I-{instant.removeprefix('cloud.')}")
     drivers = world.drivers(station)
     chance = random.Random(instant)
     cloud = world.network.cloud
     for _ in range(sample_size(1, 60)):
         cloud.stop()
-        world.network.start_cloud({"KARVON_FAULT": f"{instant}:{chance.randint(3, 12)}"})
+        passes = chance.randint(2, sample_size(4, 15))
+        world.network.start_cloud({"KARVON_FAULT": f"{instant}:{passes}"})
         _until_dead(world, drivers, cloud)
         kills[instant] += 1
         world.traffic(drivers, chance.uniform(0.0, 1.0))
         world.network.start_cloud()
-        world.traffic(drivers, chance.uniform(0.5, 3.0))
+        world.traffic(drivers, chance.uniform(0.5, 2.0))
     world.everybody_leaves(station)
     world.agree(station)
 

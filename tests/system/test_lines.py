@@ -9,82 +9,90 @@ from collections.abc import Callable
 import pytest
 
 
-def _freeze(world, name: str, seconds: float) -> None:
-    world.network.kill(name, signal.SIGSTOP)
-    time.sleep(seconds)
-    world.network.kill(name, signal.SIGCONT)
-
-
-@pytest.mark.parametrize("victim", ["agent", "cloud", "broker", "database"])
-def test_frozen_and_thawed(world, sample_size: Callable[[int, int], int], victim: str) -> None:
-    station = world.station(f"F-{victim}")
+def test_frozen_and_thawed(world, sample_size: Callable[[int, int], int]) -> None:
+    station = world.station("F")
     world.begin(station)
-    _freeze(world, station.agent.name if victim == "agent" else victim, sample_size(4, 60))
+    for victim in (station.agent.name, "cloud", "broker", "database"):
+        world.network.kill(victim, signal.SIGSTOP)
+        time.sleep(sample_size(2, 60))
+        world.network.kill(victim, signal.SIGCONT)
+        time.sleep(1)
     world.network.wait_online(station)
-    station.unplug()
+    world.leave(station)
     world.agree(station)
 
 
-def test_a_slow_line_loses_nothing(world) -> None:
-    station = world.station("L-slow", start=False)
-    proxy = world.uplink_proxy(station)
-    proxy.delay_s = 0.3
-    world.start(station)
-    world.charge(station)
-    world.agree(station)
+def test_slow_torn_and_half_open_uplinks_lose_nothing(
+    world, sample_size: Callable[[int, int], int]
+) -> None:
+    slow, torn, half = (
+        world.station(f"L-{name}", start=False) for name in ("slow", "torn", "half")
+    )
+    proxies = [world.uplink_proxy(station) for station in (slow, torn, half)]
+    for station in (slow, torn, half):
+        world.start(station)
+    proxies[0].delay_s = 0.3
+    proxies[1].reset_every = 6_000
+    proxies[1].cut()
+    before, proxies[2].blackhole = proxies[2].connections, True
+    drivers = world.drivers(slow, torn, half)
+    world.traffic(drivers, sample_size(20, 600))
+    world.network.wait_for(
+        lambda: proxies[2].connections > before, 60, "the agent to give up the dead connection"
+    )
+    proxies[2].blackhole = False
+    assert proxies[1].resets > 0, "the line was never torn"
+    world.everybody_leaves(slow, torn, half)
+    proxies[1].reset_every = 0
+    world.agree(slow, torn, half)
 
 
-def test_a_line_that_is_reset_again_and_again_loses_nothing(world) -> None:
-    station = world.station("L-reset", start=False)
+def test_a_line_that_is_torn_while_the_backlog_replays(world) -> None:
+    station = world.station("L-replay", start=False)
     proxy = world.uplink_proxy(station)
     world.start(station)
-    proxy.reset_every = 12_000
+    proxy.blackhole = True
     proxy.cut()
     world.charge(station)
     world.charge(station)
-    assert proxy.resets > 0, "the line was never reset"
+    proxy.blackhole = False
+    proxy.reset_every = 9_000
+    proxy.cut()
     world.agree(station, sessions=2)
 
 
-def test_a_half_open_line_is_noticed_and_replaced(world) -> None:
-    station = world.station("L-half", start=False)
-    proxy = world.uplink_proxy(station)
-    world.start(station)
-    before = proxy.connections
+@pytest.fixture
+def boards(world):
+    """A station for each kind of trouble, in the midst of a session."""
+    stations = {
+        trouble: world.station(f"B-{trouble}", start=False, serial=trouble == "noise")
+        for trouble in ("silence", "noise", "half_open", "blackhole")
+    }
+    proxy = world.board_proxy(stations["blackhole"])
+    for station in stations.values():
+        world.start(station)
+        world.begin(station)
+    return stations, proxy
+
+
+def test_silent_noisy_and_half_open_boards(world, boards) -> None:
+    stations, proxy = boards
+    stations["silence"].board("silence", seconds=8)
+    stations["noise"].board("noise", replies=4)
+    stations["half_open"].board("half_open")
     proxy.blackhole = True
-    world.charge(station)
     world.network.wait_for(
-        lambda: proxy.connections > before, 90, "the agent to give up the dead connection"
+        lambda: _faulted(world, stations["blackhole"]), 30, "the silence to be reported"
     )
     proxy.blackhole = False
-    world.agree(station)
+    for station in stations.values():
+        _wait_healed(world, station)
+        world.leave(station)
+    world.agree(*stations.values())
 
 
-def test_a_half_open_board_pauses_nobody_for_ever(world) -> None:
-    station = world.station("B-half", start=False)
-    proxy = world.board_proxy(station)
-    world.start(station)
-    world.begin(station)
-    proxy.blackhole = True
-    world.network.wait_for(lambda: _faulted(world, station), 30, "the silence to be reported")
-    proxy.blackhole = False
-    world.network.wait_for(lambda: not _faulted(world, station), 30, "the board to be back")
-    station.unplug()
-    world.agree(station)
-
-
-@pytest.mark.parametrize(
-    ("trouble", "extent"),
-    [("silence", {"seconds": 8}), ("noise", {"replies": 6}), ("half_open", {})],
-)
-def test_a_board_with(world, trouble: str, extent: dict[str, int]) -> None:
-    station = world.station(f"B-{trouble}", serial=trouble == "noise")
-    world.begin(station)
-    station.board(trouble, **extent)
-    time.sleep(9)
-    world.network.wait_for(lambda: not _faulted(world, station), 30, "the board to be back")
-    station.unplug()
-    world.agree(station)
+def _wait_healed(world, station) -> None:
+    world.network.wait_for(lambda: not _faulted(world, station), 40, "the board to be back")
 
 
 def _faulted(world, station) -> bool:

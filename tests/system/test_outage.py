@@ -19,7 +19,7 @@ def test_live_data_is_not_starved_by_the_backlog(
     drivers = world.drivers(station)
     proxy.blackhole = True
     proxy.cut()
-    world.traffic(drivers, sample_size(25, 900))
+    world.traffic(drivers, sample_size(15, 900))
     world.everybody_leaves(station)
     world.begin(station)
     proxy.blackhole = False

@@ -24,8 +24,8 @@ def _same_owners(source: Path, target: Path) -> None:
             shutil.chown(twin, one.stat().st_uid, one.stat().st_gid)
 
 
-def test_the_brokers_state_is_wiped(own_world) -> None:
-    world, network = own_world, own_world.network
+def test_the_brokers_state_is_wiped(world) -> None:
+    network = world.network
     station = world.station("W")
     world.charge(station)
     world.begin(station, 600)
@@ -35,24 +35,6 @@ def test_the_brokers_state_is_wiped(own_world) -> None:
     network.wait_for(station.full, 60, "the vehicle to be full")
     station.unplug()
     world.agree(station, sessions=2)
-
-
-def test_an_agent_restored_from_an_older_copy(world) -> None:
-    station = world.station("A-old")
-    old = station.folder / "yesterday"
-    world.charge(station)
-    world.agree(station)
-    station.agent.stop()
-    _copy(station.journal, old)
-    station.agent.start()
-    world.charge(station)
-    world.agree(station, sessions=2)
-    station.agent.kill()
-    _copy(old, station.journal)
-    station.agent.start()
-    world.network.wait_online(station)
-    world.charge(station)
-    world.agree(station, sessions=3, journal_lost=True)
 
 
 def test_an_agent_restored_in_the_midst_of_a_session(world) -> None:
@@ -74,7 +56,7 @@ def test_an_agent_restored_in_the_midst_of_a_session(world) -> None:
     world.agree(station, journal_lost=True)
 
 
-def test_a_cloned_journal_on_a_second_agent(world) -> None:
+def test_a_journal_restored_from_yesterday_and_cloned(world) -> None:
     station = world.station("A-clone")
     world.charge(station)
     world.agree(station)
