@@ -36,7 +36,7 @@ def test_slow_torn_and_half_open_uplinks_lose_nothing(
     proxies[1].cut()
     before, proxies[2].blackhole = proxies[2].connections, True
     drivers = world.drivers(slow, torn, half)
-    world.traffic(drivers, sample_size(20, 600))
+    world.traffic(drivers, sample_size(14, 600))
     world.network.wait_for(
         lambda: proxies[2].connections > before, 60, "the agent to give up the dead connection"
     )
