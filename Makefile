@@ -4,6 +4,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.karvon-installed
 ARGS ?=
 PYTEST_ARGS ?=
+SIDE_BY_SIDE ?= -n 2 --dist loadfile
 MAKEFLAGS += --no-print-directory
 export PYTHONUNBUFFERED := 1
 
@@ -29,7 +30,7 @@ test: check ## every test against real services, in under ten minutes
 	@$(PY) tools/services.py run -- $(PY) -m pytest $(PYTEST_ARGS)
 
 torture: setup ## the same tests at full counts; writes docs/torture.md
-	@$(PY) tools/services.py run -- $(PY) -m pytest --torture --torture-report docs/torture.md --timeout 0 $(PYTEST_ARGS)
+	@$(PY) tools/services.py run -- $(PY) -m pytest --torture --torture-report docs/torture.md --timeout 0 $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 demo: setup ## a whole network on this machine; ARGS="--once --json" for scripts
 	@$(VENV)/bin/karvon demo $(ARGS)

@@ -71,6 +71,8 @@ class UplinkPart(Part, frozen=True, kw_only=True):
     """The certificate authority's PEM file; None: `ca.pem` beside the credentials if there."""
     telemetry_every_s: Annotated[float, msgspec.Meta(ge=0.5, le=3600)] = 60.0
     """How often telemetry goes out while all is well; each message costs about 300 bytes."""
+    longest_retry_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
+    """Attempts to connect come twice as far apart each time, up to this."""
 
 
 class AuthorizationPart(Part, frozen=True, kw_only=True):

@@ -259,7 +259,10 @@ def _uplink(config: Config, agent: Agent) -> Uplink | None:
         raise ConfigError("uplink.url: neither the configuration nor the credentials name a broker")
     try:
         settings = MqttSettings.at(
-            url, password=known.password, ca_file=ca_file(config, config.uplink)
+            url,
+            password=known.password,
+            ca_file=ca_file(config, config.uplink),
+            longest_retry_s=config.uplink.longest_retry_s,
         )
     except ValueError as error:
         raise ConfigError(f"uplink.url: {error}") from error

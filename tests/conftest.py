@@ -49,7 +49,9 @@ from cloud.kernel.embedded.tls import write_private
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 NOT_RUN: Final = "NOT RUN: "
+KILLED: Final = "killed: "
 CLOUD_USER: Final = "karvon-cloud"
+KILLS = pytest.StashKey[Counter[str]]()
 T = TypeVar("T")
 
 
@@ -72,6 +74,23 @@ def sample_size(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
     """`sample_size(small, full)`: how often an expensive test repeats in this run."""
     share = float(pytestconfig.getoption("--torture"))
     return lambda small, full: max(small, round(full * share))
+
+
+class Kills:
+    """Counts SIGKILLs per instant, for the report of this test and over the whole run."""
+
+    def __init__(self, node: pytest.Item) -> None:
+        self._node = node
+        self.so_far = node.config.stash.setdefault(KILLS, Counter())
+
+    def count(self, instant: str) -> None:
+        self.so_far[instant] += 1
+        self._node.user_properties.append((f"{KILLED}{instant}", 1))
+
+
+@pytest.fixture
+def kills(request: pytest.FixtureRequest) -> Kills:
+    return Kills(request.node)
 
 
 # -- databases ------------------------------------------------------------------------------------
@@ -256,10 +275,16 @@ def pytest_terminal_summary(
         terminalreporter.section("left out on this machine", red=True, bold=True)
         for line in missing:
             terminalreporter.line(line)
+    kills = _kills(terminalreporter)
+    if kills:
+        terminalreporter.section("kills per instant")
+        for instant, count in sorted(kills.items()):
+            terminalreporter.line(f"{instant:<24}{count:>6}")
     report = config.getoption("--torture-report")
     if report:
         share = float(config.getoption("--torture"))
-        Path(report).write_text(_proof(terminalreporter, exitstatus, share, missing))
+        proof = [*_proof(terminalreporter, exitstatus, share), "", *_kill_table(kills), *missing]
+        Path(report).write_text("\n".join(proof).rstrip() + "\n")
         terminalreporter.line(f"wrote {report}")
 
 
@@ -272,12 +297,37 @@ def _not_run(terminalreporter: pytest.TerminalReporter) -> list[str]:
     return [f"{NOT_RUN}{count} tests: {why}" for why, count in sorted(reasons.items())]
 
 
-def _proof(
-    terminalreporter: pytest.TerminalReporter, exitstatus: int, share: float, missing: list[str]
-) -> str:
-    """The torture report: what was counted, what failed, what was left out."""
+def _kills(terminalreporter: pytest.TerminalReporter) -> Counter[str]:
+    """Kills per instant as the tests' reports tell; workers of a divided run each send theirs."""
+    found: Counter[str] = Counter()
+    for test in _calls(terminalreporter):
+        for key, count in test.user_properties:
+            if key.startswith(KILLED):
+                found[key.removeprefix(KILLED)] += count
+    return found
+
+
+def _calls(terminalreporter: pytest.TerminalReporter) -> list[Any]:
     tests = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
-    calls = [test for test in tests if test.when == "call"]
+    return [test for test in tests if test.when == "call"]
+
+
+def _counted(properties: list[tuple[str, Any]]) -> str:
+    """What a test counted; equal keys are summed."""
+    sums: Counter[str] = Counter()
+    for key, count in properties:
+        sums[key] += count
+    return ", ".join(f"{key.removeprefix(KILLED)}: {count}" for key, count in sums.items())
+
+
+def _kill_table(kills: Counter[str]) -> list[str]:
+    rows = [f"| {instant} | {count} |" for instant, count in sorted(kills.items())]
+    return ["## Kills (SIGKILL) per instant", "", "| instant | kills |", "|---|---:|", *rows, ""]
+
+
+def _proof(terminalreporter: pytest.TerminalReporter, exitstatus: int, share: float) -> list[str]:
+    """The torture report: what was counted, what failed, what was left out."""
+    calls = _calls(terminalreporter)
     failed = len(terminalreporter.getreports("failed"))
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     minutes = sum(test.duration for test in calls) / 60
@@ -295,9 +345,8 @@ def _proof(
     ]
     rows = [
         f"| {test.nodeid.removeprefix('tests/')} | {test.outcome} | {test.duration:.0f} | "
-        + ", ".join(f"{key}: {value}" for key, value in test.user_properties)
-        + " |"
+        f"{_counted(test.user_properties)} |"
         for test in calls
         if test.user_properties or test.failed or test.duration > 1
     ]
-    return "\n".join([*head, *rows, "", *missing]).rstrip() + "\n"
+    return [*head, *rows]

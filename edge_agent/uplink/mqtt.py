@@ -76,14 +76,23 @@ class MqttSettings:
     longest_retry_s: float = 60.0
 
     @classmethod
-    def at(cls, url: str, *, password: str, ca_file: Path | None) -> MqttSettings:
+    def at(
+        cls, url: str, *, password: str, ca_file: Path | None, longest_retry_s: float = 60.0
+    ) -> MqttSettings:
         """From `mqtts://host:port` (or `mqtt://`, without TLS); raises ValueError for another."""
         address = urlsplit(url)
         if address.scheme not in {"mqtt", "mqtts"} or not address.hostname:
             raise ValueError(f"{url!r} is not mqtts://host[:port]")
         tls = address.scheme == "mqtts"
         port = address.port or (8883 if tls else 1883)
-        return cls(host=address.hostname, port=port, password=password, tls=tls, ca_file=ca_file)
+        return cls(
+            host=address.hostname,
+            port=port,
+            password=password,
+            tls=tls,
+            ca_file=ca_file,
+            longest_retry_s=longest_retry_s,
+        )
 
 
 class Clock(Protocol):

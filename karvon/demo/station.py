@@ -25,6 +25,7 @@ url = {mqtt_url}
 ca = "ca.pem"
 credentials = "credentials.json"
 telemetry_every_s = 1.0
+longest_retry_s = 4
 
 [[boards]]
 name = "board"

@@ -11,8 +11,7 @@ import ssl
 import tempfile
 import time
 import urllib.parse
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
@@ -54,7 +53,6 @@ from protocols.agent_link import (
 )
 from protocols.quantities import MilliAmperes, Milliseconds, WattHours
 
-KILLS = pytest.StashKey[Counter[str]]()
 SPEED = 20.0
 POLL_S = 0.5
 SETTLE_S = 60.0
@@ -105,10 +103,15 @@ class World:
         if token:
             self.network.rest.post("/id-tokens", {"value": TOKEN})
 
-    def station(self, name: str, *, start: bool = True, serial: bool = False) -> Station:
+    def station(
+        self, name: str, *, start: bool = True, serial: bool = False, poll_s: float = POLL_S
+    ) -> Station:
         """A claimed station that runs and has the offline list."""
         plan = Plan(f"{name}-{len(self.network.stations)}", name, TASHKENT)
         station = self.network.add_station(plan, serial=serial)
+        if poll_s != station.poll_s:
+            station.poll_s = poll_s
+            station.write_config()
         if start:
             self.start(station)
         return station
@@ -234,24 +237,6 @@ def own_world() -> Iterator[World]:
         yield world
 
 
-@pytest.fixture
-def kills(
-    all_kills: Counter[str], record_property: Callable[[str, object], None]
-) -> Iterator[Counter[str]]:
-    """How often this test killed something, per instant; goes into the report."""
-    here: Counter[str] = Counter()
-    yield here
-    for instant, count in here.items():
-        record_property(f"kills {instant}", count)
-    all_kills.update(here)
-
-
-@pytest.fixture
-def all_kills(request: pytest.FixtureRequest) -> Counter[str]:
-    """The counts of the whole run."""
-    return request.config.stash.setdefault(KILLS, Counter())
-
-
 # --------------------------------------------------------------------------- what was proven
 
 
@@ -259,16 +244,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.system)
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    kills = config.stash.get(KILLS, Counter())
-    if kills:
-        terminalreporter.section("kills per instant")
-        for instant, count in sorted(kills.items()):
-            terminalreporter.line(f"{instant:<24}{count:>6}")
 
 
 # --------------------------------------------------------------------------- a stranger's agent
