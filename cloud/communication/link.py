@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter as Counted
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
-from functools import partial
-from typing import Any, Final, TypeVar
+from functools import lru_cache, partial
+from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
 import msgspec
@@ -30,7 +31,14 @@ from cloud.kernel import events, faultpoints
 from cloud.kernel.database import Database
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.events import Event
-from cloud.kernel.facts import NUMBERS, Delivery, FactSink, dead_letter, forget_refused
+from cloud.kernel.facts import (
+    NUMBERS,
+    Delivery,
+    FactSink,
+    dead_letter,
+    forget_refused,
+    ranges_of,
+)
 from cloud.kernel.observability import log_context
 from protocols.agent_link import (
     Ack,
@@ -41,7 +49,6 @@ from protocols.agent_link import (
     Hello,
     LinkError,
     Presence,
-    Ranges,
     StateBatch,
     Stream,
     TelemetryBatch,
@@ -68,6 +75,14 @@ MOST_AT_WORK: Final = 8192
 
 T = TypeVar("T")
 AckKey = tuple[str, UUID, Stream]
+_STREAMS: Final = {Up(stream): stream for stream in Stream}
+_parse_topic = lru_cache(maxsize=65_536)(parse_up_topic)
+
+
+class _Taken(NamedTuple):
+    message: Received
+    identity: str
+    delivery: Delivery
 
 
 class AgentLink:
@@ -100,15 +115,18 @@ class AgentLink:
         self._clock = clock
         self._known: dict[str, tuple[float, Known | None]] = {}
         self._seen: dict[int, datetime] = {}
-        self._acks: dict[AckKey, set[int]] = defaultdict(set)
-        self._acked: list[Received] = []
         self._retry_s = retry_s
         self._greeting: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._acks: dict[AckKey, set[int]] = defaultdict(set)
+        self._acked: list[Received] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._at_work = 0
         self._buried = (0.0, 0)
-        self._received = Counter(
+        received = Counter(
             "karvon_link_received", "Messages from agents", ["channel"], registry=registry
         )
+        self._counts: Counted[Up] = Counted()
+        self._received = {channel: received.labels(channel) for channel in Up}
         self._refused = Counter(
             "karvon_link_refused", "Messages that could not be taken", registry=registry
         )
@@ -127,61 +145,76 @@ class AgentLink:
 
     async def _receive(self) -> None:
         while True:
-            message = await self._receiver.inbox.get()
-            while len(self._tasks) >= MOST_AT_WORK:
+            messages = await self._receiver.inbox.get()
+            while self._at_work >= MOST_AT_WORK:
                 await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-            try:
-                await self._take(message)
-            except LinkError as error:
-                self._refused.inc()
-                self._start(message, self._bury(message, str(error)))
-            except Exception:
-                # one message must neither end the link nor keep its place in the broker's window
-                logger.exception("a message on %s was dropped", message.topic)
-                self._receiver.done(message)
+            received_at = self._clock()
+            self._counts.clear()
+            batches = [await self._take(message, received_at) for message in messages]
+            for channel, count in self._counts.items():
+                self._received[channel].inc(count)
+            if taken := [one for one in batches if one is not None]:
+                self._start([one.message for one in taken], self._commit(taken))
 
-    async def _take(self, message: Received) -> None:
-        identity, channel = parse_up_topic(message.topic)
-        self._received.labels(channel).inc()
+    async def _take(self, message: Received, received_at: datetime) -> _Taken | None:
+        """A batch, to be committed with its neighbours; anything else is begun at once."""
+        try:
+            return await self._read(message, received_at)
+        except LinkError as error:
+            self._refused.inc()
+            self._start([message], self._bury(message, str(error)))
+        except Exception:
+            # one message must neither end the link nor keep its place in the broker's window
+            logger.exception("a message on %s was dropped", message.topic)
+            self._receiver.done([message])
+        return None
+
+    async def _read(self, message: Received, received_at: datetime) -> _Taken | None:
+        identity, channel = _parse_topic(message.topic)
+        self._counts[channel] += 1
         if channel is Up.PRESENCE and not message.payload:
-            self._receiver.done(message)  # a cleared retained message
-            return
+            self._receiver.done([message])  # a cleared retained message
+            return None
         content = _checked(decode_up(channel, message.payload))
-        known = await self._resolve(identity)
+        known = self._fresh(identity) or await self._resolve(identity)
         if known is None:
             raise LinkError(f"no station {identity!r} is known here")
         if isinstance(content, Presence) and not content.online:
             self._seen.pop(known.id, None)  # what came before its last will speaks for it no more
         elif not message.retained:
-            self._seen[known.id] = self._clock()
+            self._seen[known.id] = received_at
         if isinstance(content, Hello):
-            self._start(message, self._greet(message, identity, known, content))
+            self._start([message], self._greet(message, identity, known, content))
         elif isinstance(content, Presence):
-            self._start(message, self._note_presence(message, known, content))
+            self._start([message], self._note_presence(message, known, content))
         elif isinstance(content, BillingBatch | StateBatch | TelemetryBatch):
             delivery = Delivery(
-                known.id, known.tenant_id, content.outbox, self._clock(), Stream(channel), content
+                known.id, known.tenant_id, content.outbox, received_at, _STREAMS[channel], content
             )
-            self._start(message, self._commit(message, identity, delivery))
+            return _Taken(message, identity, delivery)
+        return None
 
-    def _start(self, message: Received, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, messages: Sequence[Received], work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        self._lag.set(len(self._tasks))
-        task.add_done_callback(partial(self._finished, message))
+        self._at_work += len(messages)
+        self._lag.set(self._at_work)
+        task.add_done_callback(partial(self._finished, messages))
 
-    def _finished(self, message: Received, task: asyncio.Task[None]) -> None:
+    def _finished(self, messages: Sequence[Received], task: asyncio.Task[None]) -> None:
         """What failed for good gives its place in the broker's window back; agents send again."""
         self._tasks.discard(task)
-        self._lag.set(len(self._tasks))
+        self._at_work -= len(messages)
+        self._lag.set(self._at_work)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a message could not be settled", exc_info=error)
-            self._receiver.done(message)
+            self._receiver.done(messages)
+
+    def _fresh(self, identity: str) -> Known | None:
+        at, known = self._known.get(identity, (0.0, None))
+        return known if time.monotonic() - at < DIRECTORY_TTL_S else None
 
     async def _resolve(self, identity: str) -> Known | None:
-        at, known = self._known.get(identity, (0.0, None))
-        if known is not None and time.monotonic() - at < DIRECTORY_TTL_S:
-            return known
         known = await self._again(lambda: self._look_up(identity))
         self._known[identity] = (time.monotonic(), known)
         return known
@@ -201,13 +234,17 @@ class AgentLink:
 
     # ------------------------------------------------------------------ batches
 
-    async def _commit(self, message: Received, identity: str, delivery: Delivery) -> None:
-        committed = await self._again(lambda: self._sink.append([delivery]))
-        key = (identity, delivery.outbox, delivery.stream)
-        if not self._acks:
+    async def _commit(self, taken: Sequence[_Taken]) -> None:
+        committed = await self._again(lambda: self._sink.append([one.delivery for one in taken]))
+        settled = {id(delivery) for delivery in committed}
+        if not self._acked:
             asyncio.get_running_loop().call_soon(self._flush_acks)
-        self._acks[key].update(taken.batch.seq for taken in committed)
-        self._acked.append(message)
+        for one in taken:
+            delivery = one.delivery
+            numbers = self._acks[one.identity, delivery.outbox, delivery.stream]
+            if id(delivery) in settled:
+                numbers.add(delivery.batch.seq)
+        self._acked += [one.message for one in taken]
 
     def _flush_acks(self) -> None:
         """One ack per stream for all that one commit settled; an empty one asks for a hello."""
@@ -215,10 +252,9 @@ class AgentLink:
         messages, self._acked = self._acked, []
         faultpoints.reach(faultpoints.BEFORE_ACK)
         for (identity, outbox, stream), numbers in acks.items():
-            ack = Ack(self.cloud, outbox, stream, to_ranges(numbers))
-            self._receiver.publish(down_topic(identity, Down.ACK), encode(ack))
-        for message in messages:
-            self._receiver.done(message)
+            ack = Ack(self.cloud, outbox, stream, ranges_of(numbers))
+            self._receiver.publish(down_topic(identity, Down.ACK), encode(ack), surely=False)
+        self._receiver.done(messages)
 
     # ------------------------------------------------------------------ hello
 
@@ -227,7 +263,7 @@ class AgentLink:
             async with self._greeting[identity]:
                 welcome = await self._again(lambda: self._welcome(known, hello))
             self._receiver.publish(down_topic(identity, Down.WELCOME), encode(welcome))
-            self._receiver.done(message)
+            self._receiver.done([message])
             if welcome.verdict is Verdict.GO_ON:
                 await self._again(lambda: self._commands.deliver(self._publish_command, known.id))
 
@@ -273,7 +309,7 @@ class AgentLink:
 
     async def _note_presence(self, message: Received, known: Known, presence: Presence) -> None:
         await self._again(lambda: self._set_online(known, presence))
-        self._receiver.done(message)
+        self._receiver.done([message])
 
     async def _set_online(self, known: Known, presence: Presence) -> None:
         async with self._database.commit_unit() as cursor:
@@ -307,7 +343,7 @@ class AgentLink:
         logger.warning("refused a message on %s: %s", message.topic[:200], reason)
         if count <= DEAD_LETTERS_A_MINUTE:
             await self._again(lambda: self._store_dead(message, reason))
-        self._receiver.done(message)
+        self._receiver.done([message])
 
     async def _store_dead(self, message: Received, reason: str) -> None:
         async with self._database.commit_unit() as cursor:
@@ -326,17 +362,6 @@ def _checked(content: msgspec.Struct) -> msgspec.Struct:
             if not 0 <= number < NUMBERS.stop or (what == "number" and number == 0):
                 raise LinkError(f"a batch's {what} is out of bounds: {number}")
     return content
-
-
-def to_ranges(numbers: set[int]) -> Ranges:
-    """Numbers as ascending inclusive pairs."""
-    ranges: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if ranges and ranges[-1][1] == number - 1:
-            ranges[-1] = (ranges[-1][0], number)
-        else:
-            ranges.append((number, number))
-    return tuple(ranges)
 
 
 def _forked(known: Known, hello: Hello, reason: str) -> Event:

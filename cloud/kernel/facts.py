@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Protocol, Self
+from operator import itemgetter
+from typing import Final, NamedTuple, Protocol, Self
 from uuid import UUID
 
 import psycopg
 from psycopg.types.multirange import Multirange
-from psycopg.types.range import Range
 
 from cloud.kernel import events, faultpoints
 from cloud.kernel.database import Cursor, Database, TenantId
@@ -43,8 +43,7 @@ NUMBERS: Final = range(1, 2**53)
 _UNFIT: Final = (psycopg.DataError, psycopg.IntegrityError)
 
 
-@dataclass(frozen=True)
-class Delivery:
+class Delivery(NamedTuple):
     """One batch as it came from a station."""
 
     station_id: int
@@ -55,8 +54,8 @@ class Delivery:
     batch: BillingBatch | StateBatch | TelemetryBatch
 
     @property
-    def mark(self) -> tuple[int, UUID, str]:
-        return (self.station_id, self.outbox, str(self.stream))
+    def mark(self) -> Mark:
+        return (self.station_id, self.outbox, self.stream)
 
 
 class FactWriter(Protocol):
@@ -101,8 +100,9 @@ class _Waiting:
 class GroupCommitter:
     """A FactSink that commits in this process. Use as an async context manager.
 
-    Lingers for company as long as `linger_s`, or until `max_deliveries` wait. `append` blocks when
-    twice as many wait: that is the back-pressure.
+    Lingers for company as long as `linger_s`, or until `max_deliveries` wait. While one group is in
+    the database, `workers` lets the next be gathered and sent after it. `append` blocks when twice
+    `max_deliveries` wait: that is the back-pressure.
     """
 
     def __init__(
@@ -112,23 +112,28 @@ class GroupCommitter:
         *,
         linger_s: float = 0.02,
         max_deliveries: int = 500,
+        workers: int = 2,
     ) -> None:
         self._database = database
         self._writers = writers
         self._linger_s = linger_s
         self._max = max_deliveries
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(max_deliveries * 2)
-        self._task: asyncio.Task[None] | None = None
+        self._workers = workers
+        self._gathering = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="group committer")
+        self._tasks = [
+            asyncio.create_task(self._run(), name=f"group committer {number}")
+            for number in range(self._workers)
+        ]
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         while not self._queue.empty():
             self._queue.get_nowait().done.cancel()
 
@@ -141,7 +146,8 @@ class GroupCommitter:
         while True:
             group: list[_Waiting] = []
             try:
-                await self._gather(group)
+                async with self._gathering:
+                    await self._gather(group)
                 committed = await self._commit([d for w in group for d in w.deliveries])
             except asyncio.CancelledError:
                 for waiting in group:
@@ -194,24 +200,28 @@ class GroupCommitter:
     async def _commit_once(
         self, deliveries: Sequence[Delivery], unfit: Exception | None
     ) -> set[int]:
-        numbered = [d for d in deliveries if _is_numbered(d)]
+        lanes = _by_mark(deliveries)
         async with self._database.commit_unit(COMMIT_DEADLINE_S) as cursor:
-            marks = await _lock_marks(cursor, deliveries)
-            happened = [
-                await _bury(cursor, d, ValueError("a number out of bounds"))
-                for d in deliveries
-                if d.mark in marks and not _is_numbered(d)
-            ]
-            fresh = _unseen(numbered, marks)
+            marks = await _lock_marks(cursor, lanes)
+            lanes = {mark: lane for mark, lane in lanes.items() if mark in marks}
+            happened, fresh = [], []
+            for mark, lane in lanes.items():
+                numbered = [d for d in lane if _is_numbered(d)]
+                fresh += _unseen(numbered, marks[mark])
+                happened += [
+                    await _bury(cursor, d, ValueError("a number out of bounds"))
+                    for d in lane
+                    if not _is_numbered(d)
+                ]
             if unfit is None:
                 happened += await self._write(cursor, fresh)
             else:
                 happened += [await _bury(cursor, d, unfit) for d in fresh]
-            await _store_marks(cursor, numbered, marks)
+            await _store_marks(cursor, lanes)
             await events.append(cursor, happened)
             faultpoints.reach(faultpoints.BEFORE_COMMIT)
         faultpoints.reach(faultpoints.AFTER_COMMIT)
-        return {id(d) for d in deliveries if d.mark in marks}
+        return {id(d) for lane in lanes.values() for d in lane}
 
     async def _write(self, cursor: Cursor, fresh: Sequence[Delivery]) -> list[Event]:
         if not fresh:
@@ -269,61 +279,90 @@ def _fail(group: Iterable[_Waiting], error: Exception) -> None:
 
 # --------------------------------------------------------------------------- marks
 
-Marks = dict[tuple[int, UUID, str], Multirange[int]]
+Mark = tuple[int, UUID, str]
+"""Which stream of which outbox of which station."""
+Lanes = dict[Mark, list[Delivery]]
 
 
-async def _lock_marks(cursor: Cursor, deliveries: Sequence[Delivery]) -> Marks:
+def _by_mark(deliveries: Iterable[Delivery]) -> Lanes:
+    lanes: Lanes = {}
+    for delivery in deliveries:
+        lanes.setdefault(delivery.mark, []).append(delivery)
+    return lanes
+
+
+async def _lock_marks(cursor: Cursor, marks: Iterable[Mark]) -> dict[Mark, Ranges]:
     """The committed ranges of each known outbox concerned, locked in one order for everybody."""
-    keys = sorted({d.mark for d in deliveries}, key=lambda key: (key[0], str(key[1]), key[2]))
+    wanted = sorted(marks, key=lambda mark: (mark[0], str(mark[1]), mark[2]))
     await cursor.execute(
         "SELECT m.station_id, m.outbox, m.stream, m.committed FROM kernel.outbox_mark m"
         " JOIN unnest(%s::int[], %s::uuid[], %s::text[]) AS k(station_id, outbox, stream)"
         " USING (station_id, outbox, stream)"
         " ORDER BY m.station_id, m.outbox, m.stream FOR UPDATE OF m",
-        ([k[0] for k in keys], [k[1] for k in keys], [k[2] for k in keys]),
+        _columns(wanted),
     )
-    return {(row[0], row[1], row[2]): row[3] for row in await cursor.fetchall()}
+    return {(row[0], row[1], row[2]): to_ranges(row[3]) for row in await cursor.fetchall()}
 
 
 def _is_numbered(delivery: Delivery) -> bool:
-    return delivery.batch.seq in NUMBERS and 0 <= delivery.batch.floor < NUMBERS.stop
+    batch = delivery.batch
+    return 0 < batch.seq < NUMBERS.stop and 0 <= batch.floor < NUMBERS.stop
 
 
-def _unseen(deliveries: Sequence[Delivery], marks: Marks) -> list[Delivery]:
-    taken: set[tuple[int, UUID, str, int]] = set()
-    fresh = []
-    for delivery in deliveries:
-        key = (*delivery.mark, delivery.batch.seq)
-        if delivery.mark not in marks or key in taken:
-            continue
-        taken.add(key)
-        if not any(delivery.batch.seq in known for known in marks[delivery.mark]):
-            fresh.append(delivery)
-    return fresh
+def _unseen(lane: Iterable[Delivery], committed: Ranges) -> list[Delivery]:
+    """Those of one stream whose numbers are new, each number once."""
+    found: dict[int, Delivery] = {}
+    for delivery in lane:
+        number = delivery.batch.seq
+        if number not in found and not _contains(committed, number):
+            found[number] = delivery
+    return list(found.values())
 
 
-async def _store_marks(cursor: Cursor, deliveries: Sequence[Delivery], marks: Marks) -> None:
-    added: dict[tuple[int, UUID, str], list[Range[int]]] = {}
-    for delivery in deliveries:
-        if delivery.mark not in marks:
-            continue
-        ranges = added.setdefault(delivery.mark, [])
-        ranges.append(Range(delivery.batch.seq, delivery.batch.seq + 1))
-        if delivery.stream is not Stream.BILLING and delivery.batch.floor > 1:
-            ranges.append(Range(1, delivery.batch.floor))
-    await cursor.executemany(
-        "UPDATE kernel.outbox_mark SET committed = committed + %s::int8multirange"
-        " WHERE station_id = %s AND outbox = %s AND stream = %s",
-        [(_multirange(ranges), *key) for key, ranges in added.items()],
+def _contains(ranges: Ranges, number: int) -> bool:
+    at = bisect_right(ranges, number, key=itemgetter(0)) - 1
+    return at >= 0 and number <= ranges[at][1]
+
+
+async def _store_marks(cursor: Cursor, lanes: Lanes) -> None:
+    added = [_settled(lane) for lane in lanes.values()]
+    await cursor.execute(
+        "UPDATE kernel.outbox_mark m SET committed = m.committed + k.added::int8multirange"
+        " FROM unnest(%s::int[], %s::uuid[], %s::text[], %s::text[])"
+        " AS k(station_id, outbox, stream, added) WHERE m.station_id = k.station_id"
+        " AND m.outbox = k.outbox AND m.stream = k.stream",
+        (*_columns(lanes), added),
     )
 
 
-def _multirange(ranges: Sequence[Range[int]]) -> str:
-    return "{" + ",".join(f"[{r.lower},{r.upper})" for r in ranges) + "}"
+def _columns(marks: Iterable[Mark]) -> tuple[list[int], list[UUID], list[str]]:
+    keys = list(marks)
+    return [key[0] for key in keys], [key[1] for key in keys], [key[2] for key in keys]
+
+
+def _settled(lane: Iterable[Delivery]) -> str:
+    """What these batches of one stream settle, as a multirange: their numbers, and below floors."""
+    numbered = [d for d in lane if _is_numbered(d)]
+    ranges = list(ranges_of({d.batch.seq for d in numbered}))
+    floors = [d.batch.floor for d in numbered if d.stream is not Stream.BILLING]
+    if floors and max(floors) > 1:
+        ranges.append((1, max(floors) - 1))
+    return "{" + ",".join(f"[{first},{last}]" for first, last in ranges) + "}"
+
+
+def ranges_of(numbers: Iterable[int]) -> Ranges:
+    """Numbers as ascending inclusive pairs."""
+    ranges: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return tuple(ranges)
 
 
 def to_ranges(committed: Multirange[int]) -> Ranges:
-    """A multirange as the agent link writes it: inclusive pairs."""
+    """A multirange as the agent link writes it: ascending inclusive pairs."""
     return tuple((int(r.lower or 0), int(r.upper or 0) - 1) for r in committed)
 
 

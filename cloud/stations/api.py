@@ -8,7 +8,7 @@ from typing import Protocol
 
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.errors import KarvonError, Kind
-from cloud.stations.clock import BootClock, Dated, Dating, date, from_ms, sent_clock, to_ms
+from cloud.stations.clock import BootClock, Dated, Dating, date, from_ms, sent_clock, to_ms, trusts
 from cloud.stations.store import boot_clocks
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "from_ms",
     "sent_clock",
     "to_ms",
+    "trusts",
 ]
 
 

@@ -11,11 +11,10 @@ import msgspec
 
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.rows import rows
-from cloud.telemetry.columns import Extra, Row
+from cloud.telemetry.columns import FIELDS, Extra
 from protocols.agent_link import COLUMNS, Series, SeriesGap
 
 _DECODER = msgspec.json.Decoder(Series)
-_SAMPLE_TYPES = ("timestamptz", "int4", "int2", "int4", "int8", *("int4",) * (len(COLUMNS) - 1))
 _EXTRA_TYPES = ("timestamptz", "int4", "int2", "text", "int8")
 
 
@@ -64,15 +63,11 @@ async def ensure_days(cursor: Cursor, days: Collection[date]) -> set[date]:
     return set(found[0]) if found else set()
 
 
-async def copy_samples(cursor: Cursor, samples: Iterable[Row]) -> None:
-    names = ", ".join(COLUMNS)
-    async with cursor.copy(
-        f"COPY telemetry.sample (time, station_id, evse, every_ms, {names})"
-        " FROM STDIN (FORMAT BINARY)"
-    ) as copy:
-        copy.set_types(_SAMPLE_TYPES)
-        for sample in samples:
-            await copy.write_row(sample)
+async def copy_samples(cursor: Cursor, data: bytes) -> None:
+    """Append rows in binary COPY format, as `columns.pack` makes them."""
+    names = ", ".join(FIELDS)
+    async with cursor.copy(f"COPY telemetry.sample ({names}) FROM STDIN (FORMAT BINARY)") as copy:
+        await copy.write(data)
 
 
 async def copy_extras(cursor: Cursor, extras: Iterable[Extra]) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date as day
 from uuid import UUID
 
 from cloud.kernel.database import Cursor
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Delivery
-from cloud.stations.api import BootClock, Dated, Dating, boot_clocks, date, from_ms
+from cloud.stations.api import Dating, boot_clocks, date, from_ms, trusts
 from cloud.telemetry import store
-from cloud.telemetry.columns import Rows, rows
+from cloud.telemetry.columns import Dated, Packed, pack
 from protocols.agent_link import (
     BillingBatch,
     ClockCorrected,
@@ -20,8 +20,6 @@ from protocols.agent_link import (
     Stamp,
     TelemetryBatch,
 )
-
-Clocks = Mapping[tuple[int, UUID], BootClock]
 
 
 class TelemetryWriter:
@@ -34,45 +32,57 @@ class TelemetryWriter:
         """Days seen to have a partition in an earlier transaction; a rollback cannot undo those."""
 
     async def write_batch(self, cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Event]:
-        gathered = await self._gather(cursor, deliveries)
-        gathered += [
-            rows for delivery, fact in _corrections(deliveries)
-            for rows in await self._unpark(cursor, delivery.station_id, fact.boot)
-        ]  # fmt: skip
-        await self._copy(cursor, gathered)
+        told = await self._dated(cursor, deliveries)
+        for delivery, fact in _corrections(deliveries):
+            told += await self._unpark(cursor, delivery.station_id, fact.boot)
+        if told:
+            await self._copy(cursor, pack(told))
         return [await self._gap(cursor, delivery, gap) for delivery, gap in _gaps(deliveries)]
 
-    async def _gather(self, cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Rows]:
-        told = list(_series(deliveries))
-        clocks = await boot_clocks(cursor, {(d.station_id, s.boot) for d, _, s in told})
-        gathered = []
-        for delivery, sent, series in told:
-            first = _first(delivery, sent, series, clocks)
-            if first.quality is Dating.UNSET:
-                await store.park(
-                    cursor, delivery.tenant_id, delivery.station_id, series, delivery.received_at
-                )
+    async def _dated(self, cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Dated]:
+        """Each series with its time; those of boots whose clock is not known are parked."""
+        found: list[Dated] = []
+        doubtful: list[tuple[Delivery, Stamp, Series]] = []
+        for delivery, sent, series in _series(deliveries):
+            if trusts(_stamp(series), delivery.received_at):
+                found.append(Dated(delivery.station_id, from_ms(series.wall_ms), series))
             else:
-                gathered.append(rows(series, delivery.station_id, first.at))
-        return gathered
+                doubtful.append((delivery, sent, series))
+        if doubtful:
+            found += await self._by_clocks(cursor, doubtful)
+        return found
 
-    async def _unpark(self, cursor: Cursor, station_id: int, boot: UUID) -> list[Rows]:
+    async def _by_clocks(
+        self, cursor: Cursor, doubtful: Sequence[tuple[Delivery, Stamp, Series]]
+    ) -> list[Dated]:
+        clocks = await boot_clocks(cursor, {(d.station_id, s.boot) for d, _, s in doubtful})
+        found = []
+        for delivery, sent, series in doubtful:
+            known = clocks.get((delivery.station_id, series.boot))
+            first = date(_stamp(series), delivery.received_at, sent, known)
+            if first.quality is not Dating.UNSET:
+                found.append(Dated(delivery.station_id, first.at, series))
+                continue
+            await store.park(
+                cursor, delivery.tenant_id, delivery.station_id, series, delivery.received_at
+            )
+        return found
+
+    async def _unpark(self, cursor: Cursor, station_id: int, boot: UUID) -> list[Dated]:
         clock = (await boot_clocks(cursor, {(station_id, boot)})).get((station_id, boot))
         if clock is None:
             return []
         return [
-            rows(one.series, station_id, from_ms(one.series.mono_ms + clock.offset_ms))
+            Dated(station_id, from_ms(one.series.mono_ms + clock.offset_ms), one.series)
             for one in await store.unpark(cursor, station_id, boot)
         ]
 
-    async def _copy(self, cursor: Cursor, gathered: Sequence[Rows]) -> None:
-        days = {row[0].date() for one in gathered for row in one.samples}
-        if missing := days - self._days:
+    async def _copy(self, cursor: Cursor, packed: Packed) -> None:
+        if missing := packed.days - self._days:
             self._days |= await store.ensure_days(cursor, missing)
-        if days:
-            await store.copy_samples(cursor, (row for one in gathered for row in one.samples))
-        if any(one.extras for one in gathered):
-            await store.copy_extras(cursor, (row for one in gathered for row in one.extras))
+        await store.copy_samples(cursor, packed.copy_data)
+        if packed.extras:
+            await store.copy_extras(cursor, packed.extras)
 
     async def _gap(self, cursor: Cursor, delivery: Delivery, gap: SeriesGap) -> Event:
         first, last = from_ms(gap.first_ms), from_ms(gap.last_ms)
@@ -116,8 +126,5 @@ def _gaps(deliveries: Sequence[Delivery]) -> Iterator[tuple[Delivery, SeriesGap]
                     yield delivery, fact
 
 
-def _first(delivery: Delivery, sent: Stamp, series: Series, clocks: Clocks) -> Dated:
-    """When the series' first sample was."""
-    stamp = Stamp(series.wall_ms, series.mono_ms, series.boot, series.quality)
-    known = clocks.get((delivery.station_id, series.boot))
-    return date(stamp, delivery.received_at, sent, known)
+def _stamp(series: Series) -> Stamp:
+    return Stamp(series.wall_ms, series.mono_ms, series.boot, series.quality)

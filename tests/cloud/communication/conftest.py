@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -74,16 +74,16 @@ class FakeReceiver:
     """The broker's side of the link, without a broker: messages in, messages out, what is done."""
 
     def __init__(self) -> None:
-        self.inbox: asyncio.Queue[Received] = asyncio.Queue()
+        self.inbox: asyncio.Queue[Sequence[Received]] = asyncio.Queue()
         self.messages: list[tuple[str, bytes]] = []
         self.settled: list[int] = []
         self._tokens = itertools.count(1)
 
-    def publish(self, topic: str, payload: bytes) -> None:
+    def publish(self, topic: str, payload: bytes, *, surely: bool = True) -> None:
         self.messages.append((topic, payload))
 
-    def done(self, message: Received) -> None:
-        self.settled.append(message.token)
+    def done(self, messages: Iterable[Received]) -> None:
+        self.settled += [message.token for message in messages]
 
     def arrive(
         self,
@@ -95,7 +95,7 @@ class FakeReceiver:
     ) -> Received:
         payload = message if isinstance(message, bytes) else encode(message)
         received = Received(up_topic(station, channel), payload, next(self._tokens), retained)
-        self.inbox.put_nowait(received)
+        self.inbox.put_nowait([received])
         return received
 
     def of(self, channel: Down) -> list[msgspec.Struct]:

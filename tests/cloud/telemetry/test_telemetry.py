@@ -12,15 +12,12 @@ import pytest
 
 from cloud.kernel.facts import Delivery
 from cloud.stations.api import StationRef, to_ms
-from cloud.telemetry.columns import rows
 from protocols.agent_link import (
     BillingBatch,
     BillingFact,
     ClockCorrected,
     ClockQuality,
-    LinkError,
     Sample,
-    Series,
     SeriesGap,
     Stamp,
     Stream,
@@ -225,10 +222,3 @@ async def test_senseless_questions_are_refused(
     answer = await admin.get(URL, params={"to": "2026-05-01T13:00:00Z", **params})
     assert answer.status_code == 422, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
-
-
-def test_ragged_columns_are_refused() -> None:
-    series = Series(1, BOOT, Milliseconds(0), Milliseconds(0), ClockQuality.SYNCED,
-                    Milliseconds(1000), (0, 1000), energy_wh=(1,))  # fmt: skip
-    with pytest.raises(LinkError, match="energy_wh has 1 values for 2 samples"):
-        rows(series, 1, NOON)
