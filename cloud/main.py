@@ -159,6 +159,8 @@ class Modules:
                 api_rest.router(database, self.stations),
                 health_routes(checks, registry),
             ],
+            database,
+            utc_now,
         )
 
 

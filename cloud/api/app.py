@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cloud.kernel import idempotency
+from cloud.kernel.database import Database
 from cloud.kernel.http import (
     PROBLEM_RESPONSES,
     Authenticator,
     install_problem_handlers,
     problem,
 )
+from cloud.kernel.idempotency import Idempotency
 from cloud.kernel.rest import storable
 
 VERSION = "1"
 LARGEST_BODY = 8 * 1024 * 1024
 _ABOUT = """Times are RFC 3339 in UTC; energy is in Wh, power in W, currents in mA, voltages in mV,
-all integers. Stations go by their wire identity. Lists come in pages: pass `next` as `cursor`.
-Failures are problem+json (RFC 9457) with a stable `code`."""
+all integers. Stations go by their wire identity. Lists come in pages: pass `next` as `cursor`;
+`Accept: text/csv` gives them as CSV. Single resources have an ETag for `If-None-Match` and
+`If-Match`. A POST with an `Idempotency-Key` is done once, however often it is sent. Failures are
+problem+json (RFC 9457) with a stable `code`."""
 
 
-def create_app(authenticator: Authenticator, routers: Iterable[APIRouter]) -> FastAPI:
+def create_app(
+    authenticator: Authenticator,
+    routers: Iterable[APIRouter],
+    database: Database,
+    clock: Callable[[], datetime],
+) -> FastAPI:
     """The application over these routes; `/docs` shows them."""
     app = FastAPI(title="Karvon", version=VERSION, description=_ABOUT, redoc_url=None)
     app.state.authenticator = authenticator
     install_problem_handlers(app)
+    app.add_middleware(Idempotency, database=database, authenticator=authenticator, clock=clock)
     app.add_middleware(Guard)
     for router in routers:
         documented = router.prefix or router.tags != ["health"]
         app.include_router(router, responses=PROBLEM_RESPONSES if documented else None)
+    _document(app)
     return app
+
+
+def _document(app: FastAPI) -> None:
+    """Have the OpenAPI document also tell what the middleware adds."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            idempotency.document(plain())
+        return plain()
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it
 
 
 class Guard:

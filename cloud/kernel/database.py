@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Final, NewType
 
 import psycopg
@@ -60,8 +61,13 @@ class Database:
         """One transaction of the application's role, seeing only the tenant's rows.
 
         With tenant None no tenant's row is visible. Raises Unavailable when no connection is to
-        be had or the deadline passes.
+        be had or the deadline passes. Within `joint` of the same tenant it is a savepoint.
         """
+        held = _joint.get()
+        if held is not None and held[:2] == (self, tenant):
+            async with held[2].transaction(), held[2].cursor() as cursor:
+                yield cursor
+            return
         async with _transaction(self._app, UNIT_DEADLINE_S) as cursor:
             await cursor.execute(
                 "SELECT set_config('karvon.tenant', %s, true),"
@@ -69,6 +75,19 @@ class Database:
                 ("" if tenant is None else str(tenant), "on" if read_only else "off"),
             )
             yield cursor
+
+    @asynccontextmanager
+    async def joint(self, tenant: TenantId) -> AsyncIterator[Cursor]:
+        """A transaction that every `unit` of this tenant in the same task becomes a part of.
+
+        What the block does commits as a whole at its end, or not at all.
+        """
+        async with self.unit(tenant) as cursor:
+            token = _joint.set((self, tenant, cursor.connection))
+            try:
+                yield cursor
+            finally:
+                _joint.reset(token)
 
     @asynccontextmanager
     async def commit_unit(self, deadline_s: float = UNIT_DEADLINE_S) -> AsyncIterator[Cursor]:
@@ -91,6 +110,9 @@ class Database:
         except Unavailable:
             return False
         return True
+
+
+_joint: ContextVar[tuple[Database, TenantId, Connection] | None] = ContextVar("joint", default=None)
 
 
 def _pool(dsn: str, role: str, size: int) -> Pool:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Final, Protocol, TypeVar
 
-import msgspec
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -22,7 +19,25 @@ from starlette.exceptions import HTTPException
 
 from cloud.kernel.database import TenantId
 from cloud.kernel.errors import BadCursor, Forbidden, KarvonError, Kind, Unauthorized
+from cloud.kernel.paging import Page, decode_cursor, encode_cursor
 
+__all__ = [
+    "PROBLEM",
+    "PROBLEM_RESPONSES",
+    "STATUS",
+    "Authenticator",
+    "Caller",
+    "Page",
+    "Paging",
+    "Problem",
+    "Role",
+    "decode_cursor",
+    "encode_cursor",
+    "install_problem_handlers",
+    "known_problem",
+    "problem",
+    "require",
+]
 logger = logging.getLogger(__name__)
 
 STATUS: Final = {
@@ -32,6 +47,7 @@ STATUS: Final = {
     Kind.NOT_FOUND: 404,
     Kind.CONFLICT: 409,
     Kind.GONE: 410,
+    Kind.STALE: 412,
     Kind.TOO_LARGE: 413,
     Kind.RATE_LIMITED: 429,
     Kind.UNAVAILABLE: 503,
@@ -126,6 +142,11 @@ def install_problem_handlers(app: FastAPI) -> None:
 async def _known(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, KarvonError):
         raise error
+    return known_problem(error)
+
+
+def known_problem(error: KarvonError) -> JSONResponse:
+    """One of our own errors as an answer."""
     title = error.kind.replace("_", " ").capitalize()
     return problem(STATUS[error.kind], error.code, title, error.detail, **error.params)
 
@@ -163,7 +184,7 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
 PROBLEM_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": Problem, "description": kind.replace("_", " "), "content": {PROBLEM: {}}}
     for kind, status in STATUS.items()
-    if status in {400, 401, 403, 404, 409, 413, 422, 429, 503}
+    if status in {400, 401, 403, 404, 409, 412, 413, 422, 429, 503}
 }
 
 # --------------------------------------------------------------------------- pages
@@ -171,13 +192,6 @@ PROBLEM_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 Item = TypeVar("Item", bound=BaseModel)
 Row = TypeVar("Row")
 T = TypeVar("T")
-
-
-class Page(BaseModel, Generic[Item]):
-    """One page of a list; pass `next` as `cursor` to get the following one, null ends it."""
-
-    items: list[Item]
-    next: str | None = None
 
 
 class Paging:
@@ -226,18 +240,3 @@ class Paging:
             items=[view(row) for row in shown],
             next=encode_cursor(key(shown[-1])) if more else None,
         )
-
-
-def encode_cursor(key: Any) -> str:
-    """Where a page ended, as opaque text; a key is one value or a tuple of values."""
-    keys = key if isinstance(key, tuple | list) else (key,)
-    return base64.urlsafe_b64encode(msgspec.json.encode(keys)).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str, keys: type[T]) -> T:
-    """Read back what `encode_cursor` wrote as the tuple type `keys`; raises BadCursor."""
-    try:
-        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        return msgspec.json.decode(raw, type=keys)
-    except (binascii.Error, ValueError, msgspec.DecodeError):
-        raise BadCursor("this cursor is not one of ours; begin again without it") from None

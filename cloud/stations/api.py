@@ -18,6 +18,7 @@ __all__ = [
     "Dating",
     "EvseNotFound",
     "SiteExists",
+    "SiteInUse",
     "SiteNotFound",
     "StationExists",
     "StationFinder",
@@ -56,6 +57,11 @@ class SiteNotFound(KarvonError):
 class SiteExists(KarvonError):
     kind = Kind.CONFLICT
     code = "site.exists"
+
+
+class SiteInUse(KarvonError):
+    kind = Kind.CONFLICT
+    code = "site.in_use"
 
 
 class ClaimRefused(KarvonError):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
+from zoneinfo import available_timezones
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator
 
+from cloud.kernel.etags import ETAG_RESPONSES, Guarded, Tagged, version_of
 from cloud.kernel.http import Caller, Page, Paging, Role, require
+from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.rest import LARGEST_ID, Body
+from cloud.stations import store
 from cloud.stations.liveness import freshness
 from cloud.stations.registration import Standing
 from cloud.stations.service import NewStation, StationDetail, Stations, Waiting
@@ -26,6 +31,7 @@ Name = Annotated[str, Field(min_length=1, max_length=100)]
 Identity = Annotated[
     str, Field(min_length=1, max_length=MAX_STATION_LENGTH, description="its wire identity")
 ]
+SitePath = Annotated[int, Path(le=LARGEST_ID)]
 IdentityPath = Annotated[str, Path(min_length=1, max_length=MAX_STATION_LENGTH)]
 Text = Annotated[str | None, Query(max_length=100, description="part of identity or name")]
 _MOST_MA = 1_000_000
@@ -33,12 +39,36 @@ _LONGEST_S = 7 * 24 * 3600
 _EVSES = 1000
 
 
+def _known_zone(name: str) -> str:
+    if name not in _zones():
+        raise ValueError("no time zone of the IANA list, such as Asia/Tashkent")
+    return name
+
+
+@functools.cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
+
+
+Zone = Annotated[str, Field(max_length=60, description="IANA name"), AfterValidator(_known_zone)]
+
+
 class SiteRequest(Body):
     name: Name
     address: str = Field("", max_length=300)
     latitude: float | None = Field(None, ge=-90, le=90)
     longitude: float | None = Field(None, ge=-180, le=180)
-    time_zone: str = Field("UTC", max_length=60, description="IANA name")
+    time_zone: Zone = "UTC"
+
+
+class SiteChange(Body):
+    """Fields that are left out stay as they are."""
+
+    name: Name = ""
+    address: str = Field("", max_length=300)
+    latitude: float | None = Field(None, ge=-90, le=90)
+    longitude: float | None = Field(None, ge=-180, le=180)
+    time_zone: Zone = "UTC"
 
 
 class SiteView(BaseModel):
@@ -264,20 +294,42 @@ def router(stations: Stations, clock: Callable[[], datetime]) -> APIRouter:
 
 
 def _add_sites(routes: APIRouter, stations: Stations) -> None:
-    @routes.get("/sites")
+    @routes.get("/sites", responses=LIST_RESPONSES)
     async def list_sites(
-        caller: Viewer, paging: Annotated[Paging, Depends()], text: Text = None
+        caller: Viewer,
+        listing: Annotated[Listing, Depends(listing(store.SITES))],
+        text: Text = None,
     ) -> Page[SiteView]:
-        found = await stations.list_sites(caller, paging.after_int() or 0, paging.limit + 1, text)
-        return paging.page(found, SiteView.of, lambda site: (site.id,))
+        found = await stations.list_sites(caller, listing.part, text)
+        return listing.answer(found, SiteView, SiteView.of)
 
     @routes.post("/sites", status_code=201)
     async def create_site(caller: Operator, request: SiteRequest) -> SiteView:
         return SiteView.of(await stations.create_site(caller, request.model_dump()))
 
-    @routes.get("/sites/{site}")
-    async def read_site(caller: Viewer, site: Annotated[int, Path(le=LARGEST_ID)]) -> SiteView:
-        return SiteView.of(await stations.site(caller, site))
+    @routes.get("/sites/{site}", responses=ETAG_RESPONSES)
+    async def read_site(
+        caller: Viewer, site: SitePath, tagged: Annotated[Tagged, Depends()]
+    ) -> SiteView:
+        found = await stations.site(caller, site)
+        return tagged.answer(SiteView.of(found), version_of(found))
+
+    @routes.patch("/sites/{site}")
+    async def change_site(
+        caller: Operator,
+        site: SitePath,
+        request: SiteChange,
+        expected: Annotated[Guarded, Depends()],
+    ) -> SiteView:
+        changes = request.model_dump(exclude_unset=True)
+        changed = await stations.change_site(caller, site, changes, expected)
+        return expected.answer(SiteView.of(changed), version_of(changed))
+
+    @routes.delete("/sites/{site}", status_code=204)
+    async def delete_site(
+        caller: Operator, site: SitePath, expected: Annotated[Guarded, Depends()]
+    ) -> None:
+        await stations.delete_site(caller, site, expected)
 
 
 def _add_stations(routes: APIRouter, stations: Stations, clock: Callable[[], datetime]) -> None:

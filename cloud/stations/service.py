@@ -12,13 +12,16 @@ from uuid import UUID
 from cloud.communication.api import Credential, Known, Presence
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import KarvonError
+from cloud.kernel.etags import Expected, version_of
 from cloud.kernel.http import Caller
 from cloud.kernel.limiter import Limiter
+from cloud.kernel.paging import Cut, Part
 from cloud.stations import registration, store
 from cloud.stations.api import (
     ClaimRefused,
     EvseNotFound,
     SiteExists,
+    SiteInUse,
     SiteNotFound,
     StationExists,
     StationNotFound,
@@ -138,27 +141,42 @@ class Stations:
         async with self._database.unit(caller.tenant_id) as cursor:
             site = await store.add_site(cursor, caller.tenant_id, fields, self._clock())
         if site is None:
-            raise SiteExists(
-                f"a site named {fields['name']!r} exists; choose another name",
-                name=fields["name"],
-            )
+            raise _site_exists(fields["name"])
         return site
 
     async def site(self, caller: Caller, site_id: int) -> Site:
         async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
             return await self._site(cursor, site_id)
 
-    async def _site(self, cursor: Cursor, site_id: int) -> Site:
-        site = await store.site(cursor, site_id)
+    async def _site(self, cursor: Cursor, site_id: int, *, lock: bool = False) -> Site:
+        site = await store.site(cursor, site_id, lock=lock)
         if site is None:
             raise SiteNotFound(f"there is no site {site_id}; list the sites first", site=site_id)
         return site
 
-    async def list_sites(
-        self, caller: Caller, after: int, limit: int, text: str | None
-    ) -> list[Site]:
+    async def list_sites(self, caller: Caller, part: Part, text: str | None) -> Cut[Site]:
         async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
-            return await store.sites(cursor, after, limit, text)
+            return await store.sites(cursor, part, text)
+
+    async def change_site(
+        self, caller: Caller, site_id: int, changes: dict[str, Any], expected: Expected
+    ) -> Site:
+        """Raises SiteNotFound, SiteExists, Stale."""
+        async with self._database.unit(caller.tenant_id) as cursor:
+            expected.check(version_of(await self._site(cursor, site_id, lock=True)))
+            changed = await store.change_site(cursor, site_id, changes)
+            if changed is None:
+                raise _site_exists(changes["name"])
+        return changed
+
+    async def delete_site(self, caller: Caller, site_id: int, expected: Expected) -> None:
+        """Raises SiteNotFound, SiteInUse, Stale."""
+        async with self._database.unit(caller.tenant_id) as cursor:
+            expected.check(version_of(await self._site(cursor, site_id, lock=True)))
+            if not await store.delete_site(cursor, site_id):
+                raise SiteInUse(
+                    f"stations belong to site {site_id}; move or delete them first", site=site_id
+                )
 
     # ------------------------------------------------------------------ stations
 
@@ -343,6 +361,10 @@ class Stations:
                 f"station {identity!r} does not wait for approval", station=identity
             )
         return station
+
+
+def _site_exists(name: str) -> SiteExists:
+    return SiteExists(f"a site named {name!r} exists; choose another name", name=name)
 
 
 _REFUSALS = {

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, astuple, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
+from psycopg import errors
 from psycopg.types.json import Jsonb
 
 from cloud.kernel.database import Cursor, TenantId
+from cloud.kernel.paging import Column, Cut, Part, Sorts, Where, select_page
 from cloud.kernel.rows import row, rows
 from cloud.stations.clock import BootClock, Dating
 from cloud.stations.registration import ClaimCode
@@ -103,19 +105,51 @@ async def add_site(
     )
 
 
-async def site(cursor: Cursor, site_id: int) -> Site | None:
-    return await row(cursor, Site, f"SELECT {_SITE} FROM stations.site WHERE id = %s", (site_id,))
+async def site(cursor: Cursor, site_id: int, *, lock: bool = False) -> Site | None:
+    locked = " FOR UPDATE" if lock else ""
+    sql = f"SELECT {_SITE} FROM stations.site WHERE id = %s{locked}"
+    return await row(cursor, Site, sql, (site_id,))
 
 
-async def sites(cursor: Cursor, after: int, limit: int, text: str | None) -> list[Site]:
-    return await rows(
-        cursor,
-        Site,
-        f"SELECT {_SITE} FROM stations.site WHERE id > %(after)s AND (%(text)s::text IS NULL"
-        " OR strpos(lower(name || ' ' || address), lower(%(text)s)) > 0)"
-        " ORDER BY id LIMIT %(limit)s",
-        {"after": after, "limit": limit, "text": text},
-    )
+SITES: Final = Sorts(
+    "id",
+    Column("id", int),
+    id=Column("id", int),
+    name=Column("lower(name)"),
+    created_at=Column("created_at", datetime),
+)
+
+
+async def sites(cursor: Cursor, part: Part, text: str | None) -> Cut[Site]:
+    where = Where().add("strpos(lower(name || ' ' || address), lower({})) > 0", text)
+    return await select_page(cursor, Site, part, _SITE, "stations.site", where)
+
+
+async def change_site(cursor: Cursor, site_id: int, changes: dict[str, Any]) -> Site | None:
+    """Set the given columns (of name, address, latitude, longitude, time_zone).
+
+    None when the name is taken; the unit of work has failed then.
+    """
+    known = ("name", "address", "latitude", "longitude", "time_zone")
+    sets = ", ".join(f"{name} = %({name})s" for name in known if name in changes)
+    try:
+        return await row(
+            cursor,
+            Site,
+            f"UPDATE stations.site SET {sets or 'name = name'} WHERE id = %(id)s RETURNING {_SITE}",
+            {**changes, "id": site_id},
+        )
+    except errors.UniqueViolation:
+        return None
+
+
+async def delete_site(cursor: Cursor, site_id: int) -> bool:
+    """False while stations belong to it."""
+    try:
+        await cursor.execute("DELETE FROM stations.site WHERE id = %s", (site_id,))
+    except errors.ForeignKeyViolation:
+        return False
+    return True
 
 
 # --------------------------------------------------------------------------- stations

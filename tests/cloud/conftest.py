@@ -155,6 +155,8 @@ class World:
                 transactions_rest.router(self.transactions),
                 api_rest.router(database, self.stations),
             ],
+            database,
+            self.clock,
         )
         self.writers: list[FactWriter] = [StateWriter(), TelemetryWriter(), TransactionWriter()]
 

@@ -29,6 +29,8 @@ NEEDS: dict[tuple[str, str], Role | None] = {
     ("GET", "/api/v1/sites"): V,
     ("POST", "/api/v1/sites"): OP,
     ("GET", "/api/v1/sites/{site}"): V,
+    ("PATCH", "/api/v1/sites/{site}"): OP,
+    ("DELETE", "/api/v1/sites/{site}"): OP,
     ("GET", "/api/v1/stations"): V,
     ("POST", "/api/v1/stations"): OP,
     ("GET", "/api/v1/stations/{station}"): V,
