@@ -78,6 +78,9 @@ class Link:
     ) -> Credential:
         return await self._credentials.issue(cursor, tenant, station_id, identity)
 
+    async def forget(self, cursor: Cursor, station_id: int) -> None:
+        await communication_store.forget_station(cursor, station_id)
+
     async def publish_credentials(self) -> None:
         await self._credentials.publish()
 

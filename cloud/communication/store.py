@@ -158,6 +158,20 @@ async def put_credential(
     )
 
 
+async def forget_station(cursor: Cursor, station_id: int) -> None:
+    """Void the station's credential and forget its connection; its commands stay as history."""
+    for sql in (
+        "DELETE FROM communication.credential WHERE station_id = %s",
+        "DELETE FROM communication.connection WHERE station_id = %s",
+    ):
+        await cursor.execute(sql, (station_id,))
+    await cursor.execute(
+        "UPDATE communication.command SET expires_at = least(expires_at, now())"
+        " WHERE station_id = %s AND status IN ('requested', 'sent')",
+        (station_id,),
+    )
+
+
 async def credentials(cursor: Cursor) -> list[StoredCredential]:
     return await rows(
         cursor,

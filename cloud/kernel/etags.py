@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, TypeVar, cast
 
 import msgspec
 from fastapi import Header, Response
+from pydantic import BaseModel
 
 from cloud.kernel.errors import KarvonError, Kind
 
@@ -33,6 +34,17 @@ class Stale(KarvonError):
 def version_of(*rows: Any) -> str:
     """A digest of rows' content (dataclasses, structs, plain values): 16 hex digits."""
     return hashlib.sha256(msgspec.json.encode(rows)).hexdigest()[:16]
+
+
+def state_of(view: BaseModel) -> str:
+    """A digest of all that a view shows, ages aside."""
+    return version_of(_ageless(view.model_dump(mode="json")))
+
+
+def _ageless(shown: Any) -> Any:
+    if isinstance(shown, dict):
+        return {name: _ageless(value) for name, value in shown.items() if name != "age_s"}
+    return [_ageless(value) for value in shown] if isinstance(shown, list) else shown
 
 
 def _tags(header: str) -> list[str]:

@@ -26,6 +26,10 @@ class Link(Protocol):
         """A fresh credential; an earlier one is void once this unit has committed."""
         ...
 
+    async def forget(self, cursor: Cursor, station_id: int) -> None:
+        """Void the station's credential and forget its connection."""
+        ...
+
     async def publish_credentials(self) -> None:
         """Let the broker know, after the commit."""
         ...

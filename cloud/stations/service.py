@@ -16,7 +16,7 @@ from cloud.kernel.etags import Expected, version_of
 from cloud.kernel.http import Caller
 from cloud.kernel.limiter import Limiter
 from cloud.kernel.paging import Cut, Part
-from cloud.stations import registration, store
+from cloud.stations import imports, registration, store
 from cloud.stations.api import (
     ClaimRefused,
     EvseNotFound,
@@ -28,9 +28,10 @@ from cloud.stations.api import (
     StationRef,
     TooManyClaims,
 )
+from cloud.stations.imports import Entry
 from cloud.stations.ports import AgentEndpoint, Link
 from cloud.stations.registration import ClaimCode, Policy, Standing, Verdict
-from cloud.stations.store import Evse, EvseState, Site, Station, StationState
+from cloud.stations.store import Connector, Evse, EvseState, Filters, Site, Station, StationState
 from protocols.agent_link import Action, Hello
 
 CLAIM_VALID = timedelta(days=30)
@@ -53,6 +54,14 @@ class StationDetail:
     evses: list[Evse] = field(default_factory=list)
     states: dict[int, EvseState] = field(default_factory=dict)
     agent: StationState | None = None
+
+
+@dataclass(frozen=True)
+class EvseDetail:
+    """One EVSE of a station."""
+
+    of: StationDetail
+    evse: Evse
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ class Stations:
         settings: Settings,
         clock: Callable[[], datetime],
     ) -> None:
-        self._database = database
+        self._database = self.database = database
         self._link = link
         self._settings = settings
         self._clock = clock
@@ -114,8 +123,9 @@ class Stations:
 
     async def evse(self, cursor: Cursor, station: StationRef, evse: int) -> None:
         """Raises EvseNotFound when the station has told its EVSEs and this is none of them."""
-        told = [known.evse for known in await store.evses(cursor, [station.id])]
-        if told and evse not in told:
+        described = await store.evses(cursor, [station.id])
+        told = [known.evse for known in described if known.gone_at is None]
+        if described and evse not in told:
             raise EvseNotFound(
                 f"station {station.identity!r} has no EVSE {evse}; it has {told}",
                 station=station.identity,
@@ -124,7 +134,7 @@ class Stations:
 
     async def hello(self, cursor: Cursor, tenant: TenantId, station_id: int, hello: Hello) -> None:
         """Take over what a greeting says of the station's EVSEs."""
-        await store.describe_evses(cursor, tenant, station_id, hello.evses)
+        await store.describe_evses(cursor, tenant, station_id, hello.evses, self._clock())
 
     async def _station(self, cursor: Cursor, identity: str, *, lock: bool = False) -> Station:
         station = await store.station(cursor, identity, lock=lock)
@@ -224,18 +234,50 @@ class Stations:
     async def list_stations(
         self,
         caller: Caller,
-        after: str,
-        limit: int,
-        *,
-        site_id: int | None = None,
-        standing: Standing | None = None,
-        text: str | None = None,
-    ) -> list[StationDetail]:
+        part: Part,
+        filters: Filters,
+    ) -> Cut[StationDetail]:
         async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
-            found = await store.stations(
-                cursor, after, limit, site_id=site_id, registration=standing, text=text
+            found = await store.stations(cursor, part, filters)
+            return Cut(await self._details(cursor, found.rows), found.next)
+
+    async def list_evses(
+        self,
+        caller: Caller,
+        part: Part,
+        *,
+        identity: str | None = None,
+        site: int | None = None,
+        status: str | None = None,
+        gone: bool | None = None,
+    ) -> Cut[EvseDetail]:
+        """EVSEs of the fleet, a site or a station. Raises StationNotFound."""
+        async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
+            station = None if identity is None else await self._station(cursor, identity)
+            found = await store.fleet_evses(
+                cursor,
+                part,
+                station_id=station.id if station else None,
+                site=site,
+                status=status,
+                gone=gone,
             )
-            return await self._details(cursor, found)
+            ids = sorted({evse.station_id for evse in found.rows})
+            details = {
+                detail.station.id: detail
+                for detail in await self._details(cursor, await store.stations_by_id(cursor, ids))
+            }
+            return Cut(
+                [EvseDetail(details[evse.station_id], evse) for evse in found.rows], found.next
+            )
+
+    async def evse_detail(self, caller: Caller, identity: str, evse: int) -> EvseDetail:
+        """Raises StationNotFound and EvseNotFound."""
+        detail = await self.detail(caller, identity)
+        for known in detail.evses:
+            if known.evse == evse:
+                return EvseDetail(detail, known)
+        raise _no_evse(identity, evse)
 
     async def _details(self, cursor: Cursor, stations: Sequence[Station]) -> list[StationDetail]:
         ids = [station.id for station in stations]
@@ -258,15 +300,47 @@ class Stations:
             for station in stations
         ]
 
-    async def change_station(
-        self, caller: Caller, identity: str, *, name: str | None, site_id: int | None
-    ) -> StationDetail:
-        async with self._database.unit(caller.tenant_id) as cursor:
+    async def list_connectors(
+        self, caller: Caller, part: Part, identity: str, evse: int
+    ) -> Cut[Connector]:
+        """Raises StationNotFound and EvseNotFound."""
+        async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
             station = await self._station(cursor, identity)
-            if site_id is not None:
-                await self._site(cursor, site_id)
-            await store.change_station(cursor, station.id, name=name, site_id=site_id)
-            return (await self._details(cursor, [await self._station(cursor, identity)]))[0]
+            if evse not in {known.evse for known in await store.evses(cursor, [station.id])}:
+                raise _no_evse(identity, evse)
+            return await store.connectors(cursor, part, station.id, evse)
+
+    async def enter(
+        self, cursor: Cursor, tenant: TenantId, entries: Sequence[Entry]
+    ) -> tuple[list[imports.Verdict], datetime]:
+        """Create and change many stations; also says how long the new claim codes hold."""
+        now = self._clock()
+        until = now + CLAIM_VALID
+        return await imports.enter(cursor, tenant, entries, now, until), until
+
+    async def change_station(
+        self, caller: Caller, identity: str, changes: dict[str, Any], expected: Expected
+    ) -> StationDetail:
+        """Change name or site_id. Raises StationNotFound, SiteNotFound, Stale."""
+        async with self._database.unit(caller.tenant_id) as cursor:
+            station = await self._station(cursor, identity, lock=True)
+            expected.check(version_of(station))
+            if changes.get("site_id") is not None:
+                await self._site(cursor, changes["site_id"])
+            changed = await store.change_station(cursor, station.id, changes, self._clock())
+            return (await self._details(cursor, [changed]))[0]
+
+    async def delete_station(self, caller: Caller, identity: str, expected: Expected) -> None:
+        """Take a station out of the fleet: its credential is void, its history stays.
+
+        Raises StationNotFound and Stale.
+        """
+        async with self._database.unit(caller.tenant_id) as cursor:
+            station = await self._station(cursor, identity, lock=True)
+            expected.check(version_of(station))
+            await self._link.forget(cursor, station.id)
+            await store.delete_station(cursor, station, self._clock(), caller.subject)
+        await self._link.publish_credentials()
 
     async def command(self, caller: Caller, identity: str, evse: int, action: Action) -> UUID:
         """Queue a command for an EVSE (0: the whole station); returns its id."""
@@ -327,9 +401,10 @@ class Stations:
         return made
 
     async def _admit(self, cursor: Cursor, station: Station) -> Admitted:
+        now = self._clock()
         credential = await self._link.issue(cursor, station.tenant_id, station.id, station.identity)
         await store.use_claim(cursor, station.id)
-        await store.set_registration(cursor, station.id, Standing.REGISTERED, self._clock())
+        await store.set_registration(cursor, station.id, Standing.REGISTERED, now, now)
         return Admitted(station.identity, credential, self._settings.endpoint)
 
     async def _enlist(self, cursor: Cursor, identity: str, now: datetime) -> Waiting | KarvonError:
@@ -344,8 +419,9 @@ class Stations:
         """Let a waiting station in when it comes back with the code it was told."""
         async with self._database.unit(caller.tenant_id) as cursor:
             station = await self._pending(cursor, identity)
-            await store.set_registration(cursor, station.id, Standing.EXPECTED, None)
-            await store.extend_claim(cursor, station.id, self._clock() + CLAIM_VALID)
+            now = self._clock()
+            await store.set_registration(cursor, station.id, Standing.EXPECTED, None, now)
+            await store.extend_claim(cursor, station.id, now + CLAIM_VALID)
             return (await self._details(cursor, [await self._station(cursor, identity)]))[0]
 
     async def reject(self, caller: Caller, identity: str) -> None:
@@ -361,6 +437,11 @@ class Stations:
                 f"station {identity!r} does not wait for approval", station=identity
             )
         return station
+
+
+def _no_evse(identity: str, evse: int) -> EvseNotFound:
+    detail = f"station {identity!r} has told of no EVSE {evse}; list its EVSEs first"
+    return EvseNotFound(detail, station=identity, evse=evse)
 
 
 def _site_exists(name: str) -> SiteExists:

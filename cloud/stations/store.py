@@ -40,6 +40,32 @@ class Station:
     registration: str
     created_at: datetime
     registered_at: datetime | None
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a list of stations is narrowed to; None does not narrow."""
+
+    site: int | None = None
+    registration: str | None = None
+    online: bool | None = None
+    status: str | None = None
+    """At least one EVSE has it."""
+    model: str | None = None
+    version: str | None = None
+    text: str | None = None
+    updated_since: datetime | None = None
+
+
+@dataclass(frozen=True)
+class NewRow:
+    """A station as an import enters it."""
+
+    identity: str
+    name: str
+    site_id: int | None
+    digest: bytes
 
 
 @dataclass(frozen=True)
@@ -50,7 +76,15 @@ class Evse:
     max_ma: int
     energy_step_wh: int
     billing_grade: bool
+    gone_at: datetime | None
     connectors: list[int]
+
+
+@dataclass(frozen=True)
+class Connector:
+    evse: int
+    connector: int
+    gone: bool
 
 
 @dataclass(frozen=True)
@@ -83,10 +117,13 @@ class StationState:
     pending_billing: int
     pending_telemetry: int
     journal_bytes: int
+    alarms: list[str]
 
 
 _SITE = "id, name, address, latitude, longitude, time_zone, created_at"
-_STATION = "id, tenant_id, identity, name, site_id, registration, created_at, registered_at"
+_STATION = (
+    "id, tenant_id, identity, name, site_id, registration, created_at, registered_at, updated_at"
+)
 
 # --------------------------------------------------------------------------- sites
 
@@ -170,76 +207,180 @@ async def add_station(
         cursor,
         Station,
         "INSERT INTO stations.station (tenant_id, identity, name, site_id, registration,"
-        f" created_at) VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING {_STATION}",
-        (tenant, identity, name, site_id, registration, now),
+        " created_at, updated_at) VALUES (%s, %s, %s, %s, %s, %s, %s)"
+        f" ON CONFLICT DO NOTHING RETURNING {_STATION}",
+        (tenant, identity, name, site_id, registration, now, now),
     )
 
 
 async def station(cursor: Cursor, identity: str, *, lock: bool = False) -> Station | None:
-    found = await row(
-        cursor,
-        Station,
-        f"SELECT {_STATION} FROM stations.station WHERE identity = %s",
-        (identity,),
-    )
-    if found is not None and lock:
-        await cursor.execute("SELECT FROM stations.station WHERE id = %s FOR UPDATE", (found.id,))
-    return found
+    locked = " FOR UPDATE" if lock else ""
+    sql = f"SELECT {_STATION} FROM stations.station WHERE identity = %s{locked}"
+    return await row(cursor, Station, sql, (identity,))
 
 
-async def stations(
-    cursor: Cursor,
-    after: str,
-    limit: int,
-    *,
-    site_id: int | None,
-    registration: str | None,
-    text: str | None,
-) -> list[Station]:
-    """Stations in order of their identity."""
-    return await rows(
-        cursor,
-        Station,
-        f"SELECT {_STATION} FROM stations.station WHERE identity > %(after)s"
-        " AND (%(site)s::int IS NULL OR site_id = %(site)s)"
-        " AND (%(registration)s::text IS NULL OR registration = %(registration)s)"
-        " AND (%(text)s::text IS NULL"
-        "      OR strpos(lower(identity || ' ' || name), lower(%(text)s)) > 0)"
-        " ORDER BY identity LIMIT %(limit)s",
-        {
-            "after": after,
-            "limit": limit,
-            "site": site_id,
-            "registration": registration,
-            "text": text,
-        },
+STATIONS: Final = Sorts(
+    "station",
+    Column("s.id", int),
+    station=Column("s.identity"),
+    name=Column("lower(s.name)"),
+    last_seen=Column("c.last_seen", datetime, nullable=True),
+    created_at=Column("s.created_at", datetime),
+)
+_HAS_STATUS = (
+    "s.id IN (SELECT t.station_id FROM stations.evse_state t WHERE t.status = {} AND NOT EXISTS"
+    " (SELECT FROM stations.evse e WHERE e.station_id = t.station_id AND e.evse = t.evse"
+    "  AND e.gone_at IS NOT NULL))"
+)
+_UPDATED = (
+    "s.updated_at >= {} OR a.received_at >= {} OR EXISTS (SELECT FROM stations.evse_state t"
+    " WHERE t.station_id = s.id AND t.received_at >= {})"
+)
+_OF_STATION = ", ".join(f"s.{name.strip()}" for name in _STATION.split(","))
+
+
+async def stations(cursor: Cursor, part: Part, filters: Filters) -> Cut[Station]:
+    where = (
+        Where()
+        .add("s.site_id = {}", filters.site)
+        .add("s.registration = {}", filters.registration)
+        .add("coalesce(c.online, false) = {}", filters.online)
+        .add(_HAS_STATUS, filters.status)
+        .add("strpos(lower(a.boards::text), lower({})) > 0", filters.model)
+        .add("strpos(lower(a.agent_version), lower({})) > 0", filters.version)
+        .add("strpos(lower(s.identity || ' ' || s.name), lower({})) > 0", filters.text)
+        .add(_UPDATED, filters.updated_since)
     )
+    source = (
+        "stations.station s LEFT JOIN communication.api_connection c ON c.station_id = s.id"
+        " LEFT JOIN stations.station_state a ON a.station_id = s.id"
+    )
+    return await select_page(cursor, Station, part, _OF_STATION, source, where)
 
 
 async def identities(cursor: Cursor, stations_: Collection[int]) -> dict[int, str]:
+    """Wire identities by key, also of stations that were deleted."""
     await cursor.execute(
-        "SELECT id, identity FROM stations.station WHERE id = ANY(%s)", (list(stations_),)
+        "SELECT id, identity FROM stations.station WHERE id = ANY(%(ids)s)"
+        " UNION ALL SELECT id, identity FROM stations.former_station WHERE id = ANY(%(ids)s)",
+        {"ids": list(stations_)},
     )
     return dict(await cursor.fetchall())
 
 
+async def stations_by_id(cursor: Cursor, ids: Collection[int]) -> list[Station]:
+    sql = f"SELECT {_STATION} FROM stations.station WHERE id = ANY(%s)"
+    return await rows(cursor, Station, sql, (list(ids),))
+
+
 async def change_station(
-    cursor: Cursor, station_id: int, *, name: str | None, site_id: int | None
-) -> None:
+    cursor: Cursor, station_id: int, changes: dict[str, Any], now: datetime
+) -> Station:
+    """Set the given columns (of name, site_id) of a station that is locked."""
+    sets = "".join(f", {name} = %({name})s" for name in ("name", "site_id") if name in changes)
+    (changed,) = await rows(
+        cursor,
+        Station,
+        f"UPDATE stations.station SET updated_at = %(now)s{sets} WHERE id = %(id)s"
+        f" RETURNING {_STATION}",
+        {**changes, "now": now, "id": station_id},
+    )
+    return changed
+
+
+async def delete_station(cursor: Cursor, station_: Station, now: datetime, by: str) -> None:
+    """Take a station out of the fleet; its key, identity and history stay known."""
     await cursor.execute(
-        "UPDATE stations.station SET name = coalesce(%s, name), site_id = coalesce(%s, site_id)"
-        " WHERE id = %s",
-        (name, site_id, station_id),
+        "INSERT INTO stations.former_station (id, tenant_id, identity, name, site_id, created_at,"
+        " deleted_at, deleted_by) SELECT id, tenant_id, identity, name, site_id, created_at,"
+        " %s, %s FROM stations.station WHERE id = %s",
+        (now, by, station_.id),
+    )
+    for sql in (
+        "DELETE FROM stations.evse_state WHERE station_id = %s",
+        "DELETE FROM stations.station_state WHERE station_id = %s",
+        "DELETE FROM stations.station WHERE id = %s",
+    ):
+        await cursor.execute(sql, (station_.id,))
+
+
+async def known_stations(cursor: Cursor, identities_: Sequence[str]) -> dict[str, Station]:
+    """Those of the identities that the tenant has, locked in one order."""
+    found = await rows(
+        cursor,
+        Station,
+        f"SELECT {_STATION} FROM stations.station WHERE identity = ANY(%s) ORDER BY id FOR UPDATE",
+        (list(identities_),),
+    )
+    return {one.identity: one for one in found}
+
+
+async def sites_named(cursor: Cursor, names: Collection[str]) -> dict[str, int]:
+    """Keys of sites by their name in lower case."""
+    await cursor.execute(
+        "SELECT lower(wanted.name), s.id FROM unnest(%s::text[]) AS wanted (name)"
+        " JOIN stations.site s ON lower(s.name) = lower(wanted.name)",
+        (list(names),),
+    )
+    return dict(await cursor.fetchall())
+
+
+async def known_sites(cursor: Cursor, ids: Collection[int]) -> set[int]:
+    await cursor.execute("SELECT id FROM stations.site WHERE id = ANY(%s)", (list(ids),))
+    return {site_id for (site_id,) in await cursor.fetchall()}
+
+
+async def add_stations(
+    cursor: Cursor, tenant: TenantId, new: Sequence[NewRow], now: datetime, expires_at: datetime
+) -> set[str]:
+    """Enter expected stations with their claim codes; returns the identities that were free."""
+    await cursor.execute(
+        "WITH given AS (SELECT * FROM unnest(%(identities)s::text[], %(names)s::text[],"
+        "   %(sites)s::int[], %(digests)s::bytea[]) AS g (identity, name, site_id, digest)),"
+        " made AS (INSERT INTO stations.station (tenant_id, identity, name, site_id, registration,"
+        "   created_at, updated_at)"
+        "   SELECT %(tenant)s, identity, name, site_id, 'expected', %(now)s, %(now)s FROM given"
+        "   ON CONFLICT DO NOTHING RETURNING id, identity),"
+        " codes AS (INSERT INTO stations.claim (station_id, tenant_id, digest, created_at,"
+        "   expires_at) SELECT made.id, %(tenant)s, given.digest, %(now)s, %(expires)s"
+        "   FROM made JOIN given USING (identity))"
+        " SELECT identity FROM made",
+        {
+            "identities": [one.identity for one in new],
+            "names": [one.name for one in new],
+            "sites": [one.site_id for one in new],
+            "digests": [one.digest for one in new],
+            "tenant": tenant,
+            "now": now,
+            "expires": expires_at,
+        },
+    )
+    return {identity for (identity,) in await cursor.fetchall()}
+
+
+async def change_stations(
+    cursor: Cursor, changes: Sequence[tuple[int, str, int | None]], now: datetime
+) -> None:
+    """Set name and site of many (key, name, site)."""
+    await cursor.execute(
+        "UPDATE stations.station s SET name = c.name, site_id = c.site_id, updated_at = %s"
+        " FROM unnest(%s::int[], %s::text[], %s::int[]) AS c (id, name, site_id)"
+        " WHERE s.id = c.id",
+        (now, *(list(column) for column in zip(*changes, strict=True))),
     )
 
 
 async def set_registration(
-    cursor: Cursor, station_id: int, registration: str, registered_at: datetime | None
+    cursor: Cursor,
+    station_id: int,
+    registration: str,
+    registered_at: datetime | None,
+    now: datetime,
 ) -> None:
     await cursor.execute(
-        "UPDATE stations.station SET registration = %s, registered_at = coalesce(%s, registered_at)"
-        " WHERE id = %s",
-        (registration, registered_at, station_id),
+        "UPDATE stations.station SET registration = %s, updated_at = %s,"
+        " registered_at = coalesce(%s, registered_at) WHERE id = %s",
+        (registration, now, registered_at, station_id),
     )
 
 
@@ -295,12 +436,17 @@ async def use_claim(cursor: Cursor, station_id: int) -> None:
 
 
 async def describe_evses(
-    cursor: Cursor, tenant: TenantId, station_id: int, evses: Sequence[EvseDescription]
+    cursor: Cursor,
+    tenant: TenantId,
+    station_id: int,
+    evses: Sequence[EvseDescription],
+    now: datetime,
 ) -> None:
-    """The station's EVSEs as it tells them now; those it no longer tells are gone."""
+    """The station's EVSEs as it tells them now; those it no longer tells are gone since then."""
     await cursor.execute(
-        "DELETE FROM stations.evse WHERE station_id = %s AND NOT evse = ANY(%s)",
-        (station_id, [evse.evse for evse in evses]),
+        "UPDATE stations.evse SET gone_at = %s"
+        " WHERE station_id = %s AND NOT evse = ANY(%s) AND gone_at IS NULL",
+        (now, station_id, [evse.evse for evse in evses]),
     )
     for evse in evses:
         await cursor.execute(
@@ -308,7 +454,7 @@ async def describe_evses(
             " energy_step_wh, billing_grade) VALUES (%s, %s, %s, %s, %s, %s, %s)"
             " ON CONFLICT (station_id, evse) DO UPDATE SET phases = excluded.phases,"
             " max_ma = excluded.max_ma, energy_step_wh = excluded.energy_step_wh,"
-            " billing_grade = excluded.billing_grade",
+            " billing_grade = excluded.billing_grade, gone_at = NULL",
             (
                 tenant,
                 station_id,
@@ -330,16 +476,66 @@ async def describe_evses(
         )
 
 
+_EVSE = (
+    "e.station_id, e.evse, e.phases, e.max_ma, e.energy_step_wh, e.billing_grade, e.gone_at,"
+    " array(SELECT c.connector FROM stations.connector c WHERE c.station_id = e.station_id"
+    "       AND c.evse = e.evse ORDER BY 1) AS connectors"
+)
+
+
 async def evses(cursor: Cursor, stations_: Collection[int]) -> list[Evse]:
     return await rows(
         cursor,
         Evse,
-        "SELECT e.station_id, e.evse, e.phases, e.max_ma, e.energy_step_wh, e.billing_grade,"
-        " array(SELECT c.connector FROM stations.connector c WHERE c.station_id = e.station_id"
-        "       AND c.evse = e.evse ORDER BY 1) AS connectors"
-        " FROM stations.evse e WHERE e.station_id = ANY(%s) ORDER BY e.station_id, e.evse",
+        f"SELECT {_EVSE} FROM stations.evse e WHERE e.station_id = ANY(%s)"
+        " ORDER BY e.station_id, e.evse",
         (list(stations_),),
     )
+
+
+EVSES: Final = Sorts(
+    "station",
+    Column("(e.station_id::bigint << 32) + e.evse", int),
+    station=Column("s.identity"),
+    status=Column("t.status", nullable=True),
+    at=Column("t.at", datetime, nullable=True),
+)
+
+
+async def fleet_evses(
+    cursor: Cursor,
+    part: Part,
+    *,
+    station_id: int | None,
+    site: int | None,
+    status: str | None,
+    gone: bool | None,
+) -> Cut[Evse]:
+    """EVSEs of the whole fleet, or of one station or site."""
+    where = (
+        Where()
+        .add("e.station_id = {}", station_id)
+        .add("s.site_id = {}", site)
+        .add("t.status = {}", status)
+        .add("(e.gone_at IS NOT NULL) = {}", gone)
+    )
+    source = (
+        "stations.evse e JOIN stations.station s ON s.id = e.station_id"
+        " LEFT JOIN stations.evse_state t ON t.station_id = e.station_id AND t.evse = e.evse"
+    )
+    return await select_page(cursor, Evse, part, _EVSE, source, where)
+
+
+CONNECTORS: Final = Sorts(
+    "connector", Column("c.connector", int), connector=Column("c.connector", int)
+)
+
+
+async def connectors(cursor: Cursor, part: Part, station_id: int, evse: int) -> Cut[Connector]:
+    where = Where().add("station_id = {}", station_id).add("evse = {}", evse)
+    source = "stations.connector c JOIN stations.evse e USING (station_id, evse)"
+    columns = "evse, c.connector, e.gone_at IS NOT NULL AS gone"
+    return await select_page(cursor, Connector, part, columns, source, where)
 
 
 _EVSE_STATE = (
@@ -348,7 +544,7 @@ _EVSE_STATE = (
 )
 _STATION_STATE = (
     "station_id, outbox, seq, at, received_at, agent_version, boards, local_list_version,"
-    " pending_billing, pending_telemetry, journal_bytes"
+    " pending_billing, pending_telemetry, journal_bytes, alarms"
 )
 
 
@@ -392,16 +588,21 @@ async def put_station_states(
         f"INSERT INTO stations.station_state (tenant_id, {_STATION_STATE})"
         " VALUES (%(tenant)s, %(station_id)s, %(outbox)s, %(seq)s, %(at)s, %(received_at)s,"
         " %(agent_version)s, %(boards)s, %(local_list_version)s, %(pending_billing)s,"
-        " %(pending_telemetry)s, %(journal_bytes)s)"
+        " %(pending_telemetry)s, %(journal_bytes)s, %(alarms)s)"
         " ON CONFLICT (station_id) DO UPDATE SET outbox = excluded.outbox, seq = excluded.seq,"
         " at = excluded.at, received_at = excluded.received_at,"
         " agent_version = excluded.agent_version, boards = excluded.boards,"
         " local_list_version = excluded.local_list_version,"
         " pending_billing = excluded.pending_billing,"
         " pending_telemetry = excluded.pending_telemetry,"
-        " journal_bytes = excluded.journal_bytes",
+        " journal_bytes = excluded.journal_bytes, alarms = excluded.alarms",
         [
-            {**asdict(state), "tenant": tenant, "boards": Jsonb(state.boards)}
+            {
+                **asdict(state),
+                "tenant": tenant,
+                "boards": Jsonb(state.boards),
+                "alarms": Jsonb(state.alarms),
+            }
             for tenant, state in states
         ],
     )

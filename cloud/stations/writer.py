@@ -63,6 +63,7 @@ def _station_state(delivery: Delivery, batch: StateBatch, fact: StationStatus) -
         pending_billing=fact.pending_billing,
         pending_telemetry=fact.pending_telemetry,
         journal_bytes=fact.journal_bytes,
+        alarms=list(fact.alarms),
     )
 
 

@@ -90,6 +90,7 @@ class FakeLink:
         self.sent: list[tuple[int, Action]] = []
         self.present: dict[int, Presence] = {}
         self.published = 0
+        self.forgotten: list[int] = []
 
     async def presence(self, cursor: Cursor, stations: Collection[int]) -> dict[int, Presence]:
         return {station: self.present[station] for station in stations if station in self.present}
@@ -98,6 +99,9 @@ class FakeLink:
         self, cursor: Cursor, tenant: TenantId, station_id: int, identity: str
     ) -> Credential:
         return Credential(escape(identity), f"secret-{station_id}")
+
+    async def forget(self, cursor: Cursor, station_id: int) -> None:
+        self.forgotten.append(station_id)
 
     async def publish_credentials(self) -> None:
         self.published += 1

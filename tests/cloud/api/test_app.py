@@ -35,6 +35,12 @@ NEEDS: dict[tuple[str, str], Role | None] = {
     ("POST", "/api/v1/stations"): OP,
     ("GET", "/api/v1/stations/{station}"): V,
     ("PATCH", "/api/v1/stations/{station}"): OP,
+    ("DELETE", "/api/v1/stations/{station}"): OP,
+    ("POST", "/api/v1/stations/import"): OP,
+    ("GET", "/api/v1/stations/{station}/evses"): V,
+    ("GET", "/api/v1/stations/{station}/evses/{evse}"): V,
+    ("GET", "/api/v1/stations/{station}/evses/{evse}/connectors"): V,
+    ("GET", "/api/v1/evses"): V,
     ("POST", "/api/v1/stations/{station}/claim-codes"): T,
     ("POST", "/api/v1/stations/{station}/commands/set-limit"): T,
     ("POST", "/api/v1/stations/{station}/commands/set-availability"): T,
@@ -73,7 +79,7 @@ async def test_every_route_asks_for_its_role(world: Any) -> None:
         async with await world.client(role) as client:
             for (method, path), needed in NEEDS.items():
                 url = path.replace("{transaction}", str(uuid4())).format(
-                    key_id=999, user_id=999, site=999, station="CP-9", value="none"
+                    key_id=999, user_id=999, site=999, station="CP-9", evse=1, value="none"
                 )
                 answer = await client.request(method, url)
                 allowed = needed is None or (role is not None and role.covers(needed))
