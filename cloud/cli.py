@@ -8,22 +8,27 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from pydantic import ValidationError
 
 from cloud.kernel.config import CloudConfig
-from cloud.kernel.database import Database
+from cloud.kernel.database import Database, TenantId
 from cloud.kernel.embedded import EmbeddedError, EmbeddedPostgres
 from cloud.kernel.errors import KarvonError, Unavailable
 from cloud.kernel.http import Caller, Role
 from cloud.kernel.migrate import migrate as upgrade
 from cloud.kernel.observability import configure_logging
-from cloud.main import Ready, utc_now
+from cloud.main import Ready, tenancy, utc_now
 from cloud.main import serve as run_cloud
-from cloud.users.service import DEFAULT_TENANT, Users
+from cloud.stations.tenancy import Moved
+from cloud.users.service import DEFAULT_TENANT, NewKey, Users
+from cloud.users.store import Tenant
+
+T = TypeVar("T")
 
 HELP = """The cloud: serve, migrate, administer.
 
@@ -36,6 +41,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+tenant_app = typer.Typer(
+    help="Tenants, directly in the database: add, list, move a station between them.",
+    no_args_is_help=True,
+)
+app.add_typer(tenant_app, name="tenant")
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the embedded servers; default karvon-data.")
 ]
@@ -176,3 +186,76 @@ def new_key(
 
     secret = _run(_with_database(config, work))
     sys.stdout.write(f"{json.dumps({'key': secret})}\n" if as_json else f"{secret}\n")
+
+
+def _administer(
+    data_dir: Path | None, database_url: str | None, work: Callable[[Database], Awaitable[T]]
+) -> T:
+    """Run the work over the database, migrated."""
+    config = _config(data_dir=data_dir, database_url=database_url)
+
+    async def administer(dsn: str) -> T:
+        await asyncio.to_thread(upgrade, dsn)
+        async with Database.open(dsn, app_pool=1, commit_pool=1) as database:
+            return await work(database)
+
+    done: T = _run(_with_database(config, administer))
+    return done
+
+
+def _print(as_json: bool, told: Any, text: str) -> None:
+    sys.stdout.write(f"{json.dumps(told)}\n" if as_json else f"{text}\n")
+
+
+@tenant_app.command("add")
+def add_tenant(
+    name: Annotated[str, typer.Argument(help="What it is called; names are taken in any case.")],
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Make a tenant; prints its first admin key, which is shown only now."""
+
+    async def work(database: Database) -> tuple[Tenant, NewKey]:
+        return await Users(database, utc_now).add_tenant(name)
+
+    tenant, key = _administer(data_dir, database_url, work)
+    told = {"tenant": tenant.id, "name": tenant.name, "key": key.secret}
+    _print(as_json, told, f"tenant {tenant.id} {tenant.name!r}\n{key.secret}")
+
+
+@tenant_app.command("list")
+def list_tenants(
+    data_dir: DataDir = None, database_url: DatabaseUrl = None, as_json: Json = False
+) -> None:
+    """List the tenants."""
+
+    async def work(database: Database) -> list[Tenant]:
+        return await Users(database, utc_now).tenants()
+
+    found = _administer(data_dir, database_url, work)
+    told = [{"tenant": one.id, "name": one.name} for one in found]
+    _print(as_json, told, "\n".join(f"{one.id:>6}  {one.name}" for one in found))
+
+
+@tenant_app.command("move-station")
+def move_station(
+    station: Annotated[str, typer.Argument(help="The station's identity.")],
+    to: Annotated[str, typer.Option("--to", help="The tenant's name or number.")],
+    site: Annotated[
+        str | None, typer.Option(help="Name of a site of that tenant; default: none.")
+    ] = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Give a station to another tenant: state and telemetry go, transactions stay."""
+
+    async def work(database: Database) -> Moved:
+        tenant = await Users(database, utc_now).tenant(to)
+        return await tenancy(database).move(station, TenantId(tenant.id), site)
+
+    moved = _administer(data_dir, database_url, work)
+    told = {"station": moved.station, "from": moved.old, "to": moved.new, "moved": moved.changed}
+    text = "now belongs to" if moved.changed else "belonged already to"
+    _print(as_json, told, f"station {moved.station!r} {text} tenant {moved.new}")

@@ -35,21 +35,23 @@ from cloud.kernel.config import CloudConfig
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.embedded import ChildEvent, EmbeddedPostgres
 from cloud.kernel.facts import FactWriter, GroupCommitter
+from cloud.kernel.handover import Follower
 from cloud.kernel.migrate import migrate
 from cloud.kernel.observability import Check, health_routes
 from cloud.stations import rest as stations_rest
 from cloud.stations.registration import Policy
 from cloud.stations.service import Settings, Stations
+from cloud.stations.tenancy import Tenancy
 from cloud.stations.writer import StateWriter
 from cloud.telemetry import rest as telemetry_rest
-from cloud.telemetry.service import Telemetry
+from cloud.telemetry.service import Telemetry, TelemetryHandover
 from cloud.telemetry.writer import TelemetryWriter
 from cloud.transactions import rest as transactions_rest
 from cloud.transactions.service import Transactions
 from cloud.transactions.writer import TransactionWriter
 from cloud.users import rest as users_rest
 from cloud.users.service import DEFAULT_TENANT, Users
-from protocols.agent_link import Action
+from protocols.agent_link import Action, SetLocalList
 
 logger = logging.getLogger(__name__)
 RESTART_AFTER_S = 1.0
@@ -60,29 +62,14 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Link:
-    """The agent link as the modules above communication ask for it."""
+class CommandLink:
+    """The way to stations, for a process that need not be connected itself."""
 
-    def __init__(self, commands: Commands, credentials: Credentials) -> None:
+    def __init__(self, commands: Commands) -> None:
         self._commands = commands
-        self._credentials = credentials
-
-    async def presence(self, cursor: Cursor, stations: Collection[int]) -> dict[int, Presence]:
-        return await communication_store.presence(cursor, stations)
 
     async def online(self, cursor: Cursor, tenant: TenantId) -> list[int]:
         return await communication_store.online(cursor, tenant)
-
-    async def issue(
-        self, cursor: Cursor, tenant: TenantId, station_id: int, identity: str
-    ) -> Credential:
-        return await self._credentials.issue(cursor, tenant, station_id, identity)
-
-    async def forget(self, cursor: Cursor, station_id: int) -> None:
-        await communication_store.forget_station(cursor, station_id)
-
-    async def publish_credentials(self) -> None:
-        await self._credentials.publish()
 
     async def send(
         self,
@@ -96,19 +83,59 @@ class Link:
         return await self._commands.send(cursor, tenant, station_id, action, valid_for, actor)
 
 
+class Link(CommandLink):
+    """The agent link as the modules above communication ask for it."""
+
+    def __init__(self, commands: Commands, credentials: Credentials) -> None:
+        super().__init__(commands)
+        self._credentials = credentials
+
+    async def presence(self, cursor: Cursor, stations: Collection[int]) -> dict[int, Presence]:
+        return await communication_store.presence(cursor, stations)
+
+    async def issue(
+        self, cursor: Cursor, tenant: TenantId, station_id: int, identity: str
+    ) -> Credential:
+        return await self._credentials.issue(cursor, tenant, station_id, identity)
+
+    async def forget(self, cursor: Cursor, station_id: int) -> None:
+        await communication_store.forget_station(cursor, station_id)
+
+    async def publish_credentials(self) -> None:
+        await self._credentials.publish()
+
+
 class Directory:
     """Communication's questions about stations, answered by the module made after it."""
 
     stations: Stations
 
-    async def resolve(self, cursor: Cursor, identity: str) -> Known | None:
-        return await self.stations.resolve(cursor, identity)
+    async def resolve(self, cursor: Cursor, identity: str, *, hold: bool = False) -> Known | None:
+        return await self.stations.resolve(cursor, identity, hold=hold)
 
     async def identities(self, cursor: Cursor, stations: Collection[int]) -> dict[int, str]:
         return await self.stations.identities(cursor, stations)
 
     async def key_of(self, cursor: Cursor, identity: str) -> int:
         return await self.stations.key_of(cursor, identity)
+
+
+class Lists:
+    """Communication's question for local lists, answered by the module made after it."""
+
+    authorization: Authorization
+
+    async def local_list(self, cursor: Cursor, tenant: TenantId) -> SetLocalList:
+        return await self.authorization.local_list(cursor, tenant)
+
+
+def tenancy(database: Database) -> Tenancy:
+    """Moving stations between tenants; works beside a running cloud, which delivers the lists."""
+    lists = Lists()
+    commands = Commands(database, Directory(), lists, utc_now)
+    lists.authorization = Authorization(database, CommandLink(commands), utc_now)
+    followers: list[Follower] = [commands, TelemetryHandover(), lists.authorization]
+    return Tenancy(database, followers, utc_now)
 
 
 @dataclass(frozen=True)
@@ -125,14 +152,14 @@ class Modules:
 
     @classmethod
     def over(cls, database: Database, broker: Broker, config: CloudConfig) -> Self:
-        directory = Directory()
-        commands = Commands(database, directory, utc_now)
+        directory, lists = Directory(), Lists()
+        commands = Commands(database, directory, lists, utc_now)
         credentials = Credentials(database, broker.accounts, utc_now)
         link = Link(commands, credentials)
         settings = Settings(Policy(config.registration), broker.endpoint, DEFAULT_TENANT)
         stations = Stations(database, link, settings, utc_now)
         directory.stations = stations
-        authorization = Authorization(database, link, utc_now)
+        lists.authorization = authorization = Authorization(database, link, utc_now)
         return cls(
             users=Users(database, utc_now),
             stations=stations,

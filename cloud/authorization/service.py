@@ -19,6 +19,7 @@ from cloud.authorization.api import (
 from cloud.authorization.decision import Decision, decide
 from cloud.authorization.store import Group, Token
 from cloud.kernel.database import Cursor, Database, TenantId
+from cloud.kernel.handover import Move
 from cloud.kernel.http import Caller
 from cloud.stations.api import to_ms
 from protocols.agent_link import Action, Hello, IdToken, LocalListEntry, SetLocalList
@@ -188,9 +189,31 @@ class Authorization:
 
     # ------------------------------------------------------------------ the offline list
 
+    async def local_list(self, cursor: Cursor, tenant: TenantId) -> SetLocalList:
+        """The tenant's list as it is now.
+
+        The version is read first: should somebody change the list meanwhile, it is newer than its
+        version says, and goes out again under the next one.
+        """
+        version = await store.version(cursor, tenant)
+        entries = tuple(_entry(token) for token in await store.all_tokens(cursor, tenant))
+        return SetLocalList(version, entries)
+
     async def list_version(self, cursor: Cursor, tenant: TenantId) -> int:
         """The version that the tenant's agents should hold; 0 while nothing was entered."""
         return await store.version(cursor, tenant)
+
+    async def station_moved(self, cursor: Cursor, move: Move) -> None:
+        """Send the new owner's list, also an empty one, under a number the old one never had."""
+        held = {
+            0,
+            await store.version(cursor, move.old),
+            await store.forget_push(cursor, move.station_id),
+        }
+        version = await store.version(cursor, move.new)
+        while version in held:
+            version = await store.bump_version(cursor, move.new, self._clock())
+        await self._push(cursor, move.new, [move.station_id], version)
 
     async def hello(self, cursor: Cursor, tenant: TenantId, station_id: int, hello: Hello) -> None:
         """Send the list to an agent that greets with another one."""
@@ -239,11 +262,9 @@ class Authorization:
         ]
         if not stale:
             return
-        entries = tuple(_entry(token) for token in await store.all_tokens(cursor, tenant))
-        action = SetLocalList(version, entries)
-        for station in stale:
+        for station in stale:  # the entries are put in when it goes out
             command = await self._link.send(
-                cursor, tenant, station, action, LIST_VALID, "authorization"
+                cursor, tenant, station, SetLocalList(version, ()), LIST_VALID, "authorization"
             )
             await store.note_push(cursor, tenant, station, version, command, now)
 

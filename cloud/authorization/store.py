@@ -191,6 +191,16 @@ async def note_push(
     )
 
 
+async def forget_push(cursor: Cursor, station_id: int) -> int | None:
+    """Forget what the station was sent last; returns that list's version."""
+    await cursor.execute(
+        'DELETE FROM "authorization".list_push WHERE station_id = %s RETURNING version',
+        (station_id,),
+    )
+    found = await cursor.fetchone()
+    return int(found[0]) if found else None
+
+
 # --------------------------------------------------------------------------- references
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.errors import KarvonError, Kind
-from protocols.agent_link import Hello, OpenTransaction
+from protocols.agent_link import Hello, OpenTransaction, SetLocalList
 
 
 class CommandNotFound(KarvonError):
@@ -29,7 +29,9 @@ class Known:
 class StationDirectory(Protocol):
     """Who a wire identity is (stations implements it)."""
 
-    async def resolve(self, cursor: Cursor, identity: str) -> Known | None: ...
+    async def resolve(self, cursor: Cursor, identity: str, *, hold: bool = False) -> Known | None:
+        """None when nobody may speak so; `hold`: whose it is stays until the unit's end."""
+        ...
 
     async def identities(self, cursor: Cursor, stations: Collection[int]) -> dict[int, str]: ...
 
@@ -60,6 +62,14 @@ class ListVersion(Protocol):
     """The local list that a station should hold (authorization implements it)."""
 
     async def list_version(self, cursor: Cursor, tenant: TenantId) -> int: ...
+
+
+class LocalLists(Protocol):
+    """What goes out for a command to take over the local list (authorization implements it)."""
+
+    async def local_list(self, cursor: Cursor, tenant: TenantId) -> SetLocalList:
+        """The tenant's list as it is now."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ import msgspec
 import psycopg
 
 from cloud.communication import store
-from cloud.communication.api import CommandNotFound, StationDirectory
+from cloud.communication.api import CommandNotFound, LocalLists, StationDirectory
 from cloud.communication.store import CommandRow
 from cloud.kernel import events
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Delivery
+from cloud.kernel.handover import Move
 from cloud.kernel.http import Caller
 from protocols.agent_link import Action, BillingBatch, Command, CommandResult
 from protocols.quantities import Milliseconds
@@ -43,10 +44,12 @@ class Commands:
         self,
         database: Database,
         directory: StationDirectory,
+        lists: LocalLists,
         clock: Callable[[], datetime],
     ) -> None:
         self._database = database
         self._directory = directory
+        self._lists = lists
         self._clock = clock
         self._wake = asyncio.Event()
 
@@ -89,6 +92,10 @@ class Commands:
             station_id = await self._directory.key_of(cursor, identity)
             return await store.commands(cursor, station_id, after, limit, status)
 
+    async def station_moved(self, cursor: Cursor, move: Move) -> None:
+        """What was given and answered stays with the tenant that gave it; the rest is withdrawn."""
+        await store.hand_over(cursor, move.station_id, move.new, self._clock())
+
     # ------------------------------------------------------------------ delivery
 
     async def run(self, publish: Publish) -> None:
@@ -129,9 +136,18 @@ class Commands:
         async with self._database.commit_unit() as cursor:
             due = await store.due_commands(cursor, now, before, station_id, AT_ONCE)
             names = await self._directory.identities(cursor, {row.station_id for row in due})
+            lists = {
+                tenant: await self._lists.local_list(cursor, tenant)
+                for tenant in {TenantId(row.tenant_id) for row in due if _names_a_list(row)}
+            }
             await store.note_sent(cursor, [row.id for row in due], now)
         for row in due:
-            await publish(names[row.station_id], _as_command(row))
+            if _names_a_list(row):
+                await asyncio.sleep(0)  # packing a long list takes a while: let others in between
+                action: Action = lists[TenantId(row.tenant_id)]
+            else:
+                action = msgspec.convert(row.action, Action)
+            await publish(names[row.station_id], _as_command(row, action))
 
     async def _expire(self) -> None:
         now = self._clock()
@@ -140,13 +156,17 @@ class Commands:
             await events.append(cursor, [_event(row) for row in gone])
 
 
-def _as_command(row: CommandRow) -> Command:
+def _names_a_list(row: CommandRow) -> bool:
+    return row.action.get("action") == store.SET_LOCAL_LIST
+
+
+def _as_command(row: CommandRow, action: Action) -> Command:
     valid = row.expires_at - row.requested_at
     return Command(
         id=row.id,
         issued_ms=Milliseconds(round(row.requested_at.timestamp() * 1000)),
         valid_ms=Milliseconds(round(valid.total_seconds() * 1000)),
-        do=msgspec.convert(row.action, Action),
+        do=action,
     )
 
 
@@ -175,7 +195,7 @@ class CommandResults:
         return happened
 
     async def _take(self, cursor: Cursor, delivery: Delivery, fact: CommandResult) -> list[Event]:
-        changed = await store.answer_command(
+        owner = await store.answer_command(
             cursor,
             delivery.station_id,
             fact.command,
@@ -184,12 +204,12 @@ class CommandResults:
             fact.transaction,
             delivery.received_at,
         )
-        if not changed:
+        if owner is None:
             return []
         data = {"text": fact.text, "transaction": str(fact.transaction or "")}
         return [
             Event(
-                delivery.tenant_id,
+                owner,
                 f"command.{fact.status}",
                 delivery.station_id,
                 str(fact.command),

@@ -261,15 +261,18 @@ class AgentLink:
     async def _greet(self, message: Received, identity: str, known: Known, hello: Hello) -> None:
         with log_context(station=identity):
             async with self._greeting[identity]:
-                welcome = await self._again(lambda: self._welcome(known, hello))
+                welcome = await self._again(lambda: self._welcome(identity, hello))
             self._receiver.publish(down_topic(identity, Down.WELCOME), encode(welcome))
             self._receiver.done([message])
             if welcome.verdict is Verdict.GO_ON:
                 await self._again(lambda: self._commands.deliver(self._publish_command, known.id))
 
-    async def _welcome(self, known: Known, hello: Hello) -> Welcome:
+    async def _welcome(self, identity: str, hello: Hello) -> Welcome:
         async with self._database.commit_unit() as cursor:
             now = self._clock()
+            known = await self._directory.resolve(cursor, identity, hold=True)
+            if known is None:
+                raise LinkError(f"station {identity!r} is gone")
             outbox, elsewhere = await store.outbox(cursor, known.id, hello.outbox)
             verdict, reason = judge(hello, outbox, of_other_station=elsewhere)
             if verdict is Verdict.NEW_OUTBOX:
@@ -313,14 +316,12 @@ class AgentLink:
 
     async def _set_online(self, known: Known, presence: Presence) -> None:
         async with self._database.commit_unit() as cursor:
-            changed = await store.set_online(
+            owner = await store.set_online(
                 cursor, known.id, online=presence.online, boot=presence.boot
             )
-            if changed:
+            if owner is not None:
                 kind = "station.connected" if presence.online else "station.disconnected"
-                await events.append(
-                    cursor, [Event(known.tenant_id, kind, known.id, str(known.id), {})]
-                )
+                await events.append(cursor, [Event(owner, kind, known.id, str(known.id), {})])
 
     async def _note_seen(self) -> None:
         while True:

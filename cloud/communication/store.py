@@ -21,6 +21,7 @@ from cloud.kernel.rows import row, rows
 from protocols.agent_link import Action, CommandStatus, Hello, Ranges, Stream
 
 COMMAND_CHANNEL: Final = "karvon_command"
+SET_LOCAL_LIST: Final = "set_local_list"
 
 # --------------------------------------------------------------------------- outboxes
 
@@ -91,14 +92,17 @@ async def connected(
     )
 
 
-async def set_online(cursor: Cursor, station_id: int, *, online: bool, boot: UUID) -> bool:
-    """Take over a presence of the boot that holds the connection; whether anything changed."""
+async def set_online(
+    cursor: Cursor, station_id: int, *, online: bool, boot: UUID
+) -> TenantId | None:
+    """Take over a presence of the boot that holds the connection; whose it is, if it changed."""
     await cursor.execute(
         "UPDATE communication.connection SET online = %s"
-        " WHERE station_id = %s AND boot = %s AND online <> %s",
+        " WHERE station_id = %s AND boot = %s AND online <> %s RETURNING tenant_id",
         (online, station_id, boot, online),
     )
-    return cursor.rowcount > 0
+    found = await cursor.fetchone()
+    return TenantId(found[0]) if found else None
 
 
 async def seen(cursor: Cursor, times: Iterable[tuple[int, datetime]]) -> None:
@@ -117,6 +121,24 @@ async def presence(cursor: Cursor, stations: Collection[int]) -> dict[int, Prese
         (list(stations),),
     )
     return {row[0]: Presence(row[1], row[2]) for row in await cursor.fetchall()}
+
+
+async def hand_over(cursor: Cursor, station_id: int, tenant: TenantId, now: datetime) -> None:
+    """The station's connection and credential to the tenant; withdraw what it was still to do."""
+    await cursor.execute(
+        "UPDATE communication.connection SET tenant_id = %s WHERE station_id = %s",
+        (tenant, station_id),
+    )
+    await cursor.execute(
+        "UPDATE communication.credential SET tenant_id = %s WHERE station_id = %s",
+        (tenant, station_id),
+    )
+    await cursor.execute(
+        "UPDATE communication.command SET status = 'cancelled', finished_at = %s,"
+        " result = 'the station went to another tenant'"
+        " WHERE station_id = %s AND status IN ('requested', 'sent')",
+        (now, station_id),
+    )
 
 
 async def online(cursor: Cursor, tenant: TenantId) -> list[int]:
@@ -225,13 +247,21 @@ async def add_command(
             command_id,
             tenant,
             station_id,
-            Jsonb(msgspec.to_builtins(action)),
+            Jsonb(_kept(action)),
             actor,
             requested_at,
             expires_at,
         ),
     )
     await cursor.execute("SELECT pg_notify(%s, %s)", (COMMAND_CHANNEL, str(station_id)))
+
+
+def _kept(action: Action) -> dict[str, Any]:
+    """The action as it is kept: a local list only by its version, a thousand stations share it."""
+    fields: dict[str, Any] = msgspec.to_builtins(action)
+    if fields["action"] == SET_LOCAL_LIST:
+        del fields["entries"]
+    return fields
 
 
 async def command(cursor: Cursor, command_id: UUID) -> CommandRow | None:
@@ -309,10 +339,11 @@ async def answer_command(
     text: str,
     transaction: UUID | None,
     at: datetime,
-) -> bool:
+) -> TenantId | None:
     """Take over an agent's answer; a late `accepted` never hides how it ended.
 
-    An answer that comes after we gave up still tells the truth and replaces `expired`.
+    An answer that comes after we gave up still tells the truth and replaces `expired` and
+    `cancelled`. Returns whose command it changed, which may be a former owner of the station.
     """
     accepted = status is CommandStatus.ACCEPTED
     await cursor.execute(
@@ -321,7 +352,8 @@ async def answer_command(
         " finished_at = CASE WHEN %(accepted)s THEN NULL ELSE %(at)s END,"
         " transaction_id = coalesce(%(transaction)s::uuid, transaction_id)"
         " WHERE id = %(id)s AND station_id = %(station)s AND (status IN ('requested', 'sent')"
-        " OR status IN ('accepted', 'expired') AND NOT %(accepted)s)",
+        " OR status IN ('accepted', 'expired', 'cancelled') AND NOT %(accepted)s)"
+        " RETURNING tenant_id",
         {
             "status": str(status),
             "text": text,
@@ -332,4 +364,5 @@ async def answer_command(
             "station": station_id,
         },
     )
-    return cursor.rowcount > 0
+    found = await cursor.fetchone()
+    return TenantId(found[0]) if found else None

@@ -26,6 +26,7 @@ from cloud.kernel import events, faultpoints
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.events import Event
+from cloud.kernel.handover import rightly_owned
 from protocols.agent_link import (
     BillingBatch,
     Ranges,
@@ -213,6 +214,7 @@ class GroupCommitter:
                     for d in lane
                     if not _is_numbered(d)
                 ]
+            fresh = await rightly_owned(cursor, fresh)
             if unfit is None:
                 happened += await self._write(cursor, fresh)
             else:

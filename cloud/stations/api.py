@@ -10,6 +10,7 @@ from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.errors import KarvonError, Kind
 from cloud.stations.clock import BootClock, Dated, Dating, date, from_ms, sent_clock, to_ms, trusts
 from cloud.stations.store import boot_clocks
+from cloud.stations.tenancy_store import Former, former_owners
 
 __all__ = [
     "BootClock",
@@ -17,6 +18,7 @@ __all__ = [
     "Dated",
     "Dating",
     "EvseNotFound",
+    "Former",
     "SiteExists",
     "SiteInUse",
     "SiteNotFound",
@@ -27,6 +29,7 @@ __all__ = [
     "TooManyClaims",
     "boot_clocks",
     "date",
+    "former_owners",
     "from_ms",
     "sent_clock",
     "to_ms",

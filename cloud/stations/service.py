@@ -32,6 +32,7 @@ from cloud.stations.imports import Entry
 from cloud.stations.ports import AgentEndpoint, Link
 from cloud.stations.registration import ClaimCode, Policy, Standing, Verdict
 from cloud.stations.store import Connector, Evse, EvseState, Filters, Site, Station, StationState
+from cloud.stations.tenancy_store import owner_held
 from protocols.agent_link import Action, Hello
 
 CLAIM_VALID = timedelta(days=30)
@@ -108,9 +109,9 @@ class Stations:
         station = await self._station(cursor, identity)
         return StationRef(station.id, station.tenant_id, station.identity)
 
-    async def resolve(self, cursor: Cursor, identity: str) -> Known | None:
+    async def resolve(self, cursor: Cursor, identity: str, *, hold: bool = False) -> Known | None:
         """Who speaks under that identity; None when nobody may."""
-        station = await store.station(cursor, identity)
+        station = await (owner_held if hold else store.station)(cursor, identity)
         return None if station is None else Known(station.id, station.tenant_id)
 
     async def key_of(self, cursor: Cursor, identity: str) -> int:

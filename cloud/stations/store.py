@@ -259,10 +259,11 @@ async def stations(cursor: Cursor, part: Part, filters: Filters) -> Cut[Station]
 
 
 async def identities(cursor: Cursor, stations_: Collection[int]) -> dict[int, str]:
-    """Wire identities by key, also of stations that were deleted."""
+    """Wire identities by key, also of stations that were deleted or are another tenant's now."""
     await cursor.execute(
-        "SELECT id, identity FROM stations.station WHERE id = ANY(%(ids)s)"
-        " UNION ALL SELECT id, identity FROM stations.former_station WHERE id = ANY(%(ids)s)",
+        "SELECT station_id, identity FROM stations.former WHERE station_id = ANY(%(ids)s)"
+        " UNION ALL SELECT id, identity FROM stations.former_station WHERE id = ANY(%(ids)s)"
+        " UNION ALL SELECT id, identity FROM stations.station WHERE id = ANY(%(ids)s)",
         {"ids": list(stations_)},
     )
     return dict(await cursor.fetchall())

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from cloud.kernel.database import Database
+from cloud.kernel.database import Cursor, Database
+from cloud.kernel.handover import Move
 from cloud.kernel.http import Caller
 from cloud.stations.api import StationFinder
 from cloud.telemetry import store
@@ -30,6 +31,13 @@ class Span:
     end: datetime
     every: timedelta
     evse: int | None
+
+
+class TelemetryHandover:
+    """Stations' Follower: a station's measurements go with it."""
+
+    async def station_moved(self, cursor: Cursor, move: Move) -> None:
+        await store.hand_over(cursor, move.station_id, move.new)
 
 
 class Telemetry:

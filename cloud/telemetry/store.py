@@ -94,6 +94,16 @@ async def put_gap(
     )
 
 
+async def hand_over(cursor: Cursor, station_id: int, tenant: TenantId) -> None:
+    """Gaps and undated series to the tenant, as the samples' view follows the station."""
+    await cursor.execute(
+        "UPDATE telemetry.gap SET tenant_id = %s WHERE station_id = %s", (tenant, station_id)
+    )
+    await cursor.execute(
+        "UPDATE telemetry.undated SET tenant_id = %s WHERE station_id = %s", (tenant, station_id)
+    )
+
+
 async def park(
     cursor: Cursor, tenant: TenantId, station_id: int, series: Series, received_at: datetime
 ) -> None:

@@ -11,7 +11,15 @@ from cloud.authorization.api import refer
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Delivery
-from cloud.stations.api import BootClock, Dated, boot_clocks, date
+from cloud.stations.api import (
+    BootClock,
+    Dated,
+    Former,
+    boot_clocks,
+    date,
+    former_owners,
+    from_ms,
+)
 from cloud.transactions import store
 from cloud.transactions.projection import (
     Contradiction,
@@ -25,6 +33,7 @@ from cloud.transactions.store import Held, Recorded
 from protocols.agent_link import (
     BillingBatch,
     ClockCorrected,
+    ClockQuality,
     IdToken,
     Stamp,
     TransactionEvent,
@@ -71,7 +80,8 @@ class TransactionWriter:
     async def _take(self, cursor: Cursor, arrivals: Sequence[_Arrival]) -> list[Event]:
         now = arrivals[-1].received_at
         held = await store.held(cursor, {one.event.transaction for one in arrivals})
-        own, foreign = _own(arrivals, held)
+        owners = await former_owners(cursor, {a.station for a in arrivals})
+        own, foreign = _own([_of_its_time(a, held, owners) for a in arrivals], held)
         work = await self._record(cursor, own, held)
         events = await self._write(cursor, work, now)
         await store.note_conflicts(
@@ -183,6 +193,19 @@ def _own(
         mine = owner.setdefault(arrival.event.transaction, arrival.station) == arrival.station
         (own if mine else foreign).append(arrival)
     return own, foreign
+
+
+def _of_its_time(
+    arrival: _Arrival, held: Mapping[UUID, Held], owners: Mapping[int, Sequence[Former]]
+) -> _Arrival:
+    """A transaction belongs to the tenant that owned the station when it started."""
+    row, started = held.get(arrival.event.transaction), arrival.event.started
+    tenant = row.tenant_id if row else arrival.tenant
+    if row is None and started.quality is not ClockQuality.UNSET:
+        at = from_ms(started.wall_ms)
+        earlier = (f.tenant_id for f in owners.get(arrival.station, ()) if at < f.until)
+        tenant = next(earlier, arrival.tenant)
+    return replace(arrival, tenant=tenant)
 
 
 def _step(

@@ -28,3 +28,13 @@ class LoginRefused(KarvonError):
 class LoginTooOften(KarvonError):
     kind = Kind.RATE_LIMITED
     code = "login.too_often"
+
+
+class TenantNotFound(KarvonError):
+    kind = Kind.NOT_FOUND
+    code = "tenant.not_found"
+
+
+class TenantExists(KarvonError):
+    kind = Kind.CONFLICT
+    code = "tenant.exists"

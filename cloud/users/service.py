@@ -12,13 +12,20 @@ from pathlib import Path
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from cloud.kernel.database import Database, TenantId
+from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import Unauthorized
 from cloud.kernel.http import Caller, Role
 from cloud.kernel.limiter import Limiter
 from cloud.users import keys, store
-from cloud.users.api import ApiKeyNotFound, LoginRefused, LoginTooOften, UserNotFound
-from cloud.users.store import ApiKey, Person
+from cloud.users.api import (
+    ApiKeyNotFound,
+    LoginRefused,
+    LoginTooOften,
+    TenantExists,
+    TenantNotFound,
+    UserNotFound,
+)
+from cloud.users.store import ApiKey, Person, Tenant
 
 DEFAULT_TENANT = TenantId(1)
 SESSION = timedelta(hours=12)
@@ -43,6 +50,33 @@ class Users:
         self._hashing = 0
         self._limiter = Limiter(burst=5, every=timedelta(seconds=10))
         self._nobody = self._hasher.hash(keys.new_secret())
+
+    # ------------------------------------------------------------------ tenants
+
+    async def add_tenant(self, name: str) -> tuple[Tenant, NewKey]:
+        """A new tenant and its first admin key. Raises TenantExists."""
+        async with self._database.commit_unit() as cursor:
+            tenant = await store.add_tenant(cursor, name)
+            if tenant is None:
+                raise TenantExists(f"a tenant named {name!r} exists; choose another", name=name)
+            shell = Caller(TenantId(tenant.id), "shell", Role.ADMIN)
+            key = await self._add_key(cursor, shell, "first admin key", Role.ADMIN, None)
+        return tenant, key
+
+    async def tenants(self) -> list[Tenant]:
+        async with self._database.commit_unit() as cursor:
+            return await store.tenants(cursor)
+
+    async def tenant(self, named: str) -> Tenant:
+        """By its name, in whatever case, or its number. Raises TenantNotFound."""
+        known = await self.tenants()
+        for tenant in known:
+            if named.lower() == tenant.name.lower() or named == str(tenant.id):
+                return tenant
+        raise TenantNotFound(
+            f"there is no tenant {named!r}; there are: {', '.join(one.name for one in known)}",
+            tenant=named,
+        )
 
     # ------------------------------------------------------------------ authentication
 
@@ -113,17 +147,27 @@ class Users:
         self, caller: Caller, name: str, role: Role, expires_at: datetime | None
     ) -> NewKey:
         async with self._database.unit(caller.tenant_id) as cursor:
-            secret = keys.new_secret()
-            key = await store.add_key(
-                cursor,
-                caller.tenant_id,
-                name=name,
-                role=role,
-                digest=keys.digest(secret),
-                now=self._clock(),
-                by=caller.subject,
-                expires_at=expires_at,
-            )
+            return await self._add_key(cursor, caller, name, role, expires_at)
+
+    async def _add_key(
+        self,
+        cursor: Cursor,
+        caller: Caller,
+        name: str,
+        role: Role,
+        expires_at: datetime | None,
+    ) -> NewKey:
+        secret = keys.new_secret()
+        key = await store.add_key(
+            cursor,
+            caller.tenant_id,
+            name=name,
+            role=role,
+            digest=keys.digest(secret),
+            now=self._clock(),
+            by=caller.subject,
+            expires_at=expires_at,
+        )
         return NewKey(key, keys.write(key.id, secret))
 
     async def list_keys(

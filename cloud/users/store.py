@@ -37,6 +37,13 @@ class Person:
     disabled_at: datetime | None
 
 
+@dataclass(frozen=True)
+class Tenant:
+    id: int
+    name: str
+    created_at: datetime
+
+
 _KEY = "id, name, role, created_at, created_by, expires_at, revoked_at, last_used_at"
 _PERSON = "id, tenant_id, name, role, password_hash, created_at, disabled_at"
 
@@ -180,3 +187,21 @@ async def change_person(
             "id": person,
         },
     )
+
+
+# --------------------------------------------------------------------------- tenants
+
+
+async def add_tenant(cursor: Cursor, name: str) -> Tenant | None:
+    """None when the name is taken, in whatever case."""
+    return await row(
+        cursor,
+        Tenant,
+        "INSERT INTO users.tenant (name) VALUES (%s) ON CONFLICT DO NOTHING"
+        " RETURNING id, name, created_at",
+        (name,),
+    )
+
+
+async def tenants(cursor: Cursor) -> list[Tenant]:
+    return await rows(cursor, Tenant, "SELECT id, name, created_at FROM users.tenant ORDER BY id")

@@ -109,7 +109,10 @@ async def test_a_change_goes_to_connected_agents_only(world: Any, admin: httpx.A
     ((station, pushed),) = world.link.sent
     assert station == near.id
     assert isinstance(pushed, SetLocalList)
-    assert pushed.entries == (
+    async with world.database.commit_unit() as cursor:
+        composed = await world.authorization.local_list(cursor, 1)
+    assert (composed.version, pushed.entries) == (pushed.version, ())
+    assert composed.entries == (
         LocalListEntry(IdToken("04AB"), Milliseconds(1_780_272_000_000), None, blocked=True),
     )
     await world.authorization.push_changed()

@@ -19,8 +19,11 @@ from protocols.agent_link import (
     ClockQuality,
     Down,
     Hello,
+    IdToken,
+    LocalListEntry,
     Mark,
     OpenTransaction,
+    SetLocalList,
     Stamp,
     Stream,
     Up,
@@ -49,7 +52,7 @@ class Surroundings:
     version: int = 0
     hellos: list[tuple[int, Hello]] = field(default_factory=list)
 
-    async def resolve(self, cursor: Cursor, identity: str) -> Known | None:
+    async def resolve(self, cursor: Cursor, identity: str, *, hold: bool = False) -> Known | None:
         return self.stations.get(identity)
 
     async def key_of(self, cursor: Cursor, identity: str) -> int:
@@ -68,6 +71,9 @@ class Surroundings:
 
     async def list_version(self, cursor: Cursor, tenant: TenantId) -> int:
         return self.version
+
+    async def local_list(self, cursor: Cursor, tenant: TenantId) -> SetLocalList:
+        return SetLocalList(self.version, (LocalListEntry(IdToken(f"{tenant}-{self.version}")),))
 
 
 class FakeReceiver:

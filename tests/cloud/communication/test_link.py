@@ -27,9 +27,12 @@ from protocols.agent_link import (
     CommandResult,
     CommandStatus,
     Down,
+    IdToken,
+    LocalListEntry,
     Presence,
     SetAvailability,
     SetLimit,
+    SetLocalList,
     Stamp,
     Stream,
     Up,
@@ -101,7 +104,7 @@ class Driven:
 def make_link(
     database: Database, wire: Any, sink: FactSink, surroundings: Any, clock: Clock
 ) -> tuple[AgentLink, Commands]:
-    commands = Commands(database, surroundings, clock)
+    commands = Commands(database, surroundings, surroundings, clock)
     link = AgentLink(
         database,
         wire,
@@ -441,6 +444,20 @@ async def test_a_station_cannot_answer_for_another(
     foreign = make_billing(1, result(command, CommandStatus.EXECUTED))
     await link.receive((Up.BILLING, foreign), station="CP 2/ü")
     assert (await link.state_of(command))[0] == "requested"
+
+
+async def test_a_list_is_kept_once_and_goes_out_as_it_is_by_then(
+    link: Driven, database: Database, surroundings: Any, make_hello: Callable[..., Any]
+) -> None:
+    surroundings.version = 7
+    command = await link.send(SetLocalList(7, (LocalListEntry(IdToken("secret")),)))
+    async with database.unit(TenantId(1)) as cursor:
+        kept = await store.command(cursor, command)
+    assert kept
+    assert kept.action == {"action": "set_local_list", "version": 7}
+    surroundings.version = 8
+    await link.receive((Up.HELLO, make_hello()))
+    assert link.last(Down.COMMAND).do == SetLocalList(8, (LocalListEntry(IdToken("1-8")),))
 
 
 async def test_another_tenants_command_is_not_there(database: Database, link: Driven) -> None:

@@ -38,7 +38,7 @@ def test_migrating_again_changes_nothing(kernel_dsn: str) -> None:
     migrate(kernel_dsn)
     with psycopg.connect(kernel_dsn) as connection:
         assert connection.execute("SELECT * FROM karvon_migration ORDER BY 1").fetchall() == before
-    assert ("communication_0001",) in before
+    assert any(revision.startswith("communication_") for (revision,) in before)
 
 
 def unprotected(connection: psycopg.Connection) -> list[str]:
