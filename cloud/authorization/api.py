@@ -13,6 +13,7 @@ __all__ = [
     "Authorizer",
     "Decision",
     "GroupExists",
+    "GroupInUse",
     "GroupNotFound",
     "IdTokenExists",
     "IdTokenNotFound",
@@ -40,6 +41,11 @@ class GroupNotFound(KarvonError):
 class GroupExists(KarvonError):
     kind = Kind.CONFLICT
     code = "id_token_group.exists"
+
+
+class GroupInUse(KarvonError):
+    kind = Kind.CONFLICT
+    code = "id_token_group.in_use"
 
 
 class Authorizer(Protocol):

@@ -3,54 +3,55 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 
-from cloud.authorization.service import Authorization, Entry
+from cloud.authorization import store
+from cloud.authorization.service import Authorization
 from cloud.authorization.store import Group, Token
-from cloud.kernel.http import Caller, Page, Paging, Role, require
-from cloud.kernel.rest import LARGEST_ID, Body
+from cloud.kernel.etags import ETAG_RESPONSES, Guarded, Tagged, version_of
+from cloud.kernel.http import Caller, Page, Role, require
+from cloud.kernel.imports import Importing, ImportReport, RowReport, import_body
+from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
+from cloud.kernel.rest import LARGEST_ID, Body, Moment, example
 
 Viewer = Annotated[Caller, Depends(require(Role.VIEWER))]
 Operator = Annotated[Caller, Depends(require(Role.OPERATOR))]
-Value = Annotated[str, Field(min_length=1, max_length=255)]
+Value = Annotated[
+    str, Field(min_length=1, max_length=255, description="as the card says; any case is the same")
+]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
+Kind = Annotated[str, Field(min_length=1, max_length=20, description="OCPP's IdTokenEnumType")]
 Label = Annotated[str, Field(max_length=200)]
+GroupName = Annotated[str | None, Field(min_length=1, max_length=100)]
 ValuePath = Annotated[str, Path(min_length=1, max_length=255)]
-Text = Annotated[str | None, Query(max_length=100)]
-_MOST_AT_ONCE = 20_000
+GroupPath = Annotated[int, Path(ge=1, le=LARGEST_ID)]
+Text = Annotated[str | None, Query(max_length=100, description="part of value or label")]
 
 
 class IdTokenRequest(Body):
+    model_config = example(value="04A2B3C4D5E6F7", label="Aziza", expires_at="2030-01-01T00:00:00Z")
+
     value: Value
-    type: str = Field("ISO14443", min_length=1, max_length=20)
-    group: Name | None = None
+    type: Kind = "ISO14443"
+    group: GroupName = None
     label: Label = ""
     blocked: bool = False
-    expires_at: AwareDatetime | None = None
-
-    def entry(self) -> Entry:
-        return Entry(**self.model_dump())
+    expires_at: Moment | None = None
 
 
 class IdTokenChange(Body):
     """Fields that are left out stay as they are."""
 
-    type: str = Field("ISO14443", min_length=1, max_length=20)
-    group: Name | None = None
+    model_config = example(blocked=True)
+
+    type: Kind = "ISO14443"
+    group: GroupName = None
     label: Label = ""
     blocked: bool = False
-    expires_at: AwareDatetime | None = None
-
-
-class ImportRequest(Body):
-    id_tokens: list[IdTokenRequest] = Field(max_length=_MOST_AT_ONCE)
-
-
-class ImportView(BaseModel):
-    imported: int
+    expires_at: Moment | None = None
 
 
 class IdTokenView(BaseModel):
@@ -76,6 +77,8 @@ class IdTokenView(BaseModel):
 
 
 class GroupRequest(Body):
+    model_config = example(name="fleet")
+
     name: Name
 
 
@@ -90,66 +93,114 @@ class GroupView(BaseModel):
 
 
 def router(authorization: Authorization) -> APIRouter:
-    routes = APIRouter(prefix="/api/v1", tags=["authorization"])
+    routes = APIRouter(prefix="/api/v1", tags=["id tokens"])
+    _add_token_lists(routes, authorization)
     _add_tokens(routes, authorization)
     _add_groups(routes, authorization)
     return routes
 
 
-def _add_tokens(routes: APIRouter, authorization: Authorization) -> None:
-    @routes.get("/id-tokens")
+def _add_token_lists(routes: APIRouter, authorization: Authorization) -> None:
+    @routes.get("/id-tokens", responses=LIST_RESPONSES)
     async def list_tokens(
         caller: Viewer,
-        paging: Annotated[Paging, Depends()],
-        group: Annotated[int | None, Query(ge=1, le=LARGEST_ID)] = None,
+        listing: Annotated[Listing, Depends(listing(store.TOKENS))],
+        group: Annotated[int | None, Query(ge=1, le=LARGEST_ID, description="its number")] = None,
+        type: Annotated[str | None, Query(max_length=20)] = None,  # noqa: A002  # the query parameter's name
         blocked: bool | None = None,
+        expired: bool | None = None,
         text: Text = None,
     ) -> Page[IdTokenView]:
         found = await authorization.list_tokens(
             caller,
-            paging.after_int() or 0,
-            paging.limit + 1,
+            listing.part,
             group=group,
+            type=type,
             blocked=blocked,
+            expired=expired,
             text=text,
         )
-        return paging.page(found, IdTokenView.of, lambda token: (token.id,))
+        return listing.answer(found, IdTokenView, IdTokenView.of)
 
     @routes.post("/id-tokens", status_code=201)
     async def add_token(caller: Operator, request: IdTokenRequest) -> IdTokenView:
-        return IdTokenView.of(await authorization.add(caller, request.entry()))
+        given = request.model_dump(exclude={"value"})
+        return IdTokenView.of(await authorization.add(caller, request.value, given))
 
-    @routes.post("/id-tokens/import")
-    async def import_tokens(caller: Operator, request: ImportRequest) -> ImportView:
-        entries = [token.entry() for token in request.id_tokens]
-        return ImportView(imported=await authorization.put(caller, entries))
+    @routes.post(
+        "/id-tokens/import",
+        openapi_extra=import_body(IdTokenRequest, "id_tokens"),
+        responses=LIST_RESPONSES,
+    )
+    async def import_tokens(
+        caller: Operator, importing: Annotated[Importing, Depends()]
+    ) -> ImportReport[RowReport]:
+        """Enter or change many tokens; what a row leaves out stays as it is."""
+        read = await importing.read(IdTokenRequest, "id_tokens", lambda row: row.value.lower())
+        report = await authorization.import_tokens(caller, importing, read)
+        answer: Any = importing.answer(report, RowReport)
+        return answer  # type: ignore[no-any-return]  # a Response where CSV is wanted
 
-    @routes.get("/id-tokens/{value}")
-    async def read_token(caller: Viewer, value: ValuePath) -> IdTokenView:
-        return IdTokenView.of(await authorization.token(caller, value))
 
-    @routes.patch("/id-tokens/{value}")
+def _add_tokens(routes: APIRouter, authorization: Authorization) -> None:
+    @routes.get("/id-tokens/{value:path}", responses=ETAG_RESPONSES)
+    async def read_token(
+        caller: Viewer, value: ValuePath, tagged: Annotated[Tagged, Depends()]
+    ) -> IdTokenView:
+        found = await authorization.token(caller, value)
+        return tagged.answer(IdTokenView.of(found), version_of(found))
+
+    @routes.patch("/id-tokens/{value:path}")
     async def change_token(
-        caller: Operator, value: ValuePath, request: IdTokenChange
+        caller: Operator,
+        value: ValuePath,
+        request: IdTokenChange,
+        expected: Annotated[Guarded, Depends()],
     ) -> IdTokenView:
         changes = request.model_dump(exclude_unset=True)
-        return IdTokenView.of(await authorization.change(caller, value, changes))
+        changed = await authorization.change(caller, value, changes, expected)
+        return expected.answer(IdTokenView.of(changed), version_of(changed))
 
-    @routes.delete("/id-tokens/{value}", status_code=204)
-    async def delete_token(caller: Operator, value: ValuePath) -> None:
-        await authorization.delete(caller, value)
+    @routes.delete("/id-tokens/{value:path}", status_code=204)
+    async def delete_token(
+        caller: Operator, value: ValuePath, expected: Annotated[Guarded, Depends()]
+    ) -> None:
+        await authorization.delete(caller, value, expected)
 
 
 def _add_groups(routes: APIRouter, authorization: Authorization) -> None:
-    @routes.get("/id-token-groups")
+    @routes.get("/id-token-groups", responses=LIST_RESPONSES)
     async def list_groups(
-        caller: Viewer, paging: Annotated[Paging, Depends()], text: Text = None
+        caller: Viewer,
+        listing: Annotated[Listing, Depends(listing(store.GROUPS))],
+        text: Annotated[str | None, Query(max_length=100, description="part of its name")] = None,
     ) -> Page[GroupView]:
-        found = await authorization.list_groups(
-            caller, paging.after_int() or 0, paging.limit + 1, text
-        )
-        return paging.page(found, GroupView.of, lambda group: (group.id,))
+        found = await authorization.list_groups(caller, listing.part, text)
+        return listing.answer(found, GroupView, GroupView.of)
 
     @routes.post("/id-token-groups", status_code=201)
     async def add_group(caller: Operator, request: GroupRequest) -> GroupView:
         return GroupView.of(await authorization.add_group(caller, request.name))
+
+    @routes.get("/id-token-groups/{group}", responses=ETAG_RESPONSES)
+    async def read_group(
+        caller: Viewer, group: GroupPath, tagged: Annotated[Tagged, Depends()]
+    ) -> GroupView:
+        found = await authorization.group(caller, group)
+        return tagged.answer(GroupView.of(found), version_of(found))
+
+    @routes.patch("/id-token-groups/{group}")
+    async def rename_group(
+        caller: Operator,
+        group: GroupPath,
+        request: GroupRequest,
+        expected: Annotated[Guarded, Depends()],
+    ) -> GroupView:
+        renamed = await authorization.rename_group(caller, group, request.name, expected)
+        return expected.answer(GroupView.of(renamed), version_of(renamed))
+
+    @routes.delete("/id-token-groups/{group}", status_code=204)
+    async def delete_group(
+        caller: Operator, group: GroupPath, expected: Annotated[Guarded, Depends()]
+    ) -> None:
+        await authorization.delete_group(caller, group, expected)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
@@ -12,15 +11,27 @@ from uuid import UUID
 from cloud.authorization import store
 from cloud.authorization.api import (
     GroupExists,
+    GroupInUse,
     GroupNotFound,
     IdTokenExists,
     IdTokenNotFound,
 )
 from cloud.authorization.decision import Decision, decide
-from cloud.authorization.store import Group, Token
+from cloud.authorization.store import Group, Token, TokenFilters
 from cloud.kernel.database import Cursor, Database, TenantId
+from cloud.kernel.etags import Expected, version_of
 from cloud.kernel.handover import Move
 from cloud.kernel.http import Caller
+from cloud.kernel.imports import (
+    Importing,
+    ImportReport,
+    Line,
+    Outcome,
+    Read,
+    RowReport,
+    failure,
+)
+from cloud.kernel.paging import Cut, Part
 from cloud.stations.api import to_ms
 from protocols.agent_link import Action, Hello, IdToken, LocalListEntry, SetLocalList
 from protocols.quantities import Milliseconds
@@ -50,16 +61,14 @@ class ListLink(Protocol):
     ) -> UUID: ...
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A token as it is entered."""
-
-    value: str
-    type: str
-    group: str | None
-    label: str
-    blocked: bool
-    expires_at: datetime | None
+_UNSAID: dict[str, Any] = {
+    "type": "ISO14443",
+    "group": None,
+    "label": "",
+    "blocked": False,
+    "expires_at": None,
+}
+"""What a token is where its entry does not say."""
 
 
 class Authorization:
@@ -79,113 +88,154 @@ class Authorization:
 
     # ------------------------------------------------------------------ entering
 
-    async def list_tokens(
-        self,
-        caller: Caller,
-        after: int,
-        limit: int,
-        *,
-        group: int | None,
-        blocked: bool | None,
-        text: str | None,
-    ) -> list[Token]:
+    async def list_tokens(self, caller: Caller, part: Part, **filters: Any) -> Cut[Token]:
+        """Filters are those of TokenFilters."""
         async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
-            return await store.tokens(cursor, after, limit, group=group, blocked=blocked, text=text)
+            return await store.tokens(cursor, part, TokenFilters(self._clock(), **filters))
 
     async def token(self, caller: Caller, value: str) -> Token:
         async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
             return await self._token(cursor, value)
 
-    async def _token(self, cursor: Cursor, value: str) -> Token:
-        token = await store.token(cursor, value)
+    async def _token(self, cursor: Cursor, value: str, *, lock: bool = False) -> Token:
+        token = await store.token(cursor, value, lock=lock)
         if token is None:
             raise IdTokenNotFound(f"there is no id token {value!r}; enter it first", id_token=value)
         return token
 
-    async def add(self, caller: Caller, entry: Entry) -> Token:
-        """Raises IdTokenExists and GroupNotFound."""
+    async def add(self, caller: Caller, value: str, given: dict[str, Any]) -> Token:
+        """Enter a token; `given` is what is said of it. Raises IdTokenExists and GroupNotFound."""
         async with self._database.unit(caller.tenant_id) as cursor:
-            if await store.token(cursor, entry.value) is not None:
+            now = self._clock()
+            await store.bump_version(cursor, caller.tenant_id, now)
+            fields = {**await self._columns(cursor, {**_UNSAID, **given}), "value": value}
+            if not await store.add_token(cursor, caller.tenant_id, fields, now):
                 raise IdTokenExists(
-                    f"the id token {entry.value!r} exists; change it instead",
-                    id_token=entry.value,
+                    f"the id token {value!r} exists; change it instead", id_token=value
                 )
-            await self._put(cursor, caller, [entry], replace=False)
-            token = await self._token(cursor, entry.value)
-        self._push_soon(caller.tenant_id)
-        return token
-
-    async def put(self, caller: Caller, entries: Sequence[Entry]) -> int:
-        """Enter or replace many at once; returns how many. Raises GroupNotFound."""
-        async with self._database.unit(caller.tenant_id) as cursor:
-            count = await self._put(cursor, caller, entries, replace=True)
-        self._push_soon(caller.tenant_id)
-        return count
-
-    async def _put(
-        self, cursor: Cursor, caller: Caller, entries: Sequence[Entry], *, replace: bool
-    ) -> int:
-        now = self._clock()
-        await store.bump_version(cursor, caller.tenant_id, now)
-        groups = await self._groups(cursor, {entry.group for entry in entries if entry.group})
-        fields: list[dict[str, Any]] = [
-            {
-                "value": entry.value,
-                "type": entry.type,
-                "group_id": groups[entry.group.lower()] if entry.group else None,
-                "label": entry.label,
-                "blocked": entry.blocked,
-                "expires_at": entry.expires_at,
-            }
-            for entry in entries
-        ]
-        return await store.put_tokens(cursor, caller.tenant_id, fields, now, replace=replace)
-
-    async def _groups(self, cursor: Cursor, names: set[str]) -> dict[str, int]:
-        known = await store.group_ids(cursor, names)
-        for name in sorted(names):
-            if name.lower() not in known:
-                raise GroupNotFound(
-                    f"there is no id token group {name!r}; create it first", group=name
-                )
-        return known
-
-    async def change(self, caller: Caller, value: str, changes: dict[str, Any]) -> Token:
-        """Change the given fields of a token (those of Entry, without its value)."""
-        async with self._database.unit(caller.tenant_id) as cursor:
-            held = await self._token(cursor, value)
-            fields = {
-                "value": held.value,
-                "type": held.type,
-                "group": held.group_name,
-                "label": held.label,
-                "blocked": held.blocked,
-                "expires_at": held.expires_at,
-            }
-            await self._put(cursor, caller, [Entry(**{**fields, **changes})], replace=True)
             token = await self._token(cursor, value)
         self._push_soon(caller.tenant_id)
         return token
 
-    async def delete(self, caller: Caller, value: str) -> None:
+    async def _columns(self, cursor: Cursor, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields with their group's number instead of its name."""
+        name = fields.pop("group")
+        found = await store.group_ids(cursor, [name]) if name is not None else {}
+        if name is not None and name not in found:
+            raise GroupNotFound(f"there is no id token group {name!r}; create it first", group=name)
+        return {**fields, "group_id": found.get(name)}
+
+    async def change(
+        self, caller: Caller, value: str, changes: dict[str, Any], expected: Expected
+    ) -> Token:
+        """Change the given fields of a token. Raises IdTokenNotFound, GroupNotFound, Stale."""
         async with self._database.unit(caller.tenant_id) as cursor:
-            token = await self._token(cursor, value)
             await store.bump_version(cursor, caller.tenant_id, self._clock())
+            held = await self._token(cursor, value, lock=True)
+            expected.check(version_of(held))
+            fields = await self._columns(cursor, {**_said(held), **changes})
+            await store.change_token(cursor, held.id, fields)
+            token = await self._token(cursor, value)
+        self._push_soon(caller.tenant_id)
+        return token
+
+    async def delete(self, caller: Caller, value: str, expected: Expected) -> None:
+        """Raises IdTokenNotFound and Stale."""
+        async with self._database.unit(caller.tenant_id) as cursor:
+            await store.bump_version(cursor, caller.tenant_id, self._clock())
+            token = await self._token(cursor, value, lock=True)
+            expected.check(version_of(token))
             await store.delete_token(cursor, token.id)
         self._push_soon(caller.tenant_id)
+
+    # ------------------------------------------------------------------ entering many
+
+    async def import_tokens(
+        self, caller: Caller, importing: Importing, read: Read[Any]
+    ) -> ImportReport[RowReport]:
+        """Enter or change tokens; what a row leaves out stays as it is. Raises ImportRefused."""
+
+        async def apply(cursor: Cursor, lines: Sequence[Line[Any]]) -> list[RowReport]:
+            return await self._import(cursor, caller.tenant_id, lines)
+
+        report = await importing.run(self._database, caller.tenant_id, read, apply, RowReport)
+        if report.committed and (report.created or report.updated):
+            self._push_soon(caller.tenant_id)
+        return report
+
+    async def _import(
+        self, cursor: Cursor, tenant: TenantId, lines: Sequence[Line[Any]]
+    ) -> list[RowReport]:
+        now = self._clock()
+        given = [(line.line, line.row.model_dump(exclude_unset=True)) for line in lines]
+        names = {fields["group"] for _, fields in given if fields.get("group") is not None}
+        groups = await store.group_ids(cursor, sorted(names))
+        held = await store.find_tokens(cursor, [fields["value"] for _, fields in given])
+        reports, changed = [], []
+        for number, fields in given:
+            value, name = fields.pop("value"), fields.get("group")
+            if name is not None and name not in groups:
+                reason = f"there is no id token group {name!r}; create it first"
+                reports.append(failure(number, value, reason))
+                continue
+            before = held.get(value)
+            said = {**(_said(before) if before else _UNSAID), **fields}
+            outcome = _outcome(before, said, groups)
+            reports.append(RowReport(line=number, key=value, outcome=outcome))
+            if outcome is not Outcome.UNCHANGED:
+                changed.append(_entered(value, said, before, groups))
+        if changed:
+            await store.bump_version(cursor, tenant, now)
+            await store.put_tokens(cursor, tenant, changed, now)
+        return reports
+
+    # ------------------------------------------------------------------ groups
 
     async def add_group(self, caller: Caller, name: str) -> Group:
         async with self._database.unit(caller.tenant_id) as cursor:
             group = await store.add_group(cursor, caller.tenant_id, name, self._clock())
         if group is None:
-            raise GroupExists(f"an id token group {name!r} exists", group=name)
+            raise _group_exists(name)
         return group
 
-    async def list_groups(
-        self, caller: Caller, after: int, limit: int, text: str | None
-    ) -> list[Group]:
+    async def list_groups(self, caller: Caller, part: Part, text: str | None) -> Cut[Group]:
         async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
-            return await store.groups(cursor, after, limit, text)
+            return await store.groups(cursor, part, text)
+
+    async def group(self, caller: Caller, group_id: int) -> Group:
+        async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
+            return await self._group(cursor, group_id)
+
+    async def _group(self, cursor: Cursor, group_id: int, *, lock: bool = False) -> Group:
+        group = await store.group(cursor, group_id, lock=lock)
+        if group is None:
+            raise GroupNotFound(
+                f"there is no id token group {group_id}; list the groups first", group=group_id
+            )
+        return group
+
+    async def rename_group(
+        self, caller: Caller, group_id: int, name: str, expected: Expected
+    ) -> Group:
+        """Raises GroupNotFound, GroupExists, Stale."""
+        async with self._database.unit(caller.tenant_id) as cursor:
+            await store.bump_version(cursor, caller.tenant_id, self._clock())
+            expected.check(version_of(await self._group(cursor, group_id, lock=True)))
+            renamed = await store.rename_group(cursor, group_id, name)
+            if renamed is None:
+                raise _group_exists(name)
+        self._push_soon(caller.tenant_id)  # agents hold tokens with their group's name
+        return renamed
+
+    async def delete_group(self, caller: Caller, group_id: int, expected: Expected) -> None:
+        """Raises GroupNotFound, GroupInUse, Stale."""
+        async with self._database.unit(caller.tenant_id) as cursor:
+            expected.check(version_of(await self._group(cursor, group_id, lock=True)))
+            if not await store.delete_group(cursor, group_id):
+                raise GroupInUse(
+                    f"id tokens belong to group {group_id}; take them out of it first",
+                    group=group_id,
+                )
 
     # ------------------------------------------------------------------ the offline list
 
@@ -267,6 +317,34 @@ class Authorization:
                 cursor, tenant, station, SetLocalList(version, ()), LIST_VALID, "authorization"
             )
             await store.note_push(cursor, tenant, station, version, command, now)
+
+
+def _said(token: Token) -> dict[str, Any]:
+    """A token's fields as an entry says them."""
+    said = {name: getattr(token, name) for name in _UNSAID if name != "group"}
+    return {**said, "group": token.group_name}
+
+
+def _outcome(before: Token | None, said: dict[str, Any], groups: Mapping[str, int]) -> Outcome:
+    if before is None:
+        return Outcome.CREATED
+    after = _entered(before.value, said, before, groups)
+    same = all(getattr(before, name) == value for name, value in after.items())
+    return Outcome.UNCHANGED if same else Outcome.UPDATED
+
+
+def _entered(
+    value: str, said: dict[str, Any], before: Token | None, groups: Mapping[str, int]
+) -> dict[str, Any]:
+    """The row's columns; an existing token's spelling and unnamed group stay."""
+    fields = {name: said[name] for name in said if name != "group"}
+    same = before is not None and said["group"] == before.group_name
+    number = before.group_id if before and same else groups.get(said["group"])
+    return {**fields, "value": before.value if before else value, "group_id": number}
+
+
+def _group_exists(name: str) -> GroupExists:
+    return GroupExists(f"an id token group {name!r} exists; choose another name", name=name)
 
 
 def _entry(token: Token) -> LocalListEntry:

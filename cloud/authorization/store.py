@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
+
+from psycopg import errors
 
 from cloud.authorization.decision import TokenRules
 from cloud.kernel.database import Cursor, TenantId
+from cloud.kernel.paging import Column, Cut, Part, Sorts, Where, select_page
 from cloud.kernel.rows import row, rows
 from protocols.agent_link import IdToken
 
@@ -34,34 +37,59 @@ class Token:
     created_at: datetime
 
 
-_SELECT = (
-    "SELECT t.id, t.value, t.type, t.group_id, g.name AS group_name, t.label, t.blocked,"
-    ' t.expires_at, t.created_at FROM "authorization".id_token t'
-    ' LEFT JOIN "authorization".id_token_group g ON g.id = t.group_id'
+_COLUMNS: Final = (
+    "t.id, t.value, t.type, t.group_id, g.name AS group_name, t.label, t.blocked,"
+    " t.expires_at, t.created_at"
+)
+_SOURCE: Final = (
+    '"authorization".id_token t LEFT JOIN "authorization".id_token_group g ON g.id = t.group_id'
+)
+_SELECT: Final = f"SELECT {_COLUMNS} FROM {_SOURCE}"
+_GROUP: Final = "id, name, created_at"
+
+TOKENS: Final = Sorts(
+    "value",
+    Column("t.id", int),
+    value=Column("lower(t.value)"),
+    created_at=Column("t.created_at", datetime),
+    expires_at=Column("t.expires_at", datetime, nullable=True),
+)
+GROUPS: Final = Sorts(
+    "name",
+    Column("id", int),
+    name=Column("lower(name)"),
+    created_at=Column("created_at", datetime),
 )
 
 # --------------------------------------------------------------------------- tokens
 
 
-async def tokens(
-    cursor: Cursor,
-    after: int,
-    limit: int,
-    *,
-    group: int | None = None,
-    blocked: bool | None = None,
-    text: str | None = None,
-) -> list[Token]:
-    return await rows(
-        cursor,
-        Token,
-        f"{_SELECT} WHERE t.id > %(after)s AND (%(group)s::int IS NULL OR t.group_id = %(group)s)"
-        " AND (%(blocked)s::boolean IS NULL OR t.blocked = %(blocked)s)"
-        " AND (%(text)s::text IS NULL"
-        "      OR strpos(lower(t.value || ' ' || t.label), lower(%(text)s)) > 0)"
-        " ORDER BY t.id LIMIT %(limit)s",
-        {"after": after, "limit": limit, "group": group, "blocked": blocked, "text": text},
+@dataclass(frozen=True)
+class TokenFilters:
+    """What a list of tokens is narrowed by; None does not narrow."""
+
+    now: datetime
+    group: int | None = None
+    type: str | None = None
+    blocked: bool | None = None
+    expired: bool | None = None
+    text: str | None = None
+
+
+async def tokens(cursor: Cursor, part: Part, filters: TokenFilters) -> Cut[Token]:
+    where = (
+        Where()
+        .add("t.group_id = {}", filters.group)
+        .add("t.type = {}", filters.type)
+        .add("t.blocked = {}", filters.blocked)
+        .add("t.expires_at <= {}", filters.now if filters.expired else None)
+        .add(
+            "t.expires_at IS NULL OR t.expires_at > {}",
+            filters.now if filters.expired is False else None,
+        )
+        .add("strpos(lower(t.value || ' ' || t.label), lower({})) > 0", filters.text)
     )
+    return await select_page(cursor, Token, part, _COLUMNS, _SOURCE, where)
 
 
 async def all_tokens(cursor: Cursor, tenant: TenantId) -> list[Token]:
@@ -69,8 +97,25 @@ async def all_tokens(cursor: Cursor, tenant: TenantId) -> list[Token]:
     return await rows(cursor, Token, f"{_SELECT} WHERE t.tenant_id = %s ORDER BY t.id", (tenant,))
 
 
-async def token(cursor: Cursor, value: str) -> Token | None:
-    return await row(cursor, Token, f"{_SELECT} WHERE lower(t.value) = lower(%s)", (value,))
+async def token(cursor: Cursor, value: str, *, lock: bool = False) -> Token | None:
+    locked = " FOR UPDATE OF t" if lock else ""
+    sql = f"{_SELECT} WHERE lower(t.value) = lower(%s){locked}"
+    return await row(cursor, Token, sql, (value,))
+
+
+async def find_tokens(cursor: Cursor, values: Sequence[str]) -> dict[str, Token]:
+    """Those of the values that are entered, in whatever case, by the value as it was asked for."""
+    await cursor.execute(
+        'SELECT w.value, t.id FROM unnest(%s::text[]) AS w (value) JOIN "authorization".id_token t'
+        " ON lower(t.value) = lower(w.value)",
+        (list(values),),
+    )
+    asked = await cursor.fetchall()
+    found = await rows(
+        cursor, Token, f"{_SELECT} WHERE t.id = ANY(%s)", ([number for _, number in asked],)
+    )
+    by_id = {one.id: one for one in found}
+    return {value: by_id[number] for value, number in asked if number in by_id}
 
 
 async def rules(cursor: Cursor, value: str) -> TokenRules | None:
@@ -82,30 +127,43 @@ async def rules(cursor: Cursor, value: str) -> TokenRules | None:
     )
 
 
+async def add_token(
+    cursor: Cursor, tenant: TenantId, fields: dict[str, Any], now: datetime
+) -> bool:
+    """False when it is entered already, in whatever case."""
+    await cursor.execute(f"{_INSERT} ON CONFLICT DO NOTHING", _entered(tenant, fields, now))
+    return cursor.rowcount > 0
+
+
 async def put_tokens(
-    cursor: Cursor,
-    tenant: TenantId,
-    entries: Sequence[dict[str, Any]],
-    now: datetime,
-    *,
-    replace: bool,
-) -> int:
-    """Add tokens; those that exist (in whatever case) are replaced or left. Returns how many."""
-    clash = (
-        "DO UPDATE SET value = excluded.value, type = excluded.type,"
-        " group_id = excluded.group_id, label = excluded.label, blocked = excluded.blocked,"
-        " expires_at = excluded.expires_at"
-        if replace
-        else "DO NOTHING"
-    )
+    cursor: Cursor, tenant: TenantId, entries: Sequence[dict[str, Any]], now: datetime
+) -> None:
+    """Enter tokens; those that exist, in whatever case, are replaced."""
     await cursor.executemany(
-        'INSERT INTO "authorization".id_token (tenant_id, value, type, group_id, label, blocked,'
-        " expires_at, created_at) VALUES (%(tenant)s, %(value)s, %(type)s, %(group_id)s,"
-        " %(label)s, %(blocked)s, %(expires_at)s, %(now)s)"
-        f" ON CONFLICT (tenant_id, lower(value)) {clash}",
-        [{**entry, "tenant": tenant, "now": now} for entry in entries],
+        f"{_INSERT} ON CONFLICT (tenant_id, lower(value)) DO UPDATE SET value = excluded.value,"
+        " type = excluded.type, group_id = excluded.group_id, label = excluded.label,"
+        " blocked = excluded.blocked, expires_at = excluded.expires_at",
+        [_entered(tenant, fields, now) for fields in entries],
     )
-    return max(cursor.rowcount, 0)
+
+
+_INSERT: Final = (
+    'INSERT INTO "authorization".id_token (tenant_id, value, type, group_id, label, blocked,'
+    " expires_at, created_at) VALUES (%(tenant)s, %(value)s, %(type)s, %(group_id)s,"
+    " %(label)s, %(blocked)s, %(expires_at)s, %(now)s)"
+)
+
+
+def _entered(tenant: TenantId, fields: dict[str, Any], now: datetime) -> dict[str, Any]:
+    return {**fields, "tenant": tenant, "now": now}
+
+
+async def change_token(cursor: Cursor, token_id: int, fields: dict[str, Any]) -> None:
+    await cursor.execute(
+        'UPDATE "authorization".id_token SET type = %(type)s, group_id = %(group_id)s,'
+        " label = %(label)s, blocked = %(blocked)s, expires_at = %(expires_at)s WHERE id = %(id)s",
+        {**fields, "id": token_id},
+    )
 
 
 async def delete_token(cursor: Cursor, token_id: int) -> None:
@@ -121,27 +179,52 @@ async def add_group(cursor: Cursor, tenant: TenantId, name: str, now: datetime) 
         cursor,
         Group,
         'INSERT INTO "authorization".id_token_group (tenant_id, name, created_at)'
-        " VALUES (%s, %s, %s) ON CONFLICT DO NOTHING RETURNING id, name, created_at",
+        f" VALUES (%s, %s, %s) ON CONFLICT DO NOTHING RETURNING {_GROUP}",
         (tenant, name, now),
     )
 
 
-async def groups(cursor: Cursor, after: int, limit: int, text: str | None) -> list[Group]:
-    return await rows(
-        cursor,
-        Group,
-        'SELECT id, name, created_at FROM "authorization".id_token_group WHERE id > %(after)s'
-        " AND (%(text)s::text IS NULL OR strpos(lower(name), lower(%(text)s)) > 0)"
-        " ORDER BY id LIMIT %(limit)s",
-        {"after": after, "limit": limit, "text": text},
-    )
+async def groups(cursor: Cursor, part: Part, text: str | None) -> Cut[Group]:
+    where = Where().add("strpos(lower(name), lower({})) > 0", text)
+    return await select_page(cursor, Group, part, _GROUP, '"authorization".id_token_group', where)
+
+
+async def group(cursor: Cursor, group_id: int, *, lock: bool = False) -> Group | None:
+    locked = " FOR UPDATE" if lock else ""
+    sql = f'SELECT {_GROUP} FROM "authorization".id_token_group WHERE id = %s{locked}'
+    return await row(cursor, Group, sql, (group_id,))
+
+
+async def rename_group(cursor: Cursor, group_id: int, name: str) -> Group | None:
+    """None when the name is taken; the unit of work has failed then."""
+    try:
+        return await row(
+            cursor,
+            Group,
+            f'UPDATE "authorization".id_token_group SET name = %s WHERE id = %s RETURNING {_GROUP}',
+            (name, group_id),
+        )
+    except errors.UniqueViolation:
+        return None
+
+
+async def delete_group(cursor: Cursor, group_id: int) -> bool:
+    """False while tokens belong to it."""
+    try:
+        await cursor.execute(
+            'DELETE FROM "authorization".id_token_group WHERE id = %s', (group_id,)
+        )
+    except errors.ForeignKeyViolation:
+        return False
+    return True
 
 
 async def group_ids(cursor: Cursor, names: Collection[str]) -> dict[str, int]:
-    """Numbers of groups by their name in lower case."""
+    """Numbers of groups by their name as it was asked for, in whatever case."""
     await cursor.execute(
-        'SELECT lower(name), id FROM "authorization".id_token_group WHERE lower(name) = ANY(%s)',
-        ([name.lower() for name in names],),
+        "SELECT w.name, g.id FROM unnest(%s::text[]) AS w (name)"
+        ' JOIN "authorization".id_token_group g ON lower(g.name) = lower(w.name)',
+        (list(names),),
     )
     return dict(await cursor.fetchall())
 

@@ -59,6 +59,9 @@ NEEDS: dict[tuple[str, str], Role | None] = {
     ("DELETE", "/api/v1/id-tokens/{value}"): OP,
     ("GET", "/api/v1/id-token-groups"): V,
     ("POST", "/api/v1/id-token-groups"): OP,
+    ("GET", "/api/v1/id-token-groups/{group}"): V,
+    ("PATCH", "/api/v1/id-token-groups/{group}"): OP,
+    ("DELETE", "/api/v1/id-token-groups/{group}"): OP,
     ("GET", "/api/v1/transactions"): V,
     ("GET", "/api/v1/transactions/{transaction}"): V,
     ("GET", "/api/v1/events"): V,
@@ -79,7 +82,13 @@ async def test_every_route_asks_for_its_role(world: Any) -> None:
         async with await world.client(role) as client:
             for (method, path), needed in NEEDS.items():
                 url = path.replace("{transaction}", str(uuid4())).format(
-                    key_id=999, user_id=999, site=999, station="CP-9", evse=1, value="none"
+                    key_id=999,
+                    user_id=999,
+                    site=999,
+                    station="CP-9",
+                    evse=1,
+                    value="none",
+                    group=999,
                 )
                 answer = await client.request(method, url)
                 allowed = needed is None or (role is not None and role.covers(needed))
