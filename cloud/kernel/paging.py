@@ -1,7 +1,8 @@
 """Lists in pages: any of a list's orders, cut by the key of the last row seen (never by an offset).
 
 A NULL counts as the smallest value, so a descending order is the exact reverse of the ascending
-one and `CREATE INDEX … (column NULLS FIRST, id)` serves both.
+one, and one index serves both: `CREATE INDEX … (column, id)`, or `(column NULLS FIRST, id)` where
+the column is nullable.
 """
 
 from __future__ import annotations
@@ -127,8 +128,9 @@ async def select_page(
     """One page of `SELECT columns FROM source WHERE where`, as `kind`s."""
     where = where or Where()
     key, tie = part.sorts.columns[part.sort.removeprefix("-")], part.sorts.tie
-    direction = "DESC NULLS LAST" if part.sort.startswith("-") else "ASC NULLS FIRST"
-    order = f"{key.sql} {direction}, {tie.sql} {direction.split(maxsplit=1)[0]}"
+    direction, nulls = ("DESC", "LAST") if part.sort.startswith("-") else ("ASC", "FIRST")
+    where_nulls = f" NULLS {nulls}" if key.nullable else ""
+    order = f"{key.sql} {direction}{where_nulls}, {tie.sql} {direction}"
     params: dict[str, Any] = {**where.params, "page_limit": part.limit + 1}
     if part.after is not None:
         params |= {"page_key": part.after[0], "page_tie": part.after[1]}

@@ -93,6 +93,14 @@ class StationFinder(Protocol):
         """Raises StationNotFound."""
         ...
 
+    async def key_ever(self, cursor: Cursor, identity: str) -> int:
+        """Also of a station that was the tenant's once. Raises StationNotFound."""
+        ...
+
+    async def at_site(self, cursor: Cursor, site_id: int) -> list[int]:
+        """Keys of the stations there now. Raises SiteNotFound."""
+        ...
+
     async def identities(self, cursor: Cursor, stations: Collection[int]) -> dict[int, str]:
         """Wire identities by key; those that are not there are left out."""
         ...

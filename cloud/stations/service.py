@@ -32,7 +32,7 @@ from cloud.stations.imports import Entry
 from cloud.stations.ports import AgentEndpoint, Link
 from cloud.stations.registration import ClaimCode, Policy, Standing, Verdict
 from cloud.stations.store import Connector, Evse, EvseState, Filters, Site, Station, StationState
-from cloud.stations.tenancy_store import owner_held
+from cloud.stations.tenancy_store import formerly, owner_held, stations_at
 from protocols.agent_link import Action, Hello
 
 CLAIM_VALID = timedelta(days=30)
@@ -117,6 +117,16 @@ class Stations:
     async def key_of(self, cursor: Cursor, identity: str) -> int:
         """Raises StationNotFound."""
         return (await self.find(cursor, identity)).id
+
+    async def key_ever(self, cursor: Cursor, identity: str) -> int:
+        """Also of a station that was the tenant's once. Raises StationNotFound."""
+        former = await formerly(cursor, identity)
+        return former if former is not None else await self.key_of(cursor, identity)
+
+    async def at_site(self, cursor: Cursor, site_id: int) -> list[int]:
+        """Keys of the stations there now. Raises SiteNotFound."""
+        await self._site(cursor, site_id)
+        return await stations_at(cursor, site_id)
 
     async def identities(self, cursor: Cursor, stations: Collection[int]) -> dict[int, str]:
         """Wire identities by key; those that are not there are left out."""

@@ -88,6 +88,20 @@ async def give(
     )
 
 
+async def formerly(cursor: Cursor, identity: str) -> int | None:
+    """The key of a station that the caller's tenant owned once."""
+    await cursor.execute(
+        "SELECT station_id FROM stations.former WHERE identity = %s LIMIT 1", (identity,)
+    )
+    found = await cursor.fetchone()
+    return int(found[0]) if found else None
+
+
+async def stations_at(cursor: Cursor, site: int) -> list[int]:
+    await cursor.execute("SELECT id FROM stations.station WHERE site_id = %s", (site,))
+    return [station for (station,) in await cursor.fetchall()]
+
+
 async def former_owners(cursor: Cursor, stations: Collection[int]) -> dict[int, list[Former]]:
     """Who owned these stations before, the earliest first; those that never moved are left out."""
     found: dict[int, list[Former]] = {}

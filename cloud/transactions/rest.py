@@ -9,8 +9,12 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import AwareDatetime, BaseModel, Field
 
-from cloud.kernel.http import Caller, Page, Paging, Role, require
-from cloud.kernel.rest import Body
+from cloud.kernel.etags import ETAG_RESPONSES, Tagged, version_of
+from cloud.kernel.http import Caller, Page, Role, require
+from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
+from cloud.kernel.paging import Part
+from cloud.kernel.rest import LARGEST_ID, Body, example
+from cloud.transactions import store
 from cloud.transactions.projection import State
 from cloud.transactions.service import Detail, Filters, Listed, Transactions
 from cloud.transactions.store import Recorded
@@ -18,6 +22,7 @@ from protocols.agent_link import MAX_STATION_LENGTH, IdToken
 
 Viewer = Annotated[Caller, Depends(require(Role.VIEWER))]
 Operator = Annotated[Caller, Depends(require(Role.OPERATOR))]
+_FIRST_EVENTS = 100
 Identity = Annotated[str, Path(min_length=1, max_length=MAX_STATION_LENGTH)]
 
 
@@ -101,14 +106,16 @@ class ConflictView(BaseModel):
 
 
 class TransactionDetailView(TransactionView):
-    events: list[EventView]
+    events: list[EventView] = Field(description="the first ones, in order of their number")
+    more_events: str | None = Field(description="`cursor` for the events behind them; null: none")
     contradictions: list[ConflictView]
 
     @classmethod
     def of_detail(cls, detail: Detail) -> TransactionDetailView:
         return cls(
             **TransactionView.of(detail.listed).model_dump(),
-            events=[EventView.of(event) for event in detail.events],
+            events=[EventView.of(event) for event in detail.events.rows],
+            more_events=detail.events.next,
             contradictions=[
                 ConflictView.model_validate(one, from_attributes=True) for one in detail.conflicts
             ],
@@ -116,11 +123,15 @@ class TransactionDetailView(TransactionView):
 
 
 class RemoteStartRequest(Body):
+    model_config = example(evse=1, id_token={"value": "04A2B3C4D5E6F7"})
+
     evse: int = Field(ge=1, le=1000)
     id_token: IdTokenView
 
 
 class RemoteStopRequest(Body):
+    model_config = example(transaction="0196a0f0-0000-7000-8000-000000000001")
+
     transaction: UUID
 
 
@@ -135,31 +146,65 @@ class CommandView(BaseModel):
 
 def _filters(
     station: Annotated[str | None, Query(max_length=MAX_STATION_LENGTH)] = None,
+    site: Annotated[
+        int | None, Query(ge=1, le=LARGEST_ID, description="stations there now")
+    ] = None,
+    evse: Annotated[int | None, Query(ge=0, le=LARGEST_ID)] = None,
     state: State | None = None,
-    id_token: Annotated[str | None, Query(max_length=255)] = None,
-    start: Annotated[AwareDatetime | None, Query(alias="from")] = None,
-    end: Annotated[AwareDatetime | None, Query(alias="to")] = None,
+    id_token: Annotated[str | None, Query(max_length=255, description="in any case")] = None,
+    start: Annotated[
+        AwareDatetime | None, Query(alias="from", description="started then or later")
+    ] = None,
+    end: Annotated[AwareDatetime | None, Query(alias="to", description="started before")] = None,
+    ended_from: AwareDatetime | None = None,
+    ended_to: AwareDatetime | None = None,
+    min_energy_wh: Annotated[int | None, Query(ge=0, le=LARGEST_ID)] = None,
 ) -> Filters:
-    return Filters(station, state, id_token, start, end)
+    return Filters(
+        station, site, evse, state, id_token, start, end, ended_from, ended_to, min_energy_wh
+    )
 
 
 def router(transactions: Transactions) -> APIRouter:
     routes = APIRouter(prefix="/api/v1", tags=["transactions"])
+    _add_reading(routes, transactions)
+    _add_commands(routes, transactions)
+    return routes
 
-    @routes.get("/transactions")
+
+def _add_reading(routes: APIRouter, transactions: Transactions) -> None:
+    @routes.get("/transactions", responses=LIST_RESPONSES)
     async def list_transactions(
         caller: Viewer,
-        paging: Annotated[Paging, Depends()],
+        listing: Annotated[Listing, Depends(listing(store.TRANSACTIONS))],
         filters: Annotated[Filters, Depends(_filters)],
     ) -> Page[TransactionView]:
-        after = paging.after_time_and_id()
-        found = await transactions.list_transactions(caller, after, paging.limit + 1, filters)
-        return paging.page(found, TransactionView.of, lambda one: (one.row.started_at, one.row.id))
+        """The latest first, if not asked otherwise."""
+        found = await transactions.list_transactions(caller, listing.part, filters)
+        return listing.answer(found, TransactionView, TransactionView.of)
 
-    @routes.get("/transactions/{transaction}")
-    async def read_transaction(caller: Viewer, transaction: UUID) -> TransactionDetailView:
-        return TransactionDetailView.of_detail(await transactions.detail(caller, transaction))
+    @routes.get("/transactions/{transaction}", responses=ETAG_RESPONSES)
+    async def read_transaction(
+        caller: Viewer, transaction: UUID, tagged: Annotated[Tagged, Depends()]
+    ) -> TransactionDetailView:
+        """With its first events; the others are read at `/transactions/{transaction}/events`."""
+        first = Part(store.EVENTS, store.EVENTS.default, _FIRST_EVENTS)
+        view = TransactionDetailView.of_detail(
+            await transactions.detail(caller, transaction, first)
+        )
+        return tagged.answer(view, version_of(view.model_dump(mode="json")))
 
+    @routes.get("/transactions/{transaction}/events", responses=LIST_RESPONSES)
+    async def list_events(
+        caller: Viewer,
+        transaction: UUID,
+        listing: Annotated[Listing, Depends(listing(store.EVENTS))],
+    ) -> Page[EventView]:
+        found = await transactions.events(caller, transaction, listing.part)
+        return listing.answer(found, EventView, EventView.of)
+
+
+def _add_commands(routes: APIRouter, transactions: Transactions) -> None:
     @routes.post("/stations/{station}/commands/remote-start", status_code=202)
     async def remote_start(
         caller: Operator, station: Identity, request: RemoteStartRequest
@@ -172,5 +217,3 @@ def router(transactions: Transactions) -> APIRouter:
         caller: Operator, station: Identity, request: RemoteStopRequest
     ) -> CommandView:
         return CommandView.of(await transactions.remote_stop(caller, station, request.transaction))
-
-    return routes

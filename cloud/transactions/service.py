@@ -11,11 +11,17 @@ from uuid import UUID
 from cloud.authorization.api import Authorizer, Decision, find_refs, reveal
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.http import Caller
+from cloud.kernel.paging import Cut, Part
 from cloud.stations.api import StationFinder
 from cloud.transactions import store
 from cloud.transactions.api import IdTokenRefused, TransactionNotFound, TransactionOver
 from cloud.transactions.projection import State
-from cloud.transactions.store import Contradicting, Recorded, Transaction
+from cloud.transactions.store import (
+    Contradicting,
+    Recorded,
+    Transaction,
+    TransactionFilters,
+)
 from protocols.agent_link import Action, IdToken, OpenTransaction, RemoteStart, RemoteStop
 
 START_VALID = timedelta(minutes=2)
@@ -48,17 +54,24 @@ class Listed:
 @dataclass(frozen=True)
 class Detail:
     listed: Listed
-    events: list[Recorded]
+    events: Cut[Recorded]
     conflicts: list[Contradicting]
 
 
 @dataclass(frozen=True)
 class Filters:
+    """What a list is narrowed by, as a person names it."""
+
     station: str | None = None
+    site: int | None = None
+    evse: int | None = None
     state: State | None = None
     id_token: str | None = None
-    start: datetime | None = None
-    end: datetime | None = None
+    started_from: datetime | None = None
+    started_to: datetime | None = None
+    ended_from: datetime | None = None
+    ended_to: datetime | None = None
+    min_energy_wh: int | None = None
 
 
 class Transactions:
@@ -76,28 +89,27 @@ class Transactions:
 
     # ------------------------------------------------------------------ reading
 
-    async def list_transactions(
-        self,
-        caller: Caller,
-        after: tuple[datetime, UUID] | None,
-        limit: int,
-        filters: Filters,
-    ) -> list[Listed]:
-        """Raises StationNotFound when the filter names a station that is not there."""
+    async def list_transactions(self, caller: Caller, part: Part, filters: Filters) -> Cut[Listed]:
+        """Raises StationNotFound and SiteNotFound when a filter names what is not there."""
         async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
-            station = filters.station and await self._stations.find(cursor, filters.station)
-            refs = await find_refs(cursor, filters.id_token) if filters.id_token else None
-            found = await store.transactions(
-                cursor,
-                after,
-                limit,
-                station_id=station.id if station else None,
-                state=filters.state,
-                tokens=refs,
-                start=filters.start,
-                end=filters.end,
-            )
-            return await self._named(cursor, found)
+            cut = await store.transactions(cursor, part, await self._narrowed(cursor, filters))
+            return Cut(await self._named(cursor, cut.rows), cut.next)
+
+    async def _narrowed(self, cursor: Cursor, given: Filters) -> TransactionFilters:
+        """The filters with our own keys for what people name."""
+        stations = None
+        if given.station is not None:
+            stations = [await self._stations.key_ever(cursor, given.station)]
+        if given.site is not None:
+            there = await self._stations.at_site(cursor, given.site)
+            stations = there if stations is None else [s for s in stations if s in there]
+        same = {
+            name: getattr(given, name)
+            for name in ("evse", "state", "started_from", "started_to", "ended_from", "ended_to",
+                         "min_energy_wh")
+        }  # fmt: skip
+        tokens = None if given.id_token is None else await find_refs(cursor, given.id_token)
+        return TransactionFilters(stations=stations, tokens=tokens, **same)
 
     async def _named(self, cursor: Cursor, found: Sequence[Transaction]) -> list[Listed]:
         names = await self._stations.identities(cursor, {row.station_id for row in found})
@@ -111,14 +123,21 @@ class Transactions:
             for row in found
         ]
 
-    async def detail(self, caller: Caller, transaction: UUID) -> Detail:
+    async def detail(self, caller: Caller, transaction: UUID, part: Part) -> Detail:
+        """A transaction with one page of its events. Raises TransactionNotFound."""
         async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
             row = await self._transaction(cursor, transaction)
             return Detail(
                 (await self._named(cursor, [row]))[0],
-                await store.history(cursor, transaction),
+                await store.events(cursor, transaction, part),
                 await store.conflicts(cursor, transaction),
             )
+
+    async def events(self, caller: Caller, transaction: UUID, part: Part) -> Cut[Recorded]:
+        """Raises TransactionNotFound."""
+        async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
+            await self._transaction(cursor, transaction)
+            return await store.events(cursor, transaction, part)
 
     async def _transaction(self, cursor: Cursor, transaction: UUID) -> Transaction:
         row = await store.transaction(cursor, transaction)

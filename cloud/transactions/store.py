@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 
 from cloud.kernel.database import Cursor, TenantId
+from cloud.kernel.paging import Column, Cut, Part, Sorts, Where, select_page
 from cloud.kernel.rows import row, rows
 from cloud.stations.api import Dated, Dating
 from cloud.transactions.projection import Contradiction, Projection, State, Step
@@ -147,6 +148,29 @@ async def history(cursor: Cursor, transaction: UUID) -> list[Recorded]:
     return [_recorded(values) for values in await cursor.fetchall()]
 
 
+EVENTS: Final = Sorts(
+    "seq_no", Column("id", UUID), seq_no=Column("seq_no", int), at=Column("at", datetime)
+)
+
+
+@dataclass(frozen=True)
+class _EventRow:
+    fact: str
+    token: int | None
+    at: datetime
+    dating: str
+    started_at: datetime
+    started_dating: str
+    received_at: datetime
+
+
+async def events(cursor: Cursor, transaction: UUID, part: Part) -> Cut[Recorded]:
+    """A page of a transaction's events."""
+    where = Where().add("transaction_id = {}", transaction)
+    cut = await select_page(cursor, _EventRow, part, _EVENT, "transactions.event", where)
+    return Cut([_recorded(astuple(found)) for found in cut.rows], cut.next)
+
+
 def _recorded(values: tuple[Any, ...]) -> Recorded:
     fact, token, at, dating, started_at, started_dating, received_at = values
     step = Step(
@@ -236,40 +260,52 @@ async def note_conflicts(
 # --------------------------------------------------------------------------- reading
 
 
-async def transactions(
-    cursor: Cursor,
-    after: tuple[datetime, UUID] | None,
-    limit: int,
-    *,
-    station_id: int | None,
-    state: str | None,
-    tokens: Sequence[int] | None,
-    start: datetime | None,
-    end: datetime | None,
-) -> list[Transaction]:
-    """Transactions, the latest started first."""
-    return await rows(
-        cursor,
-        Transaction,
-        f"SELECT {_TRANSACTION} FROM transactions.transaction WHERE"
-        " (%(at)s::timestamptz IS NULL OR (started_at, id) < (%(at)s, %(id)s::uuid))"
-        " AND (%(station)s::int IS NULL OR station_id = %(station)s)"
-        " AND (%(state)s::text IS NULL OR state = %(state)s)"
-        " AND (%(tokens)s::int[] IS NULL OR token = ANY(%(tokens)s))"
-        " AND (%(start)s::timestamptz IS NULL OR started_at >= %(start)s)"
-        " AND (%(end)s::timestamptz IS NULL OR started_at < %(end)s)"
-        " ORDER BY started_at DESC, id DESC LIMIT %(limit)s",
-        {
-            "at": after[0] if after else None,
-            "id": after[1] if after else None,
-            "limit": limit,
-            "station": station_id,
-            "state": state,
-            "tokens": None if tokens is None else list(tokens),
-            "start": start,
-            "end": end,
-        },
+@dataclass(frozen=True)
+class TransactionFilters:
+    """What a list of transactions is narrowed by; None does not narrow."""
+
+    stations: Sequence[int] | None = None
+    evse: int | None = None
+    state: str | None = None
+    tokens: Sequence[int] | None = None
+    started_from: datetime | None = None
+    started_to: datetime | None = None
+    ended_from: datetime | None = None
+    ended_to: datetime | None = None
+    min_energy_wh: int | None = None
+
+
+TRANSACTIONS: Final = Sorts(
+    "-started_at",
+    Column("id", UUID),
+    started_at=Column("started_at", datetime),
+    ended_at=Column("ended_at", datetime, nullable=True),
+    energy_wh=Column("final_wh", int, nullable=True),
+)
+"""By energy, those that are still open stand where nothing is: theirs is not known yet."""
+
+
+async def transactions(cursor: Cursor, part: Part, filters: TransactionFilters) -> Cut[Transaction]:
+    least = filters.min_energy_wh
+    where = (
+        Where()
+        .add("station_id = ANY({})", _listed(filters.stations))
+        .add("evse = {}", filters.evse)
+        .add("state = {}", filters.state)
+        .add("token = ANY({})", _listed(filters.tokens))
+        .add("started_at >= {}", filters.started_from)
+        .add("started_at < {}", filters.started_to)
+        .add("ended_at >= {}", filters.ended_from)
+        .add("ended_at < {}", filters.ended_to)
+        .add("final_wh >= {} OR state = 'open' AND energy_wh >= {}", least)
     )
+    return await select_page(
+        cursor, Transaction, part, _TRANSACTION, "transactions.transaction", where
+    )
+
+
+def _listed(values: Sequence[int] | None) -> list[int] | None:
+    return None if values is None else list(values)
 
 
 async def transaction(cursor: Cursor, transaction_id: UUID) -> Transaction | None:

@@ -64,6 +64,7 @@ NEEDS: dict[tuple[str, str], Role | None] = {
     ("DELETE", "/api/v1/id-token-groups/{group}"): OP,
     ("GET", "/api/v1/transactions"): V,
     ("GET", "/api/v1/transactions/{transaction}"): V,
+    ("GET", "/api/v1/transactions/{transaction}/events"): V,
     ("GET", "/api/v1/events"): V,
 }
 

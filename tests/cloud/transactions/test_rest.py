@@ -53,6 +53,27 @@ async def started(
     return event.transaction
 
 
+async def updated(world: Any, station: StationRef, transaction: UUID, seq_no: int) -> None:
+    stamp = Stamp(Milliseconds(to_ms(NOON)), Milliseconds(0), UUID(int=1), ClockQuality.SYNCED)
+    event = TransactionEvent(
+        id=uuid4(),
+        transaction=transaction,
+        type=TransactionEventType.UPDATED,
+        seq_no=seq_no,
+        at=stamp,
+        trigger=Trigger.METER_VALUE_PERIODIC,
+        evse=1,
+        started=stamp,
+        charging_state=ChargingState.CHARGING,
+        energy_wh=WattHours(seq_no),
+        meter_wh=WattHours(seq_no),
+    )
+    batch = BillingBatch(UUID(int=2), 1, 1, stamp, (event,))
+    await world.commit(
+        Delivery(station.id, station.tenant_id, UUID(int=2), NOON, Stream.BILLING, batch)
+    )
+
+
 async def test_an_empty_list_is_a_list(admin: httpx.AsyncClient) -> None:
     assert (await admin.get("/api/v1/transactions")).json() == {"items": [], "next": None}
 
@@ -87,6 +108,51 @@ async def test_filters_narrow_the_list(world: Any, admin: httpx.AsyncClient) -> 
     assert await found(id_token="nobody's") == []
     assert await found(**{"from": "2026-05-01T11:00:00Z"}) == [str(first)]
     assert await found(to="2026-05-01T11:00:00Z") == [str(second)]
+    assert await found(ended_from="2026-05-01T09:00:00Z") == [str(second)]
+    assert await found(ended_to="2026-05-01T09:00:00Z") == []
+    assert await found(evse="2") == []
+    assert await found(min_energy_wh="1") == []
+    assert await found(sort="started_at") == [str(second), str(first)]
+    site = (await admin.post("/api/v1/sites", json={"name": "Home"})).json()["id"]
+    await admin.patch("/api/v1/stations/CP-2", json={"site": site})
+    assert await found(site=str(site)) == [str(second)]
+    assert await found(site=str(site), station="CP-1") == []
+
+
+async def test_a_long_transactions_events_come_in_pages(
+    world: Any, admin: httpx.AsyncClient
+) -> None:
+    station = await world.station()
+    first = await started(world, station, NOON)
+    url = f"/api/v1/transactions/{first}"
+    for n in range(1, 131):
+        await updated(world, station, first, n)
+    detail = await admin.get(url)
+    assert [event["seq_no"] for event in detail.json()["events"]] == list(range(100))
+    more = await admin.get(f"{url}/events", params={"cursor": detail.json()["more_events"]})
+    assert [event["seq_no"] for event in more.json()["items"]] == list(range(100, 131))
+    sheet = await admin.get(f"{url}/events", params={"format": "csv", "sort": "-seq_no"})
+    assert sheet.text.splitlines()[1].split(",")[1] == "130"
+    missing = await admin.get(f"/api/v1/transactions/{uuid4()}/events")
+    assert missing.status_code == 404
+
+
+async def test_a_detail_is_tagged_by_what_it_shows(world: Any, admin: httpx.AsyncClient) -> None:
+    station = await world.station()
+    url = f"/api/v1/transactions/{(first := await started(world, station, NOON))}"
+    seen = {"If-None-Match": (await admin.get(url)).headers["etag"]}
+    assert (await admin.get(url, headers=seen)).status_code == 304
+    await updated(world, station, first, 1)
+    assert (await admin.get(url, headers=seen)).status_code == 200
+
+
+async def test_the_list_is_a_sheet_when_asked(world: Any, admin: httpx.AsyncClient) -> None:
+    station = await world.station()
+    await started(world, station, NOON)
+    sheet = await admin.get("/api/v1/transactions", headers={"Accept": "text/csv"})
+    header, row = sheet.text.splitlines()
+    assert header.startswith("transaction,station,evse,connector,state,charging_state,id_token.")
+    assert ",CP-1,1,1,open," in row
 
 
 async def test_unknown_things_are_told(admin: httpx.AsyncClient) -> None:
