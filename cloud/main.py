@@ -45,6 +45,7 @@ from cloud.stations.tenancy import Tenancy
 from cloud.stations.writer import StateWriter
 from cloud.telemetry import rest as telemetry_rest
 from cloud.telemetry.service import Telemetry, TelemetryHandover
+from cloud.telemetry.tiers.keeper import Keep
 from cloud.telemetry.writer import TelemetryWriter
 from cloud.transactions import rest as transactions_rest
 from cloud.transactions.service import Transactions
@@ -254,11 +255,17 @@ class Cloud:
             clock=utc_now,
             registry=registry,
         )
-        keep = timedelta(days=config.telemetry_days)
+        keep = Keep(
+            raw=timedelta(days=config.telemetry_days),
+            minutes=timedelta(days=config.telemetry_minute_days),
+            hours=timedelta(days=config.telemetry_hour_days),
+            hot=timedelta(days=config.telemetry_hot_days),
+            compaction=config.telemetry_compaction,
+        )
         for name, work in {
             "agent link": link.run,
             "authorization lists": modules.authorization.run,
-            "telemetry days": lambda: modules.telemetry.run(utc_now, keep),
+            "telemetry tiers": lambda: modules.telemetry.run(utc_now, keep),
         }.items():
             await stack.enter_async_context(_supervised(name, work))
         async with asyncio.timeout(BROKER_DEADLINE_S):

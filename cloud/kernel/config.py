@@ -41,7 +41,21 @@ class CloudConfig(BaseSettings):
     mosquitto_pid_file: Path | None = Field(
         None, description="pid file of that broker, which gets SIGHUP after a change"
     )
-    telemetry_days: int = Field(400, ge=1, description="days that samples are kept")
+    telemetry_days: int = Field(
+        400, ge=1, le=36500, description="days that samples are kept, hot and compacted"
+    )
+    telemetry_hot_days: int = Field(
+        2, ge=1, le=365, description="days after which a closed day is compacted"
+    )
+    telemetry_minute_days: int = Field(
+        90, ge=2, le=36500, description="days that roll-ups by minute are kept"
+    )
+    telemetry_hour_days: int = Field(
+        3650, ge=2, le=36500, description="days that roll-ups by hour are kept"
+    )
+    telemetry_compaction: Literal["blocks", "timescale"] = Field(
+        "blocks", description="timescale: TimescaleDB's own compression, if licensed"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR"
     )

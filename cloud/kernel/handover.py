@@ -8,7 +8,7 @@ marks too and asks `rightly_owned` after that, so each is wholly before or wholl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
@@ -53,7 +53,7 @@ async def rightly_owned(cursor: Cursor, deliveries: Sequence[Delivery]) -> list[
     for delivery in deliveries:
         owner = owners.get((delivery.station_id, delivery.outbox), delivery.tenant_id)
         same = owner == delivery.tenant_id
-        owned.append(delivery if same else replace(delivery, tenant_id=owner))
+        owned.append(delivery if same else delivery._replace(tenant_id=owner))
     return owned
 
 

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from protocols.agent_link import COLUMNS, LinkError, Series
 
 Extra = tuple[datetime, int, int, str, int]
+Span = tuple[int, datetime, datetime]
+"""Station, first and last sample."""
 Ints = NDArray[np.int64]
 
 COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
@@ -37,6 +39,7 @@ _LARGEST_STEP: Final = 2**40
 """No register or measured value of a charger comes near; sums of such steps stay within 64 bits."""
 _LONGEST_MS: Final = 400 * 86_400_000
 """Between a series' first and last sample."""
+_ONE_SPAN: Final = timedelta(hours=6)
 _columns = attrgetter(*COLUMNS)
 
 
@@ -54,9 +57,21 @@ class Packed:
 
     parts: list[bytes] = field(default_factory=list)
     days: set[date] = field(default_factory=set)
-    spans: list[tuple[int, int, datetime, datetime]] = field(default_factory=list)
-    """Station, EVSE, first and last sample."""
     extras: list[Extra] = field(default_factory=list)
+    _spans: dict[int, Span] = field(default_factory=dict)
+    _apart: list[Span] = field(default_factory=list)
+
+    def spans(self) -> list[Span]:
+        """Where in time each station's samples lie, in stretches of some hours at most."""
+        return [*self._spans.values(), *self._apart]
+
+    def note_span(self, station_id: int, first: datetime, last: datetime) -> None:
+        _, from_, to = self._spans.get(station_id, (station_id, first, last))
+        from_, to = min(from_, first), max(to, last)
+        if to - from_ <= _ONE_SPAN:
+            self._spans[station_id] = (station_id, from_, to)
+        else:
+            self._apart.append((station_id, first, last))
 
     @property
     def copy_data(self) -> bytes:
@@ -98,12 +113,15 @@ def _note(packed: Packed, one: Dated) -> None:
     if min(series.dt_ms) < 0 or span_ms > _LONGEST_MS:
         raise LinkError("a series' times run forward, by at most 400 days")
     last = first + timedelta(milliseconds=span_ms)
-    packed.spans.append((one.station_id, series.evse, first, last))
+    if last - first <= _ONE_SPAN:
+        packed.note_span(one.station_id, first, last)
+    else:
+        for at in _times(one):
+            packed.note_span(one.station_id, at, at)
     if first.date() == last.date():
         packed.days.add(first.date())
     else:
-        times = (first + timedelta(milliseconds=ms) for ms in accumulate(series.dt_ms))
-        packed.days.update(at.date() for at in times)
+        packed.days.update(at.date() for at in _times(one))
     if series.more:
         packed.extras += _extras(one)
 
@@ -210,10 +228,14 @@ def _row(values: Sequence[int | None]) -> bytes:
     return b"".join(parts)
 
 
+def _times(one: Dated) -> list[datetime]:
+    return [one.first_at + timedelta(milliseconds=ms) for ms in accumulate(one.series.dt_ms)]
+
+
 def _extras(one: Dated) -> Iterator[Extra]:
     series = one.series
     count = len(series.dt_ms)
-    times = [one.first_at + timedelta(milliseconds=ms) for ms in accumulate(series.dt_ms)]
+    times = _times(one)
     for name, column in sorted(series.more.items()):
         if column and len(column) != count:
             raise LinkError(f"{name} has {len(column)} values for {count} samples")

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
 from cloud.kernel.http import Caller, Role, decode_cursor, encode_cursor, require
 from cloud.telemetry.service import Span, Telemetry
 from cloud.telemetry.store import Bucket, Gap
+from cloud.telemetry.tiers.plan import Piece
 from protocols.agent_link import MAX_STATION_LENGTH
 
 Viewer = Annotated[Caller, Depends(require(Role.VIEWER))]
@@ -66,10 +67,26 @@ class GapView(BaseModel):
         return cls.model_validate(gap, from_attributes=True)
 
 
+class CoarseView(BaseModel):
+    """A stretch of the answer of which only minutes or hours are left."""
+
+    from_: datetime = Field(serialization_alias="from")
+    to: datetime
+    every_s: int
+
+    @classmethod
+    def of(cls, piece: Piece) -> CoarseView:
+        step = piece.tier.step // timedelta(seconds=1)
+        return cls(from_=piece.start, to=piece.end, every_s=step)
+
+
 class TelemetryView(BaseModel):
     items: list[BucketView]
     next: str | None
     gaps: list[GapView]
+    coarse: list[CoarseView] = Field(
+        description="where no finer values are kept than these; a bucket holds what began in it"
+    )
 
 
 def router(telemetry: Telemetry, clock: Callable[[], datetime]) -> APIRouter:
@@ -90,13 +107,14 @@ def router(telemetry: Telemetry, clock: Callable[[], datetime]) -> APIRouter:
         until = end or clock().astimezone(UTC) + timedelta(seconds=1)
         span = Span(start or until - timedelta(days=1), until, _step(every), evse)
         after = decode_cursor(cursor, tuple[int, datetime]) if cursor else None
-        found, gaps = await telemetry.read(caller, station, span, after, limit + 1)
-        shown = found[:limit]
-        more = len(found) > limit
+        found = await telemetry.read(caller, station, span, after, limit + 1)
+        shown = found.buckets[:limit]
+        more = len(found.buckets) > limit
         return TelemetryView(
             items=[BucketView.of(bucket) for bucket in shown],
             next=encode_cursor((shown[-1].evse, shown[-1].at)) if more else None,
-            gaps=[GapView.of(gap) for gap in gaps],
+            gaps=[GapView.of(gap) for gap in found.gaps],
+            coarse=[CoarseView.of(piece) for piece in found.coarse],
         )
 
     return routes

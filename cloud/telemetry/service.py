@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,12 +13,11 @@ from cloud.stations.api import StationFinder
 from cloud.telemetry import store
 from cloud.telemetry.api import SpanTooLong
 from cloud.telemetry.store import Bucket, Gap
+from cloud.telemetry.tiers.keeper import Keep, Keeper
+from cloud.telemetry.tiers.plan import Piece, common_step, plan
 
-logger = logging.getLogger(__name__)
 LONGEST = timedelta(days=366)
 MOST_GAPS = 1000
-_DAYS_AHEAD = 3
-_TIDY_EVERY_S = 6 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,20 @@ class TelemetryHandover:
         await store.hand_over(cursor, move.station_id, move.new)
 
 
+@dataclass(frozen=True)
+class Read:
+    """An answer; in the `coarse` stretches no tier as fine as the question is left."""
+
+    buckets: list[Bucket]
+    gaps: list[Gap]
+    coarse: list[Piece]
+
+
 class Telemetry:
     def __init__(self, database: Database, stations: StationFinder) -> None:
         self._database = database
         self._stations = stations
+        self._keeper = Keeper(database)
 
     async def read(
         self,
@@ -52,7 +59,7 @@ class Telemetry:
         span: Span,
         after: tuple[int, datetime] | None,
         limit: int,
-    ) -> tuple[list[Bucket], list[Gap]]:
+    ) -> Read:
         """Buckets by EVSE and time, and the gaps in the span. Raises SpanTooLong."""
         if span.end <= span.start or span.end - span.start > LONGEST:
             raise SpanTooLong(
@@ -61,30 +68,30 @@ class Telemetry:
             )
         async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
             station = await self._stations.find(cursor, identity)
+            marks, late = await store.tiers(cursor, station.id, span.start, span.end)
+            cuts = common_step([span.start], span.every)
+            pieces = plan(span.start, span.end, cuts, marks, late)
             found = await store.buckets(
                 cursor,
                 station.id,
+                pieces,
                 start=span.start,
-                end=span.end,
                 every=span.every,
                 evse=span.evse,
                 after=after,
                 limit=limit,
             )
             gaps = await store.gaps(cursor, station.id, span.start, span.end, span.evse, MOST_GAPS)
-        return found, list(gaps)
+        return Read(found, list(gaps), [piece for piece in pieces if piece.coarse])
 
-    async def tidy(self, now: datetime, keep: timedelta) -> int:
-        """Make the coming days' partitions and drop days that are kept long enough."""
-        days = {(now + timedelta(days=n)).date() for n in range(-1, _DAYS_AHEAD)}
-        async with self._database.commit_unit() as cursor:
-            await store.ensure_days(cursor, days)
-            return await store.drop_before(cursor, (now - keep).date())
+    async def roll(self, now: datetime) -> None:
+        """Roll up what is old enough, and again what came late."""
+        await self._keeper.roll(now)
 
-    async def run(self, clock: Callable[[], datetime], keep: timedelta) -> None:
-        """Tidy for ever."""
-        while True:
-            gone = await self.tidy(clock(), keep)
-            if gone:
-                logger.info("dropped %s days of telemetry older than %s", gone, keep)
-            await asyncio.sleep(_TIDY_EVERY_S)
+    async def tidy(self, now: datetime, keep: Keep) -> int:
+        """Compact closed days and forget old ones; returns how many partitions went."""
+        return await self._keeper.tidy(now, keep)
+
+    async def run(self, clock: Callable[[], datetime], keep: Keep) -> None:
+        """Keep the tiers for ever."""
+        await self._keeper.run(clock, keep)

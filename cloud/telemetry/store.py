@@ -12,7 +12,9 @@ import msgspec
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.rows import rows
 from cloud.telemetry.columns import FIELDS, Extra
-from protocols.agent_link import COLUMNS, Series, SeriesGap
+from cloud.telemetry.tiers import partials
+from cloud.telemetry.tiers.plan import Marks, Piece, Tier
+from protocols.agent_link import Series, SeriesGap
 
 _DECODER = msgspec.json.Decoder(Series)
 _EXTRA_TYPES = ("timestamptz", "int4", "int2", "text", "int8")
@@ -61,6 +63,22 @@ async def ensure_days(cursor: Cursor, days: Collection[date]) -> set[date]:
     await cursor.execute("SELECT telemetry.ensure_days(%s::date[])", (sorted(days),))
     found = await cursor.fetchone()
     return set(found[0]) if found else set()
+
+
+async def note_late(cursor: Cursor, spans: Collection[tuple[int, datetime, datetime]]) -> int:
+    """Mark what is older than the roll-ups' fence, so that they are made again; returns how much.
+
+    A span is a station with its first and last sample's time. To be called before these samples
+    are copied, in the same transaction: it also keeps the partitions of closed days in place.
+    Live samples cost one reading of one row.
+    """
+    stations, firsts, lasts = zip(*spans, strict=True) if spans else ((), (), ())
+    await cursor.execute(
+        "SELECT telemetry.note_late(%s::int[], %s::timestamptz[], %s::timestamptz[])",
+        (list(stations), list(firsts), list(lasts)),
+    )
+    found = await cursor.fetchone()
+    return int(found[0]) if found else 0
 
 
 async def copy_samples(cursor: Cursor, data: bytes) -> None:
@@ -128,69 +146,78 @@ async def unpark(cursor: Cursor, station_id: int, boot: UUID) -> list[Undated]:
     ]
 
 
-async def drop_before(cursor: Cursor, oldest: date) -> int:
-    await cursor.execute("SELECT telemetry.drop_before(%s)", (oldest,))
-    found = await cursor.fetchone()
-    await cursor.execute("DELETE FROM telemetry.gap WHERE last_at < %s", (oldest,))
-    return int(found[0]) if found else 0
-
-
 # --------------------------------------------------------------------------- reading
 
 
-def _mean(column: str) -> str:
-    """A mean weighted by what each row stands for, after thinning too."""
-    return (
-        f"(sum({column}::numeric * every_ms) / nullif(sum(every_ms)"
-        f" FILTER (WHERE {column} IS NOT NULL), 0))::bigint AS {column}"
+async def tiers(
+    cursor: Cursor, station_id: int, start: datetime, end: datetime
+) -> tuple[Marks, list[datetime]]:
+    """How far the tiers go, and the station's hours in the span that came late."""
+    await cursor.execute(
+        "SELECT fence, until, raw_from, minute_from, hour_from, array("
+        "  SELECT DISTINCT hour FROM telemetry.api_late WHERE station_id = %(station)s"
+        "  AND hour > %(start)s - interval '1 hour' AND hour < %(end)s)"
+        " FROM telemetry.tier",
+        {"station": station_id, "start": start, "end": end},
     )
-
-
-def _last(column: str) -> str:
-    return (
-        f"(array_agg({column} ORDER BY time DESC) FILTER (WHERE {column} IS NOT NULL))[1]"
-        f" AS {column}"
-    )
-
-
-_MEANS = ", ".join(_mean(name) for name in COLUMNS[2:8])
-_AFTER = (
-    " AND (%(after_at)s::timestamptz IS NULL"
-    "      OR (evse, time) >= (%(after_evse)s::int, %(after_at)s))"
-)
+    found = await cursor.fetchone()
+    assert found is not None, "the migration puts one row there"
+    return Marks(*found[:5]), found[5]
 
 
 async def buckets(
     cursor: Cursor,
     station_id: int,
+    pieces: Sequence[Piece],
     *,
     start: datetime,
-    end: datetime,
     every: timedelta,
     evse: int | None,
     after: tuple[int, datetime] | None,
     limit: int,
 ) -> list[Bucket]:
     """Buckets of `every` from `start`, by EVSE and time; `after` is the last one read."""
+    if not pieces:
+        return []
+    asked: dict[str, object] = {
+        "every": every,
+        "start": start,
+        "station": station_id,
+        "evse": evse,
+        "after_evse": after[0] if after else None,
+        "after_at": after[1] + every if after else None,
+        "limit": limit,
+    }
+    parts = []
+    for number, piece in enumerate(pieces):
+        asked |= {f"from{number}": piece.start, f"to{number}": piece.end}
+        parts.append(_part(piece.tier, number))
     return await rows(
         cursor,
         Bucket,
-        "SELECT evse::int, date_bin(%(every)s, time, %(start)s) AS at, count(*) AS samples,"
-        f" {_last('energy_wh')}, {_mean('power_w')}, max(power_w) AS power_max_w, {_MEANS},"
-        f" {_last('offered_ma')} FROM telemetry.api_sample"
-        " WHERE station_id = %(station)s AND time >= %(start)s AND time < %(end)s"
+        f"SELECT evse::int, at, {partials.SHOWN} FROM ("
+        f"SELECT evse, at, {partials.OF_PARTIALS} FROM ({' UNION ALL '.join(parts)}) AS part"
+        " GROUP BY 1, 2) AS bucket ORDER BY 1, 2"
+        " LIMIT %(limit)s",
+        asked,
+    )
+
+
+def _part(tier: Tier, number: int) -> str:
+    """The partials of one piece by EVSE and bucket."""
+    if tier is Tier.RAW:
+        columns, table, at = partials.OF_SAMPLES, "api_sample", "time"
+        more = f" AND hour > %(from{number})s - interval '1 hour' AND hour < %(to{number})s"
+    else:
+        columns, table, at, more = partials.COLUMNS, f"api_{tier}", "at", ""
+    return (
+        f"SELECT evse, date_bin(%(every)s, {at}, %(start)s) AS at, {columns}"
+        f" FROM telemetry.{table} WHERE station_id = %(station)s"
+        f" AND {at} >= %(from{number})s AND {at} < %(to{number})s{more}"
         " AND (%(evse)s::int IS NULL OR evse = %(evse)s)"
-        f"{_AFTER} GROUP BY 1, 2 ORDER BY 1, 2 LIMIT %(limit)s",
-        {
-            "every": every,
-            "start": start,
-            "end": end,
-            "station": station_id,
-            "evse": evse,
-            "after_evse": after[0] if after else None,
-            "after_at": after[1] + every if after else None,
-            "limit": limit,
-        },
+        " AND (%(after_at)s::timestamptz IS NULL"
+        f"      OR (evse, {at}) >= (%(after_evse)s::int, %(after_at)s))"
+        f"{' GROUP BY 1, 2' if tier is Tier.RAW else ''}"
     )
 
 

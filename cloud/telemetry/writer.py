@@ -78,6 +78,7 @@ class TelemetryWriter:
         ]
 
     async def _copy(self, cursor: Cursor, packed: Packed) -> None:
+        await store.note_late(cursor, packed.spans())
         if missing := packed.days - self._days:
             self._days |= await store.ensure_days(cursor, missing)
         await store.copy_samples(cursor, packed.copy_data)

@@ -123,7 +123,7 @@ def _unpack() -> str:
 CREATE FUNCTION telemetry.unpack(b telemetry.block) RETURNS TABLE (
     "time" timestamptz, every_ms integer, energy_wh bigint, {types}
 ) LANGUAGE sql STABLE ROWS 360 AS $$
-    SELECT b.hour + (b.first_ms + (u.i - 1) * b.pitch_ms + {_int4("jitter")})
+    SELECT b.hour + (b.first_ms + (u.i - 1) * b.pitch_ms + {_sum("jitter")})
                     * interval '1 millisecond'
                   + coalesce(u.micros, 0) * interval '1 microsecond',
         {_int4("every_ms")},
@@ -136,14 +136,17 @@ $$;
 
 def _int4(name: str) -> str:
     """A value from its planes; above 16 bits the sum may pass int4 on its way, so bigint."""
-    return f"((coalesce(u.{name}_high, 0)::bigint << 16) + u.{name})::integer"
+    return f"{_sum(name)}::integer"
+
+
+def _sum(name: str) -> str:
+    return f"((coalesce(u.{name}_high, 0)::bigint << 16) + u.{name})"
 
 
 def _compact() -> str:
     """Move what is hot in whole hours into blocks; what a block of that hour holds joins it."""
     samples = ", ".join(
-        f"{_plane(name, f'telemetry.low({name})')}, {_high(name, f'telemetry.high({name})')}"
-        for name in PLANES
+        f"{_plane(name, f'telemetry.low({name})')}, {_high(name)}" for name in PLANES
     )
     names = ", ".join(f"{name}, {name}_high" for name in PLANES)
     columns = "every_ms, energy_wh, " + ", ".join(PLANES[1:])
@@ -182,7 +185,7 @@ BEGIN
             jitter_high, micros, energy_wh, energy_wh_high, {names})
         SELECT station_id, evse, hour, count(*), min(first_ms), min(pitch_ms),
             array_agg(telemetry.low(jitter) ORDER BY i),
-            {_high("jitter", "telemetry.high(jitter)")},
+            {_high("jitter")},
             CASE WHEN bool_or(us % 1000 <> 0)
                 THEN array_agg((us % 1000)::smallint ORDER BY i) END,
             {_plane("energy_wh", "telemetry.wide_low(energy_wh)")},
@@ -225,8 +228,9 @@ def _plane(name: str, plane: str) -> str:
     return f"CASE WHEN count({name}) > 0 THEN array_agg({plane} ORDER BY i) END"
 
 
-def _high(name: str, plane: str) -> str:
+def _high(name: str) -> str:
     """Nothing where the low plane says it all."""
+    plane = f"telemetry.high({name})"
     return f"CASE WHEN bool_or({plane} <> 0) THEN array_agg({plane} ORDER BY i) END"
 
 
@@ -411,7 +415,8 @@ _UNPACKED = ", ".join(f"u.{name}" for name in _VALUES)
 _VIEWS = f"""
 -- Hot and compacted samples as one relation. `hour` finds the blocks: always ask for it besides.
 CREATE VIEW telemetry.every_sample AS
-    SELECT "time", station_id, evse, {_COLUMNS}, telemetry.hour_of("time") AS hour FROM telemetry.sample
+    SELECT "time", station_id, evse, {_COLUMNS}, telemetry.hour_of("time") AS hour
+    FROM telemetry.sample
     UNION ALL
     SELECT u."time", b.station_id, b.evse, {_UNPACKED}, b.hour
     FROM telemetry.block b, LATERAL telemetry.unpack(b) u;

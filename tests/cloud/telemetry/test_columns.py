@@ -109,4 +109,13 @@ def test_a_series_over_midnight_falls_on_both_days() -> None:
     late = NOON + timedelta(hours=11, minutes=59, seconds=59)
     packed = pack([Dated(1, late, series_of((0, 2000), energy_wh=(1, 1)))])
     assert len(packed.days) == 2
-    assert packed.spans == [(1, 1, late, late + timedelta(seconds=2))]
+    assert packed.spans() == [(1, late, late + timedelta(seconds=2))]
+
+
+def test_a_sparse_series_spans_only_what_it_touches() -> None:
+    week = 7 * 86_400_000
+    packed = pack([Dated(1, NOON, series_of((0, week, 1000), power_w=(1, 1, 1)))])
+    assert sum((last - first for _, first, last in packed.spans()), timedelta()) <= timedelta(
+        hours=6
+    )
+    assert {first for _, first, _ in packed.spans()} >= {NOON, NOON + timedelta(days=7)}

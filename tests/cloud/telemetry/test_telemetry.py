@@ -12,6 +12,7 @@ import pytest
 
 from cloud.kernel.facts import Delivery
 from cloud.stations.api import StationRef, to_ms
+from cloud.telemetry.tiers.keeper import Keep
 from protocols.agent_link import (
     BillingBatch,
     BillingFact,
@@ -180,7 +181,10 @@ async def test_old_days_go_and_coming_days_are_made(world: Any, admin: httpx.Asy
     station = await world.station()
     for days in (0, 10, 20):
         await world.commit(delivery(station, samples(NOON - timedelta(days=days), 2)))
-    assert await world.telemetry.tidy(NOON, timedelta(days=15)) > 0
+    keep = Keep(*(timedelta(days=15),) * 3, hot=timedelta(days=400))
+    await world.telemetry.roll(NOON + timedelta(hours=1))
+    assert await world.telemetry.tidy(NOON, keep) == 0, "hidden first, dropped when nobody reads it"
+    assert await world.telemetry.tidy(NOON, keep) > 0
     told = await read(admin, every="1d", **{"from": "2026-03-01T00:00:00Z"})
     assert [item["at"][:10] for item in told["items"]] == ["2026-04-21", "2026-05-01"]
     await world.commit(delivery(station, samples(NOON + timedelta(hours=20), 2)))
