@@ -36,7 +36,7 @@ demo: setup ## a whole network on this machine; ARGS="--once --json" for scripts
 	@$(VENV)/bin/karvon demo $(ARGS)
 
 bench: setup ## one JSON line per figure
-	@$(PY) tests/benchmarks/run.py $(ARGS)
+	@$(PY) tools/services.py run -- $(PY) tests/benchmarks/run.py $(ARGS)
 
 services: setup ## start TimescaleDB and Mosquitto for tests, on ports of their own; idempotent
 	@$(PY) tools/services.py start

@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("wire", "agent", "link")
+BENCHMARKS = ("wire", "agent", "link", "ingest")
 ROOT = Path(__file__).resolve().parents[2]
 
 
