@@ -161,10 +161,14 @@ HOUSES = {"timescale": services_house, "embedded": embedded_house}
 
 
 class Contestant:
-    """Processes under measurement."""
+    """Processes under measurement; a cloud also has REST and an admin's key."""
 
-    def __init__(self, processes: list[subprocess.Popen[bytes]]) -> None:
+    def __init__(
+        self, processes: list[subprocess.Popen[bytes]], url: str = "", key: str = ""
+    ) -> None:
         self.processes = processes
+        self.url = url
+        self.key = key
 
     def cpu_ms(self) -> float:
         return sum(tree_cpu_ms(one.pid) for one in self.processes)
@@ -183,34 +187,31 @@ def ordinary(house: House, dsn: str, layout: str, numbers: Path) -> Iterator[Con
     """The baseline's process, subscribed."""
     plan = {"dsn": dsn, "layout": layout, "numbers": str(numbers), "broker": asdict(house.broker)}
     script = HERE / "baselines" / "ordinary.py"
-    with _started([sys.executable, str(script), json.dumps(plan)], {}) as process:
+    with _started([sys.executable, str(script), json.dumps(plan)], {}) as (process, _):
         yield Contestant([process])
 
 
 @contextmanager
 def cloud(house: House, dsn: str, folder: Path) -> Iterator[Contestant]:
     """`karvon cloud serve` on this database and the house's broker, ready."""
-    with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(one) for one in _cloud_processes(house, dsn, folder)]
-        yield Contestant(found)
-
-
-def _cloud_processes(
-    house: House, dsn: str, folder: Path
-) -> list[contextlib.AbstractContextManager[subprocess.Popen[bytes]]]:
     broker = house.broker
     settings = {
         "KARVON_DATABASE_URL": dsn,
         "KARVON_MQTT_URL": f"mqtts://{broker.user}:{broker.password}@{broker.host}:{broker.port}",
         "KARVON_MQTT_CA_FILE": broker.ca_file,
     }
-    command = [sys.executable, "-m", "karvon", "cloud", "serve", "--json", "--http-port", "0"]
-    return [_started([*command, "--data-dir", str(folder / "data")], settings)]
+    command = [sys.executable, "-m", "karvon.demo.leash", str(os.getpid()), "cloud", "serve"]
+    command += ["--json", "--http-port", "0", "--data-dir", str(folder / "data")]
+    command += ["--admin-key-file", str(folder / "key")]
+    with _started(command, settings) as (process, line):
+        yield Contestant([process], json.loads(line)["ready"], (folder / "key").read_text().strip())
 
 
 @contextmanager
-def _started(command: list[str], settings: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has printed its first line; killed at the end if it still runs."""
+def _started(
+    command: list[str], settings: dict[str, str]
+) -> Iterator[tuple[subprocess.Popen[bytes], bytes]]:
+    """A process and its first line; killed at the end if it still runs."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command,
@@ -221,10 +222,11 @@ def _started(command: list[str], settings: dict[str, str]) -> Iterator[subproces
         )
         try:
             assert process.stdout is not None
-            if not process.stdout.readline():
+            line = process.stdout.readline()
+            if not line:
                 log.seek(0)
                 raise RuntimeError(f"{command[1:5]} did not start:\n{log.read()[-2000:].decode()}")
-            yield process
+            yield process, line
         finally:
             process.kill()
             process.communicate()

@@ -49,7 +49,6 @@ from protocols.agent_link import (
 ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = 256
 """Messages a write: about 90 KB."""
-PATIENCE_S = 3.0
 DOWN_FILTER = "karvon/1/+/+/down/+"
 SAMPLED = 64
 """One message in so many is timed from its first write to its ack."""
@@ -80,6 +79,8 @@ class LoadPlan:
     acks: bool = True
     """False: no greeting; the consumer counts what it has committed into `Numbers` itself."""
     drain_s: float = 60.0
+    patience_s: float = 3.0
+    """Without an ack for so long, stations greet again."""
     numbers: str = ""
 
 
@@ -183,6 +184,9 @@ class Wire:
         if answer != b"\x20\x02\x00\x00":
             raise ConnectionError(f"the broker refuses {broker.user}: {answer.hex()}")
         self.socket.setblocking(False)
+
+    def close(self) -> None:
+        self.socket.close()
 
     def subscribe(self, topic_filter: str) -> None:
         name = topic_filter.encode()
@@ -351,6 +355,7 @@ class Greetings:
 
     def __init__(self, plan: LoadPlan, up: Wire, numbers: Numbers) -> None:
         self._fleet = plan.fleet
+        self._patience_s = plan.patience_s
         self._up = up
         self._numbers = numbers
         self._settled = bytearray()
@@ -453,7 +458,7 @@ class Greetings:
             mine = range(station, sent, self._fleet.stations)
             again += [number for number in mine if not self._settled[number]]
         self._again.clear()
-        silent = time.monotonic() - self._heard_at > PATIENCE_S
+        silent = time.monotonic() - self._heard_at > self._patience_s
         if silent and (self.waiting or self._numbers["committed"] < sent):
             self._greet(self.waiting or range(self._fleet.stations))
         return sorted(again)

@@ -42,7 +42,6 @@ from protocols.series import to_series
 
 SAMPLES = 10
 LANES = 20
-IN_A_LANE = 100
 MONO_MS = 60_000
 _BASE = 65_521
 """Adler-32's modulus (RFC 1950)."""
@@ -123,9 +122,9 @@ def packet_id(message: int) -> int:
 # --------------------------------------------------------------------------- signal
 
 
-def lanes(seed: int = 1) -> list[list[Series]]:
-    """Each lane is one EVSE's signal, cut into messages; every second one charges."""
-    seconds = samples(SAMPLES * IN_A_LANE, LANES, seed)
+def lanes(length: int) -> list[list[Series]]:
+    """Each lane is one EVSE's signal of so many messages; every second one charges."""
+    seconds = samples(SAMPLES * length, LANES)
     columns: list[list[Series]] = [[] for _ in range(LANES)]
     for rows in zip(*[iter(seconds)] * SAMPLES, strict=True):
         for lane, of_one in enumerate(zip(*rows, strict=True)):
@@ -151,7 +150,7 @@ class Placed:
 
 
 def batches(fleet: Fleet, count: int, placed: Placed) -> Iterator[TelemetryBatch]:
-    signal = lanes()
+    signal = lanes(100)
     outboxes = [fleet.outbox(station) for station in range(fleet.stations)]
     boots = [fleet.boot(station) for station in range(fleet.stations)]
     for number in range(count):
@@ -159,7 +158,7 @@ def batches(fleet: Fleet, count: int, placed: Placed) -> Iterator[TelemetryBatch
         wall_ms, mono_ms = placed.wall_ms(seq), MONO_MS + seq * placed.step_ms
         boot = boots[station]
         series = msgspec.structs.replace(
-            signal[station % LANES][seq % IN_A_LANE],
+            signal[station % LANES][seq % 100],
             evse=1,
             boot=boot,
             wall_ms=wall_ms,
@@ -257,7 +256,7 @@ class Spliced:
         every = placed.step_ms // SAMPLES
         signal = [
             [msgspec.structs.replace(one, dt_ms=(0, *[every] * (SAMPLES - 1))) for one in lane]
-            for lane in lanes()
+            for lane in lanes(20)
         ]
         self._tails = [
             [_Tail(_rest(one, fleet.boot(station))) for one in signal[station % LANES]]
@@ -274,7 +273,7 @@ class Spliced:
             f'{{"outbox":"{self._outboxes[station]}","seq":{seq},"floor":1,"series":['
             f'{{"wall_ms":{wall_ms},"mono_ms":{seq * self._placed.step_ms},'
         ).encode()
-        tail = self._tails[station % len(self._tails)][seq % IN_A_LANE]
+        tail = self._tails[station % len(self._tails)][seq % 20]
         return publish(self._topics[station], tail.behind(head), packet_id(number))
 
 
