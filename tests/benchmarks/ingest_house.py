@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
@@ -114,7 +115,7 @@ async def services_house() -> AsyncIterator[House]:
     """Mosquitto and TimescaleDB as `make services` runs them. Raises NotHereError."""
     file = ROOT / ".services" / "run" / "services.json"
     state = json.loads(file.read_text()) if file.exists() else {}
-    missing = [name for name in ("mosquitto", "timescale") if name not in state]
+    missing = [name for name in ("mosquitto", "timescale") if not _runs(state.get(name))]
     if missing:
         why = "; ".join(state.get("left_out") or ["run `make services` first"])
         raise NotHereError(f"{' and '.join(missing)} not here: {why}")
@@ -132,6 +133,10 @@ async def services_house() -> AsyncIterator[House]:
         timescale["process"]["pid"],
         mosquitto["process"]["pid"],
     )
+
+
+def _runs(service: dict[str, Any] | None) -> bool:
+    return service is not None and psutil.pid_exists(service["process"]["pid"])
 
 
 @asynccontextmanager
