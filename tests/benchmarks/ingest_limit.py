@@ -28,7 +28,12 @@ def pieces(dsn: str) -> list[bytes]:
         query = f"COPY (SELECT * FROM telemetry.sample LIMIT {MOST_ROWS}) TO STDOUT (FORMAT BINARY)"
         with cursor.copy(query) as copy:
             stream = b"".join(bytes(part) for part in copy)
-    ends = list(_rows(stream))[::ROWS_A_TRANSACTION]
+    return cut(stream, ROWS_A_TRANSACTION)
+
+
+def cut(stream: bytes, rows: int) -> list[bytes]:
+    """A binary COPY stream as streams of so many rows each; what is left over falls away."""
+    ends = list(_rows(stream))[::rows]
     return [
         b"".join((_HEADER, stream[begin:end], _TRAILER)) for begin, end in itertools.pairwise(ends)
     ]
