@@ -36,9 +36,9 @@ from ingest_load import LoadPlan, RunningLoad, load
 from ingest_messages import SAMPLES, Fleet, Placed, Prepared, prepare, prepare_plain
 
 STATIONS = 100
-MESSAGES = 200_000
+MESSAGES = 100_000
 PLAIN_MESSAGES = 24_000
-SECONDS = 5.0
+SECONDS = 3.0
 WARM_UP_S = 1.0
 BROKEN_MESSAGES = 30_000
 DUPLICATES = 0.05

@@ -222,6 +222,8 @@ def ragged(peer: Peer) -> list[Series]:
     now = datetime.now(UTC)
     return [
         peer.series(now, power_w=(1, 2)),
+        peer.series(now, power_w=(2**40, 0, 0)),
+        peer.series(now, power_w=(2**40, None, 0)),
         peer.series(now, energy_wh=(2**62, 2**62, 2**62)),
         peer.series(now, dt_ms=(0, 2**61, 2**61)),
         peer.series(now, more={"soc\0_pct": (1, 2, 3)}),
