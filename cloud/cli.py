@@ -1,4 +1,4 @@
-"""`karvon cloud`: serve, migrate, keys.
+"""`karvon cloud`: serve, migrate, keys, backups.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 something needed is out of reach.
 """
@@ -10,20 +10,22 @@ import json
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
-from pydantic import ValidationError
 
+from cloud.backup_cli import backup, restore
 from cloud.kernel.config import CloudConfig
 from cloud.kernel.database import Database, TenantId
-from cloud.kernel.embedded import EmbeddedError, EmbeddedPostgres
-from cloud.kernel.errors import KarvonError, Unavailable
+from cloud.kernel.embedded import EmbeddedPostgres
 from cloud.kernel.http import Caller, Role
 from cloud.kernel.migrate import migrate as upgrade
 from cloud.kernel.observability import configure_logging
 from cloud.main import Ready, tenancy, utc_now
 from cloud.main import serve as run_cloud
+from cloud.shell import DatabaseUrl, DataDir, Json
+from cloud.shell import configured as _config
+from cloud.shell import run as _run
 from cloud.stations.tenancy import Moved
 from cloud.users.service import DEFAULT_TENANT, NewKey, Users
 from cloud.users.store import Tenant
@@ -46,47 +48,9 @@ tenant_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(tenant_app, name="tenant")
-DataDir = Annotated[
-    Path | None, typer.Option(help="Folder of the embedded servers; default karvon-data.")
-]
-DatabaseUrl = Annotated[
-    str | None, typer.Option(help="PostgreSQL to use instead of the embedded one: postgresql://…")
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")]
 
-
-def _fail(code: int, text: str) -> NoReturn:
-    sys.stderr.write(f"karvon cloud: {text}\n")
-    raise typer.Exit(code)
-
-
-def _config(**given: Any) -> CloudConfig:
-    try:
-        return CloudConfig(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        reasons = "; ".join(
-            f"{'.'.join(str(part) for part in one['loc']) or 'settings'}: {one['msg']}"
-            for one in error.errors()
-        )
-        _fail(2, f"{reasons} (from the options or the KARVON_… environment)")
-
-
-def _run(work: Any) -> Any:
-    """Run to the end; what cannot be reached or used becomes one line."""
-    try:
-        return asyncio.run(work)
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
-    except EmbeddedError as error:
-        _fail(3, str(error))
-    except Unavailable as error:
-        _fail(3, f"{' '.join(error.detail.split())}; check --database-url")
-    except TimeoutError:
-        _fail(3, "the MQTT broker did not let us in; check --mqtt-url and the broker's log")
-    except KarvonError as error:
-        _fail(1, error.detail)
-    except OSError as error:
-        _fail(3, f"{error}; choose another port or folder, or stop what holds it")
+app.command()(backup)
+app.command()(restore)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from typing import Final
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import create_engine, pool
 from sqlalchemy.engine import URL
@@ -33,19 +34,21 @@ def modules() -> list[str]:
     return sorted(found, key=lambda name: name != "kernel")
 
 
-def migrate(dsn: str, only: Iterable[str] | None = None) -> None:
+def known_revisions() -> set[str]:
+    """Every revision that this release can make."""
+    return {
+        one.revision for one in ScriptDirectory.from_config(_config(modules())).walk_revisions()
+    }
+
+
+def migrate(dsn: str, only: Iterable[str] | None = None, to: Iterable[str] = ("heads",)) -> None:
     """Bring every module's schema to its newest revision, in one transaction per revision.
 
-    `dsn` is the owner's connection; the role must be allowed to create roles the first time.
-    Raises Unavailable when there is no connection to be had.
+    `dsn` is the owner's connection; the role must be allowed to create roles the first time. `to`
+    names revisions to stop at. Raises Unavailable when there is no connection to be had.
     """
     names = modules() if only is None else list(only)
-    config = Config()
-    config.set_main_option("script_location", str(ROOT / "kernel" / "alembic"))
-    config.set_main_option("path_separator", "newline")
-    config.set_main_option(
-        "version_locations", "\n".join(str(ROOT / name / "migrations") for name in names)
-    )
+    config = _config(names)
     engine = create_engine(_url(dsn), poolclass=pool.NullPool)
     try:
         connected = engine.connect()
@@ -56,12 +59,23 @@ def migrate(dsn: str, only: Iterable[str] | None = None) -> None:
         connection.commit()
         try:
             config.attributes["connection"] = connection
-            command.upgrade(config, "heads")
+            for revision in to:
+                command.upgrade(config, revision)
         finally:
             connection.rollback()
             connection.exec_driver_sql(f"SELECT pg_advisory_unlock({LOCK})")
             connection.commit()
     logger.info("schema is up to date: %s", ", ".join(names))
+
+
+def _config(names: Iterable[str]) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "kernel" / "alembic"))
+    config.set_main_option("path_separator", "newline")
+    config.set_main_option(
+        "version_locations", "\n".join(str(ROOT / name / "migrations") for name in names)
+    )
+    return config
 
 
 def _url(dsn: str) -> URL:

@@ -5,8 +5,8 @@ watching, restarting and stopping them is ours. A child never outlives this proc
 """
 
 from cloud.kernel.embedded.broker import BrokerUser, EmbeddedBroker, hash_secret
-from cloud.kernel.embedded.child import ChildEvent, EmbeddedError
-from cloud.kernel.embedded.postgres import EmbeddedPostgres
+from cloud.kernel.embedded.child import ChildEvent, EmbeddedError, FolderInUse
+from cloud.kernel.embedded.postgres import EmbeddedPostgres, running_dsn
 
 __all__ = [
     "BrokerUser",
@@ -14,5 +14,7 @@ __all__ = [
     "EmbeddedBroker",
     "EmbeddedError",
     "EmbeddedPostgres",
+    "FolderInUse",
     "hash_secret",
+    "running_dsn",
 ]

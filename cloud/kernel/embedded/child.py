@@ -36,6 +36,10 @@ class EmbeddedError(Exception):
     """An embedded server cannot run; the text says what happened, why, and what to do."""
 
 
+class FolderInUse(EmbeddedError):
+    """Another Karvon works in the folder."""
+
+
 @dataclass(frozen=True)
 class ChildEvent:
     """What became of a child: `died` (restart follows), `restarted`, or `slow` to get ready."""
@@ -237,14 +241,14 @@ def running_in(folder: Path, program: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """One Karvon per folder; the kernel frees the lock when we die. EmbeddedError when taken."""
+    """One Karvon per folder; the kernel frees the lock when we die. FolderInUse when taken."""
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.read(descriptor, 20).decode().strip() or "unknown"
-            raise EmbeddedError(
+            raise FolderInUse(
                 f"{folder} is in use by another Karvon (pid {owner}); "
                 "stop that one or choose another --data-dir"
             ) from None

@@ -38,6 +38,7 @@ from cloud.kernel.embedded.output import OutputLog
 
 HERE: Final = "/proc/self/cwd"
 SUPERUSER: Final = "postgres"
+DATABASE: Final = "karvon"
 SOCKET: Final = ".s.PGSQL.5432"
 LONGEST_SOCKET_PATH: Final = 107
 SETTINGS: Final[Mapping[str, str]] = {
@@ -73,7 +74,7 @@ class EmbeddedPostgres:
         self,
         data_dir: Path,
         *,
-        database: str = "karvon",
+        database: str = DATABASE,
         settings: Mapping[str, str] | None = None,
         report: Callable[[ChildEvent], None] | None = None,
     ) -> None:
@@ -109,7 +110,7 @@ class EmbeddedPostgres:
         return self._child.restarts
 
     def dsn_for(self, database: str, user: str = SUPERUSER) -> str:
-        return make_conninfo(host=str(self._socket_dir), port="5432", user=user, dbname=database)
+        return _dsn(self._socket_dir, database, user)
 
     async def start(self) -> None:
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -208,6 +209,17 @@ class EmbeddedPostgres:
                         sql.Identifier(self._database)
                     )
                 )
+
+
+@contextlib.contextmanager
+def running_dsn(home: Path) -> Iterator[str]:
+    """Of the server that another process of ours runs in that folder, as the superuser."""
+    with _short_path(home.absolute() / "data") as folder:
+        yield _dsn(folder, DATABASE, SUPERUSER)
+
+
+def _dsn(socket_dir: Path, database: str, user: str) -> str:
+    return make_conninfo(host=str(socket_dir), port="5432", user=user, dbname=database)
 
 
 @contextlib.contextmanager
