@@ -84,6 +84,8 @@ def backup(
     config = configured(data_dir=data_dir, database_url=database_url)
     now = datetime.now(UTC)
     path = to / now.strftime(NAME) if to.is_dir() else to
+    if not path.parent.is_dir():
+        fail(2, f"the folder {path.parent} does not exist; make it first")
     if path.exists():
         fail(2, f"{path} exists already; choose another name, or a folder")
     _say(run(_back_up(config, path, now), interrupted=1), path, as_json=as_json, verb="written")

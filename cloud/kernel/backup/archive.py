@@ -122,14 +122,14 @@ class Writer:
     def table(self, name: str) -> TableWriter:
         return TableWriter(name, self._add, self._piece)
 
-    def seal(self, manifest: Manifest) -> None:
-        """Write the last members; nothing may follow."""
-        text = msgspec.json.format(
-            msgspec.json.encode(msgspec.structs.replace(manifest, files=self._files)), indent=1
-        )
+    def seal(self, manifest: Manifest) -> Manifest:
+        """Write the last members; nothing may follow. Returns what was written."""
+        manifest = msgspec.structs.replace(manifest, files=self._files)
+        text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         self._add(MANIFEST, text)
         self._add(SEAL, f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n".encode())
         self._tar.close()
+        return manifest
 
     def _add(self, name: str, content: bytes) -> None:
         member = tarfile.TarInfo(name)

@@ -54,9 +54,9 @@ async def dump(
             tables=tuple(tables),
             sequences=tuple(archive.Sequence(*one) for one in sequences),
         )
-        writer.seal(manifest)
+        sealed = writer.seal(manifest)
         await cursor.execute("COMMIT")
-        return manifest
+        return sealed
 
 
 @asynccontextmanager
