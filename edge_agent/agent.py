@@ -31,6 +31,8 @@ from protocols.agent_link import (
     StationStatus,
     StoppedReason,
     Trigger,
+    UnknownCommand,
+    Watch,
     Welcome,
 )
 from protocols.quantities import MilliAmperes
@@ -50,18 +52,20 @@ class Uplink(Protocol):
 
     def wake(self) -> None: ...
 
+    def watch(self, watch: Watch) -> None: ...
+
 
 class Inbox:
     """What the uplink hears, handled in its order beside the uplink's own work."""
 
     def __init__(self) -> None:
         self.link = "not connected yet"
-        self._queue: asyncio.Queue[Welcome | Command] = asyncio.Queue()
+        self._queue: asyncio.Queue[Welcome | Command | UnknownCommand] = asyncio.Queue()
 
     async def welcomed(self, welcome: Welcome) -> None:
         self._queue.put_nowait(welcome)
 
-    async def command(self, command: Command) -> None:
+    async def command(self, command: Command | UnknownCommand) -> None:
         self._queue.put_nowait(command)
 
     def link_changed(self, up: bool, reason: str) -> None:

@@ -24,6 +24,8 @@ from protocols.agent_link import (
     SetAvailability,
     SetLimit,
     SetLocalList,
+    UnknownCommand,
+    Watch,
     Welcome,
 )
 from protocols.quantities import Milliseconds
@@ -42,6 +44,8 @@ class Desk:
         self.station = loop.station
         self.ledger: Ledger = loop.ledger
         self.clock = loop.clock
+        self.watch: Callable[[Watch], None] = lambda _: None
+        """Somebody looks: who sends telemetry shall do so more often. Set by who has an uplink."""
         self._ended_here = ended_here
         self._taken: set[UUID] = set()
 
@@ -56,12 +60,16 @@ class Desk:
             raise RefusedError(f"no start now: {NO_DISK} ({self.ledger.failure})")
         return text
 
-    async def command(self, command: Command) -> None:
+    async def command(self, command: Command | UnknownCommand) -> None:
         """Carry out a command of the cloud, at most once."""
         if command.id in self._taken or self.ledger.store.result_of(command.id) is not None:
             log.info("command %s was answered before", command.id)
             return
         self._taken.add(command.id)
+        if isinstance(command, UnknownCommand):
+            text = f"this agent does not know the action {command.action!r}; upgrade it"
+            self._answer(command, CommandStatus.REJECTED, text)
+            return
         now = self.clock.now()
         late = now.wall_ms >= command.issued_ms + command.valid_ms
         if late and now.quality is not ClockQuality.UNSET:
@@ -84,6 +92,10 @@ class Desk:
             self._limit(command, do)
         elif isinstance(do, SetAvailability):
             await self._availability(command, do)
+        elif isinstance(do, Watch):
+            self.station.concerned(do.evse)
+            self._persist(self._result(command, CommandStatus.EXECUTED))
+            self.watch(do)
         else:
             self._local_list(command, do)
 
@@ -111,7 +123,9 @@ class Desk:
         self._persist(self._result(command, CommandStatus.EXECUTED), local_list=local)
         self.station.authorizer = Authorizer(local, self.station.authorizer.policy)
 
-    def _result(self, command: Command, status: CommandStatus, text: str = "") -> CommandResult:
+    def _result(
+        self, command: Command | UnknownCommand, status: CommandStatus, text: str = ""
+    ) -> CommandResult:
         return CommandResult(
             id=uuid4(), command=command.id, at=self.clock.now(), status=status, text=text
         )
@@ -122,7 +136,7 @@ class Desk:
             raise RefusedError(f"{NO_DISK}: {self.ledger.failure}")
         self.loop.wake()
 
-    def _answer(self, command: Command, status: CommandStatus, text: str) -> None:
+    def _answer(self, command: Command | UnknownCommand, status: CommandStatus, text: str) -> None:
         log.info("command %s: %s, %s", command.id, status, text)
         result = [Emit(self._result(command, status, text))]
         if not self.ledger.write(result):

@@ -223,6 +223,7 @@ async def run(config: Config) -> None:
             agent.uplink = _uplink(config, agent)
             if agent.uplink is not None:
                 agent.loop.wake = agent.uplink.wake
+                agent.desk.watch = agent.uplink.watch
             await _until_told(agent)
 
 

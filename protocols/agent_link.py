@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import zlib
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import Final, TypeVar, get_args
 from uuid import UUID
 
 import msgspec
@@ -553,7 +553,23 @@ class SetLocalList(msgspec.Struct, frozen=True, tag="set_local_list", tag_field=
     entries: tuple[LocalListEntry, ...]
 
 
-Action = RemoteStart | RemoteStop | SetLimit | SetAvailability | SetLocalList
+class Watch(msgspec.Struct, frozen=True, tag="watch", tag_field="action"):
+    """Somebody looks at an EVSE (0: all): send telemetry more often until it expires.
+
+    Asking again prolongs it. It changes when samples are sent, not what is measured or kept.
+    """
+
+    evse: int
+    every_ms: Milliseconds
+    """How often a batch shall leave; the agent may do with less, and never with less than 1 s."""
+    valid_ms: Milliseconds
+    """From receipt; at most 15 minutes count."""
+
+
+MOST_WATCH_MS: Final = Milliseconds(15 * 60_000)
+LEAST_WATCH_EVERY_MS: Final = Milliseconds(1000)
+
+Action = RemoteStart | RemoteStop | SetLimit | SetAvailability | SetLocalList | Watch
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -564,6 +580,13 @@ class Command(msgspec.Struct, frozen=True):
     valid_ms: Milliseconds
     """Cloud time: the command dies at issued_ms + valid_ms (the welcome gives the cloud's time)."""
     do: Action
+
+
+class UnknownCommand(msgspec.Struct, frozen=True):
+    """A command of a later version: its action has a name that is not known here."""
+
+    id: UUID
+    action: str
 
 
 # --------------------------------------------------------------------------- wire form
@@ -625,5 +648,35 @@ def decode_up(channel: Up, payload: bytes) -> msgspec.Struct:
 
 
 def decode_down(channel: Down, payload: bytes) -> msgspec.Struct:
-    """A message from the cloud, of the channel's type in DOWN_TYPES; raises LinkError."""
-    return _decode(_DOWN_DECODERS[channel], payload)
+    """A message from the cloud, of the channel's type in DOWN_TYPES; raises LinkError.
+
+    A command whose only fault is an action of a later version becomes an UnknownCommand, so that
+    it can be answered.
+    """
+    try:
+        return _decode(_DOWN_DECODERS[channel], payload)
+    except LinkError:
+        if channel is Down.COMMAND and (unknown := _unknown_command(payload)) is not None:
+            return unknown
+        raise
+
+
+class _AnyDo(msgspec.Struct):
+    action: str
+
+
+class _AnyCommand(msgspec.Struct):
+    id: UUID
+    do: _AnyDo
+
+
+_ANY_COMMAND = msgspec.json.Decoder(_AnyCommand)
+_ACTIONS: Final = frozenset(str(one.__struct_config__.tag) for one in get_args(Action))
+
+
+def _unknown_command(payload: bytes) -> UnknownCommand | None:
+    try:
+        found = _decode(_ANY_COMMAND, payload)
+    except LinkError:
+        return None
+    return None if found.do.action in _ACTIONS else UnknownCommand(found.id, found.do.action)

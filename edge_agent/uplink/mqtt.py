@@ -31,6 +31,7 @@ from edge_agent.uplink.session import (
     Session,
     SessionSettings,
     Tick,
+    Watched,
     Welcomed,
 )
 from protocols.agent_link import (
@@ -38,7 +39,9 @@ from protocols.agent_link import (
     Down,
     Presence,
     Stamp,
+    UnknownCommand,
     Up,
+    Watch,
     Welcome,
     down_filter,
     encode,
@@ -104,7 +107,7 @@ class Listener(Protocol):
 
     async def welcomed(self, welcome: Welcome) -> None: ...
 
-    async def command(self, command: Command) -> None: ...
+    async def command(self, command: Command | UnknownCommand) -> None: ...
 
     def link_changed(self, up: bool, reason: str) -> None: ...
 
@@ -168,6 +171,11 @@ class MqttUplink:
     def wake(self) -> None:
         """There may be something new to send."""
         self._something.set()
+
+    def watch(self, watch: Watch) -> None:
+        """Somebody looks: telemetry leaves more often from the next tick on."""
+        self.session.handle(Watched(watch), int(time.monotonic() * 1000))
+        self.wake()
 
     async def run(self) -> None:
         """Stay connected. Every failure is reported to the listener and tried again."""

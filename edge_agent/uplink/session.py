@@ -18,6 +18,8 @@ from edge_agent.journal.telemetry import SealedSeries
 from edge_agent.records import LocalList, Transaction
 from edge_agent.uplink.pace import Pace
 from protocols.agent_link import (
+    LEAST_WATCH_EVERY_MS,
+    MOST_WATCH_MS,
     Ack,
     BillingBatch,
     Command,
@@ -32,8 +34,10 @@ from protocols.agent_link import (
     StateFact,
     Stream,
     TelemetryBatch,
+    UnknownCommand,
     Up,
     Verdict,
+    Watch,
     Welcome,
     decode_down,
     encode,
@@ -92,7 +96,14 @@ class Tick:
     """Time has passed, or there may be something new to send."""
 
 
-Event = Connected | Disconnected | Arrived | Tick
+@dataclass(frozen=True)
+class Watched:
+    """Somebody looks at the station: live samples leave more often for a while."""
+
+    watch: Watch
+
+
+Event = Connected | Disconnected | Arrived | Tick | Watched
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ class Welcomed:
 
 @dataclass(frozen=True)
 class Commanded:
-    command: Command
+    command: Command | UnknownCommand
 
 
 @dataclass(frozen=True)
@@ -178,6 +189,7 @@ class Session:
         self._renewed = False
         self._live_from = 0
         self._state_at = self._telemetry_at = 0
+        self._watch_ms = self._watched_until = 0
         self._flights: dict[tuple[Stream, int], _Flight] = {}
         self._pace = Pace(settings.in_flight, settings.per_second)
 
@@ -197,6 +209,10 @@ class Session:
             self.cloud = None
             self._flights.clear()
             return self._changed(up=False, reason=event.reason)
+        if isinstance(event, Watched):
+            self._watch_ms = max(event.watch.every_ms, LEAST_WATCH_EVERY_MS)
+            self._watched_until = now + min(event.watch.valid_ms, MOST_WATCH_MS)
+            return []
         if not self._connected:
             return []
         return self._arrived(event, now) if isinstance(event, Arrived) else self._tick(now)
@@ -274,7 +290,7 @@ class Session:
             return self._welcomed(message, now)
         if isinstance(message, Ack):
             return self._acknowledged(message, now)
-        return [Commanded(message)] if isinstance(message, Command) else []
+        return [Commanded(message)] if isinstance(message, Command | UnknownCommand) else []
 
     def _acknowledged(self, ack: Ack, now: int) -> list[Action]:
         if self.cloud is None or ack.outbox != self._outbox.outbox:
@@ -374,13 +390,19 @@ class Session:
         ]
 
     def _live_telemetry(self, now: int) -> list[Action]:
-        due = now - self._telemetry_at >= self.settings.telemetry_ms
+        every = self._telemetry_every(now)
+        due = now - self._telemetry_at >= every
         out = sum(1 for (s, _), f in self._flights.items() if s is Stream.TELEMETRY and f.live)
         if not due or not self._outbox.buffered or out >= LIVE_TELEMETRY:
             return []
-        self._telemetry_at = now
+        self._telemetry_at = max(self._telemetry_at + every, now - every)
         sealed = self._outbox.seal(live=True, max_samples=self.settings.max_samples)
         return self._telemetry([sealed] if sealed else [], now, live=True)
+
+    def _telemetry_every(self, now: int) -> int:
+        if now < self._watched_until:
+            return min(self._watch_ms, self.settings.telemetry_ms)
+        return self.settings.telemetry_ms
 
     def _telemetry(self, batches: Iterable[SealedSeries], now: int, *, live: bool) -> list[Action]:
         return [

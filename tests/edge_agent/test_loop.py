@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 
 from edge_agent.hardware.board import BoardRefusedError
@@ -28,7 +29,9 @@ from protocols.agent_link import (
     StoppedReason,
     Stream,
     TransactionEventType,
+    UnknownCommand,
     Verdict,
+    Watch,
     Welcome,
 )
 from protocols.quantities import MilliAmperes, Milliseconds, WattHours
@@ -261,6 +264,26 @@ async def test_what_cannot_be_done_is_rejected_with_the_reason(rig: Rig) -> None
     await rig.desk.command(stop)
     result = rig.store.result_of(stop.id)
     assert (result.status, "not open here" in result.text) == (CommandStatus.REJECTED, True)
+
+
+async def test_a_watch_is_handed_to_the_uplink(rig: Rig) -> None:
+    asked: list[Watch] = []
+    rig.desk.watch = asked.append
+    watch = Watch(evse=0, every_ms=Milliseconds(1000), valid_ms=Milliseconds(60_000))
+    good, bad = command(rig, watch), command(rig, msgspec.structs.replace(watch, evse=9))
+    for each in (good, bad, good):
+        await rig.desk.command(each)
+    assert asked == [watch]
+    assert rig.store.result_of(good.id).status is CommandStatus.EXECUTED
+    assert rig.store.result_of(bad.id).status is CommandStatus.REJECTED
+
+
+async def test_an_action_of_a_later_version_is_rejected_and_named(rig: Rig) -> None:
+    unknown = UnknownCommand(UUID(int=77), "sing")
+    for _ in range(2):
+        await rig.desk.command(unknown)
+    result = rig.store.result_of(unknown.id)
+    assert (result.status, "'sing'" in result.text) == (CommandStatus.REJECTED, True)
 
 
 async def test_a_commanded_limit_holds_survives_a_restart_and_expires(rig: Rig) -> None:

@@ -77,6 +77,18 @@ def test_what_is_written_is_what_was_agreed(vector: dict[str, Any]) -> None:
     assert written == golden
 
 
+@by_name(VECTORS["later_commands"])
+def test_commands_of_a_later_version_can_be_answered(vector: dict[str, Any]) -> None:
+    message = decode_down(Down.COMMAND, payload_of(vector))
+    assert json.loads(msgspec.json.encode(message)) == vector["means"]
+
+
+def test_a_known_action_with_a_fault_is_no_later_version() -> None:
+    poison = b'{"id":"00000000-0000-4000-8000-000000000020","do":{"action":"watch","evse":"x"}}'
+    with pytest.raises(LinkError):
+        decode_down(Down.COMMAND, poison)
+
+
 @by_name(VECTORS["refused"])
 def test_what_breaks_the_rules_is_refused(vector: dict[str, Any]) -> None:
     with pytest.raises(LinkError):

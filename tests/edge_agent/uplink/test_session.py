@@ -30,10 +30,12 @@ from edge_agent.uplink.session import (
     Session,
     SessionSettings,
     Tick,
+    Watched,
     Welcomed,
 )
 from edge_agent.uplink.testing import ModelCloud
 from protocols.agent_link import (
+    MOST_WATCH_MS,
     BillingBatch,
     ChargingState,
     ClockQuality,
@@ -48,7 +50,9 @@ from protocols.agent_link import (
     TransactionEvent,
     TransactionEventType,
     Trigger,
+    UnknownCommand,
     Up,
+    Watch,
     decode_up,
     encode,
 )
@@ -404,6 +408,41 @@ def test_while_all_is_well_telemetry_is_one_message_a_minute(tmp_path: Path) -> 
         journal.close()
 
 
+def test_while_somebody_watches_telemetry_is_a_message_a_second(tmp_path: Path) -> None:
+    """Over a reconnect too; it ends by itself, and asking for more than is granted gives less."""
+    journal = Journal.open(
+        tmp_path, station="S1", boot=uuid4(), budget=JournalBudget(reserve_bytes=0)
+    )
+    now = 0
+    session = Session(SessionSettings(station="S1", agent_version="1"), journal, lambda: stamp(now))
+    cloud = ModelCloud()
+    at: list[int] = []
+    waiting = session.handle(Connected(), now)
+    day = Milliseconds(24 * 3_600_000)
+    try:
+        for now in range(250, 1_100_000, 250):
+            if now == 100_000:
+                watch = Watch(evse=1, every_ms=Milliseconds(1), valid_ms=day)
+                assert session.handle(Watched(watch), now) == []
+            if now == 400_000:
+                session.handle(Disconnected("a test"), now)
+                waiting = session.handle(Connected(), now)
+            if now % 1000 == 500:
+                journal.add([Sample(evse=1, at=stamp(now), energy_wh=WattHours(now))])
+            waiting += session.handle(Tick(), now)
+            while waiting:
+                action = waiting.pop(0)
+                if isinstance(action, Send):
+                    at += [now] * (action.channel is Up.TELEMETRY)
+                    answer = cloud.receive(action.channel, action.payload)
+                    waiting += session.handle(Arrived(*answer), now) if answer else []
+    finally:
+        journal.close()
+    watched = [moment for moment in at if 100_000 <= moment < 100_000 + MOST_WATCH_MS]
+    assert MOST_WATCH_MS // 1000 - 3 <= len(watched) <= MOST_WATCH_MS // 1000 + 1
+    assert len([moment for moment in at if moment >= 100_000 + MOST_WATCH_MS]) in {1, 2}
+
+
 def test_another_clouds_ack_asks_for_a_hello(desk: Desk) -> None:
     desk.welcome()
     desk.journal.commit(facts=[event(uuid4(), 0)])
@@ -430,6 +469,9 @@ def test_commands_are_handed_on_and_poison_is_ignored(desk: Desk) -> None:
     desk.welcome()
     command = Command(uuid4(), Milliseconds(NOON), Milliseconds(60_000), RemoteStop(uuid4()))
     assert desk.handle(Arrived(Down.COMMAND, encode(command))) == [Commanded(command)]
+    later = b'{"id":"00000000-0000-4000-8000-000000000020","do":{"action":"sing"}}'
+    unknown = UnknownCommand(UUID("00000000-0000-4000-8000-000000000020"), "sing")
+    assert desk.handle(Arrived(Down.COMMAND, later)) == [Commanded(unknown)]
     for poison in (b"", b"{", b"\x78\x9c1", b'{"id":1}', b"[" * 100_000):
         assert desk.handle(Arrived(Down.COMMAND, poison)) == []
 
