@@ -56,7 +56,7 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct, frozen=True):
-    """One table's stream. `days` are those that its partitions or chunks covered."""
+    """One table's stream; `partitions` (name, from, to) are PostgreSQL's, `days` of its chunks."""
 
     name: str
     columns: tuple[str, ...]
@@ -64,6 +64,7 @@ class Table(msgspec.Struct, frozen=True):
     rows: int
     bytes: int
     sha256: str
+    partitions: tuple[tuple[str, str, str], ...] = ()
     days: tuple[str, ...] = ()
 
 

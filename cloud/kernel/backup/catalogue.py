@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from psycopg import sql
 
 from cloud.kernel.database import Cursor
 from cloud.kernel.errors import KarvonError, Kind
 from cloud.kernel.rows import rows
+
+BOUND: Final = re.compile(r"FOR VALUES FROM \('([^']+)'\) TO \('([^']+)'\)")
 
 
 class Unprepared(KarvonError):
@@ -28,6 +31,8 @@ class Relation:
     schema: str
     name: str
     columns: list[str]
+    native: bool
+    """Whether it is partitioned by PostgreSQL itself."""
     portable: bool
     """Whether every column has a type of PostgreSQL's own, whose binary form is fixed."""
 
@@ -73,6 +78,7 @@ async def relations(cursor: Cursor, schemas: Sequence[str]) -> list[Relation]:
         cursor,
         Relation,
         "SELECT c.oid::int8 AS id, n.nspname AS schema, c.relname AS name,"
+        " c.relkind = 'p' AS native,"
         " array_agg(a.attname::text ORDER BY a.attnum) AS columns,"
         " bool_and(t.typnamespace = 'pg_catalog'::regnamespace) AS portable"
         " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
@@ -80,7 +86,7 @@ async def relations(cursor: Cursor, schemas: Sequence[str]) -> list[Relation]:
         " AND a.attgenerated = ''"
         " JOIN pg_type t ON t.oid = a.atttypid"
         " WHERE n.nspname = ANY(%(schemas)s) AND c.relkind IN ('r', 'p') AND NOT c.relispartition"
-        " GROUP BY c.oid, n.nspname, c.relname ORDER BY n.nspname, c.relname",
+        " GROUP BY c.oid, n.nspname, c.relname, c.relkind ORDER BY n.nspname, c.relname",
         {"schemas": list(schemas)},
     )
     return _ordered(found, await _references(cursor, schemas))
@@ -126,25 +132,25 @@ async def sequences(cursor: Cursor, schemas: Sequence[str]) -> list[tuple[str, i
     return [(row[0], row[1]) for row in await cursor.fetchall()]
 
 
-async def days(cursor: Cursor, relation: Relation) -> tuple[str, ...]:
-    """The days that the table's partitions or chunks cover; none when it has neither."""
+async def partitions(cursor: Cursor, relation: Relation) -> tuple[tuple[str, str, str], ...]:
+    """Name, first and last bound of each native partition by range; none when it has none."""
     await cursor.execute(
-        r"""SELECT DISTINCT generate_series(
-                substring(bound FROM $$FROM \('([^']+)'\)$$)::timestamptz,
-                substring(bound FROM $$TO \('([^']+)'\)$$)::timestamptz - interval '1 us',
-                interval '1 day')::date::text AS day
-            FROM (SELECT pg_get_expr(c.relpartbound, c.oid) AS bound FROM pg_class c
-                  JOIN pg_inherits i ON i.inhrelid = c.oid
-                  JOIN pg_partitioned_table p ON p.partrelid = i.inhparent
-                  JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
-                  WHERE i.inhparent = %s AND p.partstrat = 'r'
-                  AND a.atttypid IN ('timestamptz'::regtype, 'date'::regtype)) b
-            WHERE bound <> 'DEFAULT' ORDER BY day""",
+        "SELECT c.relname::text, pg_get_expr(c.relpartbound, c.oid) FROM pg_class c"
+        " JOIN pg_inherits i ON i.inhrelid = c.oid JOIN pg_partitioned_table p"
+        " ON p.partrelid = i.inhparent WHERE i.inhparent = %s AND p.partstrat = 'r'"
+        " ORDER BY c.relname",
         (relation.id,),
     )
-    native = [row[0] for row in await cursor.fetchall()]
-    if native or not await _has_chunks(cursor):
-        return tuple(native)
+    found = [(row[0], BOUND.fullmatch(row[1])) for row in await cursor.fetchall()]
+    return tuple((name, bound[1], bound[2]) for name, bound in found if bound is not None)
+
+
+async def chunk_days(cursor: Cursor, relation: Relation) -> tuple[str, ...]:
+    """The days that a hypertable's chunks cover; none for other tables."""
+    await cursor.execute("SELECT to_regclass('timescaledb_information.chunks') IS NOT NULL")
+    found = await cursor.fetchone()
+    if not found or not found[0]:
+        return ()
     await cursor.execute(
         "SELECT DISTINCT generate_series(range_start, range_end - interval '1 us',"
         " interval '1 day')::date::text AS day FROM timescaledb_information.chunks"
@@ -153,12 +159,6 @@ async def days(cursor: Cursor, relation: Relation) -> tuple[str, ...]:
         (relation.schema, relation.name),
     )
     return tuple(row[0] for row in await cursor.fetchall())
-
-
-async def _has_chunks(cursor: Cursor) -> bool:
-    await cursor.execute("SELECT to_regclass('timescaledb_information.chunks') IS NOT NULL")
-    found = await cursor.fetchone()
-    return bool(found and found[0])
 
 
 async def day_makers(cursor: Cursor, schemas: Sequence[str]) -> set[str]:

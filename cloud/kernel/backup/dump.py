@@ -103,7 +103,8 @@ async def _table(
         rows=rows,
         bytes=into.bytes,
         sha256=digest,
-        days=await catalogue.days(cursor, relation),
+        partitions=await catalogue.partitions(cursor, relation),
+        days=await catalogue.chunk_days(cursor, relation),
     )
 
 

@@ -16,6 +16,7 @@ from cloud.kernel.backup.dump import Told, owner
 from cloud.kernel.database import Cursor
 from cloud.kernel.migrate import known_revisions, migrate, modules
 
+Here = dict[str, catalogue.Relation]
 EVENT_LEAP: Final = 1_000_000_000
 """More events than any partition gets between a backup and the loss that it repairs."""
 
@@ -90,9 +91,8 @@ async def _demand_quiet(cursor: Cursor) -> None:
 async def _fill(dsn: str, reader: archive.Reader, told: Told) -> None:
     manifest = reader.manifest
     async with owner(dsn) as connection, connection.transaction(), connection.cursor() as cursor:
-        await _ensure_days(cursor, manifest)
+        await _ensure_partitions(cursor, manifest, await _same_tables(cursor, manifest))
         names = [catalogue.identifier(table.name) for table in manifest.tables]
-        await _demand_same(cursor, manifest)
         await cursor.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(names)))
         for table in manifest.tables:
             await _table(cursor, reader, table, told)
@@ -105,10 +105,13 @@ async def _fill(dsn: str, reader: archive.Reader, told: Told) -> None:
         await _leap(cursor)
 
 
-async def _ensure_days(cursor: Cursor, manifest: archive.Manifest) -> None:
+async def _ensure_partitions(cursor: Cursor, manifest: archive.Manifest, here: Here) -> None:
+    """Where partitions were, the same ones; where chunks were, their days' partitions."""
     days: dict[str, set[date]] = {}
     for table in manifest.tables:
-        schema = table.name.partition(".")[0]
+        if here[table.name].native:
+            await _add_partitions(cursor, table)
+        schema = here[table.name].schema
         days.setdefault(schema, set()).update(map(date.fromisoformat, table.days))
     for schema in sorted(await catalogue.day_makers(cursor, modules())):
         await cursor.execute(
@@ -117,14 +120,30 @@ async def _ensure_days(cursor: Cursor, manifest: archive.Manifest) -> None:
         )
 
 
-async def _demand_same(cursor: Cursor, manifest: archive.Manifest) -> None:
+async def _add_partitions(cursor: Cursor, table: archive.Table) -> None:
+    schema = table.name.partition(".")[0]
+    for name, first, last in table.partitions:
+        await cursor.execute(
+            sql.SQL(
+                "CREATE TABLE IF NOT EXISTS {} PARTITION OF {} FOR VALUES FROM ({}) TO ({})"
+            ).format(
+                sql.Identifier(schema, name),
+                catalogue.identifier(table.name),
+                sql.Literal(first),
+                sql.Literal(last),
+            )
+        )
+
+
+async def _same_tables(cursor: Cursor, manifest: archive.Manifest) -> Here:
     """Raises BadBackup when the migrations do not make the tables that the backup holds."""
-    here = {one.full_name for one in await catalogue.relations(cursor, modules())}
-    if differing := here ^ {table.name for table in manifest.tables}:
+    here = {one.full_name: one for one in await catalogue.relations(cursor, modules())}
+    if differing := here.keys() ^ {table.name for table in manifest.tables}:
         raise BadBackup(
             f"the backup and its own migrations differ in {', '.join(sorted(differing))}; "
             "restore it with the Karvon that made it"
         )
+    return here
 
 
 async def _table(cursor: Cursor, reader: archive.Reader, table: archive.Table, told: Told) -> None:
