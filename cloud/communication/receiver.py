@@ -3,7 +3,7 @@
 A message is acknowledged to the broker when the house is done with it, so that the broker's
 in-flight window is the back-pressure; where a broker sends more than that, reading pauses. Messages
 come and are acknowledged many at a time, for one wake-up and one system call each would cost more
-than reading them (docs/decisions/0012).
+than reading them (docs/decisions/0013).
 """
 
 from __future__ import annotations
