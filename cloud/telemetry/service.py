@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 
 from cloud.kernel.database import Cursor, Database
 from cloud.kernel.handover import Move
@@ -12,12 +12,15 @@ from cloud.kernel.http import Caller
 from cloud.stations.api import StationFinder
 from cloud.telemetry import store
 from cloud.telemetry.api import SpanTooLong
-from cloud.telemetry.store import Bucket, Gap
+from cloud.telemetry.energy import Energy
+from cloud.telemetry.store import Bucket, Charged, Gap
+from cloud.telemetry.tiers import store as tiers
 from cloud.telemetry.tiers.keeper import Keep, Keeper
 from cloud.telemetry.tiers.plan import Piece, common_step, plan
 
 LONGEST = timedelta(days=366)
 MOST_GAPS = 1000
+_NEVER = datetime(2200, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,24 @@ class Read:
     coarse: list[Piece]
 
 
+@dataclass(frozen=True)
+class Fleet:
+    """An answer about energy: buckets lie between `bounds`; later than that is not counted yet."""
+
+    charged: list[Charged]
+    bounds: list[datetime]
+    counted_until: datetime
+    late_hours: int
+    coarse: list[Piece]
+
+
+def _check(start: datetime, end: datetime) -> None:
+    if not start < end <= start + LONGEST:
+        raise SpanTooLong(
+            f"`from` must lie before `to`, by at most {LONGEST.days} days", most_days=LONGEST.days
+        )
+
+
 class Telemetry:
     def __init__(self, database: Database, stations: StationFinder) -> None:
         self._database = database
@@ -61,11 +82,7 @@ class Telemetry:
         limit: int,
     ) -> Read:
         """Buckets by EVSE and time, and the gaps in the span. Raises SpanTooLong."""
-        if span.end <= span.start or span.end - span.start > LONGEST:
-            raise SpanTooLong(
-                f"`from` must lie before `to`, by at most {LONGEST.days} days",
-                most_days=LONGEST.days,
-            )
+        _check(span.start, span.end)
         async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
             station = await self._stations.find(cursor, identity)
             marks, late = await store.tiers(cursor, station.id, span.start, span.end)
@@ -83,6 +100,33 @@ class Telemetry:
             )
             gaps = await store.gaps(cursor, station.id, span.start, span.end, span.evse, MOST_GAPS)
         return Read(found, list(gaps), [piece for piece in pieces if piece.coarse])
+
+    async def energy(
+        self, caller: Caller, asked: Energy, after: tuple[int, int], limit: int
+    ) -> Fleet:
+        """What all stations that the caller sees have charged. Raises SpanTooLong, TooManyBuckets.
+
+        It is counted from the roll-ups alone, so that it costs the same however often stations
+        report; therefore only up to `counted_until`, some minutes ago.
+        """
+        _check(asked.start, asked.end)
+        bounds = asked.bounds()
+        async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
+            marks = await tiers.marks(cursor)
+            until = min(asked.end, marks.until)
+            rolled = replace(marks, raw_from=_NEVER)
+            pieces = plan(asked.start, until, common_step(bounds[:-1]), rolled)
+            charged = await store.energy(
+                cursor,
+                pieces,
+                bounds,
+                site=asked.site,
+                group=asked.group,
+                after=after,
+                limit=limit,
+            )
+            late = await store.late_hours(cursor, asked.start, until)
+        return Fleet(charged, bounds, until, late, [piece for piece in pieces if piece.coarse])
 
     async def roll(self, now: datetime) -> None:
         """Roll up what is old enough, and again what came late."""

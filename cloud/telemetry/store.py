@@ -13,7 +13,7 @@ from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.rows import rows
 from cloud.telemetry.columns import FIELDS, Extra
 from cloud.telemetry.tiers import partials
-from cloud.telemetry.tiers.plan import Marks, Piece, Tier
+from cloud.telemetry.tiers.plan import EPOCH, HOUR, Marks, Piece, Tier, floor
 from protocols.agent_link import Series, SeriesGap
 
 _DECODER = msgspec.json.Decoder(Series)
@@ -37,6 +37,17 @@ class Bucket:
     voltage_l2_mv: int | None
     voltage_l3_mv: int | None
     offered_ma: int | None
+
+
+@dataclass(frozen=True)
+class Charged:
+    """Energy of one bucket (the n-th, from 1) and group: a station's or site's key, or 0."""
+
+    n: int
+    key: int
+    energy_wh: int
+    stations: int
+    station: str
 
 
 @dataclass(frozen=True)
@@ -219,6 +230,87 @@ def _part(tier: Tier, number: int) -> str:
         f"      OR (evse, {at}) >= (%(after_evse)s::int, %(after_at)s))"
         f"{' GROUP BY 1, 2' if tier is Tier.RAW else ''}"
     )
+
+
+_ENERGY_PART = (
+    "SELECT station_id, evse, width_bucket(at, %(bounds)s::timestamptz[]) AS n, energy_wh,"
+    " energy_min FROM telemetry.api_{tier} WHERE at >= %(from{n})s AND at < %(to{n})s AND evse > 0"
+    " AND energy_wh IS NOT NULL AND (%(site)s::int IS NULL"
+    " OR station_id IN (SELECT id FROM stations.api_station WHERE site_id = %(site)s))"
+)
+_REGISTER_BEFORE = (
+    "(SELECT b.energy_wh FROM telemetry.api_{tier} b WHERE b.station_id = step.station_id"
+    " AND b.evse = step.evse AND b.at >= %({since})s AND b.at < %({until})s"
+    " AND b.energy_wh IS NOT NULL ORDER BY b.at DESC LIMIT 1)"
+)
+_GROUPS = {None: "0", "station": "s.id", "site": "coalesce(s.site_id, 0)"}
+
+
+async def energy(
+    cursor: Cursor,
+    pieces: Sequence[Piece],
+    bounds: Sequence[datetime],
+    *,
+    site: int | None,
+    group: str | None,
+    after: tuple[int, int],
+    limit: int,
+) -> list[Charged]:
+    """Energy of EVSEs per bucket between the bounds and group, from the roll-ups.
+
+    A bucket's energy is the lifetime register's last value in it less the last one before, however
+    long before: what was charged in a hole counts where the register is seen again. An EVSE
+    that is seen for the first time counts from its first value. EVSE 0 is the site's own meter.
+    """
+    if not pieces:
+        return []
+    start = bounds[0]
+    asked: dict[str, object] = {
+        "bounds": list(bounds),
+        "site": site,
+        "epoch": EPOCH,
+        "start": start,
+        "start_hour": floor(start, HOUR),
+        "after": after[0],
+        "after_key": after[1],
+        "limit": limit,
+    }
+    parts = []
+    for n, piece in enumerate(pieces):
+        asked |= {f"from{n}": piece.start, f"to{n}": piece.end}
+        parts.append(_ENERGY_PART.format(tier=piece.tier, n=n))
+    minute = _REGISTER_BEFORE.format(tier="minute", since="start_hour", until="start")
+    hour = _REGISTER_BEFORE.format(tier="hour", since="epoch", until="start_hour")
+    return await rows(
+        cursor,
+        Charged,
+        f"WITH part AS ({' UNION ALL '.join(parts)}), last AS ("
+        "  SELECT station_id, evse, n, max(energy_wh) AS register, min(energy_min) AS first"
+        "  FROM part GROUP BY 1, 2, 3"
+        "), step AS ("
+        "  SELECT *, lag(register) OVER (PARTITION BY station_id, evse ORDER BY n) AS before"
+        "  FROM last"
+        "), charged AS ("
+        "  SELECT station_id, n, greatest(0, register - coalesce(before,"
+        f"   {minute}, {hour}, first)) AS energy_wh FROM step"
+        f") SELECT n, {_GROUPS[group]} AS key, sum(energy_wh)::bigint AS energy_wh,"
+        "  count(DISTINCT s.id)::int AS stations, min(s.identity) AS station"
+        "  FROM charged JOIN stations.api_station s ON s.id = station_id"
+        "  GROUP BY 1, 2 HAVING (n, {key}) > (%(after)s, %(after_key)s)"
+        "  ORDER BY 1, 2 LIMIT %(limit)s".replace("{key}", _GROUPS[group]),
+        asked,
+    )
+
+
+async def late_hours(cursor: Cursor, start: datetime, end: datetime) -> int:
+    """How many hours of stations got late samples that the roll-ups do not hold yet."""
+    await cursor.execute(
+        "SELECT count(DISTINCT (station_id, hour)) FROM telemetry.api_late"
+        " WHERE hour >= %s AND hour < %s",
+        (floor(start, HOUR), end),
+    )
+    found = await cursor.fetchone()
+    return int(found[0]) if found else 0
 
 
 async def gaps(
