@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from cloud.api import rest as api_rest
 from cloud.api.app import create_app
+from cloud.api.live import EventFeed
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
 from cloud.broker import Broker, embedded_broker, outside_broker
@@ -171,7 +172,13 @@ class Modules:
             credentials=credentials,
         )
 
-    def app(self, database: Database, receiver: Receiver, registry: CollectorRegistry) -> FastAPI:
+    def app(
+        self,
+        database: Database,
+        receiver: Receiver,
+        registry: CollectorRegistry,
+        feed: EventFeed,
+    ) -> FastAPI:
         """The REST application over these modules."""
 
         async def broker_is_up() -> bool:
@@ -187,7 +194,7 @@ class Modules:
                 telemetry_rest.router(self.telemetry, utc_now),
                 transactions_rest.router(self.transactions),
                 communication_rest.routes(self.commands),
-                api_rest.router(database, self.stations),
+                api_rest.router(database, self.stations, feed),
                 health_routes(checks, registry),
             ],
             database,
@@ -270,7 +277,10 @@ class Cloud:
             await stack.enter_async_context(_supervised(name, work))
         async with asyncio.timeout(BROKER_DEADLINE_S):
             await receiver.online.wait()
-        await stack.enter_async_context(_http(modules.app(database, receiver, registry), listener))
+        feed = EventFeed(database, modules.stations)
+        app = modules.app(database, receiver, registry, feed)
+        await stack.enter_async_context(_http(app, listener))
+        await stack.enter_async_context(feed.serving())
         port = listener.getsockname()[1]
         self.ready = Ready(_url(config.host, port), broker.endpoint.mqtt_url)
 

@@ -13,16 +13,18 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg.types.json import Jsonb
 
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import Unavailable
+from cloud.kernel.paging import Where
 
 PARTITIONS: Final = 16
 CHANNEL: Final = "karvon_event"
+LAST: Final = 2**62
 
 
 @dataclass(frozen=True)
@@ -92,29 +94,132 @@ def _row(event: Event, first: dict[int, int]) -> tuple[Any, ...]:
     )
 
 
+@dataclass(frozen=True)
+class Narrow:
+    """Which events are meant; None does not narrow."""
+
+    tenant: TenantId | None = None
+    kind: str | None = None
+    """What its kind begins with."""
+    station_id: int | None = None
+    since: datetime | None = None
+
+    def takes(self, logged: Logged) -> bool:
+        """The same in memory."""
+        event = logged.event
+        return (
+            self.tenant in {None, event.tenant_id}
+            and event.kind.startswith(self.kind or "")
+            and self.station_id in {None, event.station_id}
+            and (self.since is None or logged.recorded_at >= self.since)
+        )
+
+    def where(self) -> Where:
+        return (
+            Where()
+            .add("x.tenant_id = {}", self.tenant)
+            .add("starts_with(x.kind, {})", self.kind)
+            .add("x.station_id = {}", self.station_id)
+            .add("x.recorded_at >= {}", self.since)
+        )
+
+    def partitions(self) -> Sequence[int]:
+        return range(PARTITIONS) if self.station_id is None else [self.station_id % PARTITIONS]
+
+
+ALL: Final = Narrow()
+_COLUMNS: Final = (
+    "e.partition, e.position, e.recorded_at, e.tenant_id, e.kind, e.station_id, e.subject, e.data"
+)
+
+
 async def read(
-    cursor: Cursor, after: Mapping[int, int], limit: int, tenant: TenantId | None = None
+    cursor: Cursor,
+    after: Mapping[int, int],
+    limit: int,
+    narrow: Narrow = ALL,
+    upto: Mapping[int, int] | None = None,
 ) -> list[Logged]:
-    """Events behind the given position of each partition (missing: all), oldest first."""
-    await cursor.execute(
-        "SELECT e.partition, e.position, e.recorded_at, e.tenant_id, e.kind, e.station_id,"
-        " e.subject, e.data FROM unnest(%s::int[], %s::bigint[]) AS c(partition, position)"
-        " JOIN LATERAL (SELECT * FROM kernel.event x WHERE x.partition = c.partition"
-        " AND x.position > c.position AND (%s::int IS NULL OR x.tenant_id = %s)"
-        " ORDER BY x.position LIMIT %s) e ON true ORDER BY e.partition, e.position",
-        (
-            list(range(PARTITIONS)),
-            [after.get(partition, -1) for partition in range(PARTITIONS)],
-            tenant,
-            tenant,
-            limit,
-        ),
+    """Events behind the given position of each partition (missing: all), oldest first.
+
+    `upto` ends each partition there, that position included.
+    """
+    bounds = [
+        (part, after.get(part, -1), LAST if upto is None else upto.get(part, -1))
+        for part in narrow.partitions()
+    ]
+    found = await _bounded(cursor, bounds, limit, narrow, "x.position")
+    return _oldest_first(found)[:limit]
+
+
+async def read_back(
+    cursor: Cursor, before: Mapping[int, int], limit: int, narrow: Narrow = ALL
+) -> list[Logged]:
+    """Events before the given position of each partition (missing: all), newest first."""
+    floor = {} if narrow.since is None else await since(cursor, narrow.since)
+    bounds = [
+        (part, floor.get(part, -1), before.get(part, LAST + 1) - 1) for part in narrow.partitions()
+    ]
+    found = await _bounded(cursor, bounds, limit, narrow, "x.position DESC")
+    return _oldest_first(found)[-limit:][::-1]
+
+
+async def _bounded(
+    cursor: Cursor,
+    bounds: Sequence[tuple[int, int, int]],
+    limit: int,
+    narrow: Narrow,
+    order: LiteralString,
+) -> list[Logged]:
+    """At most `limit` events of each (partition, behind, up to)."""
+    where = narrow.where()
+    sql: LiteralString = (
+        f"SELECT {_COLUMNS} FROM unnest(%(parts)s::int[], %(after)s::bigint[], %(upto)s::bigint[])"  # noqa: S608  # of literals only
+        " AS c (partition, after, upto) JOIN LATERAL (SELECT * FROM kernel.event x"
+        " WHERE x.partition = c.partition AND x.position > c.after AND x.position <= c.upto"
+        f" AND {where.sql} ORDER BY {order} LIMIT %(limit)s) e ON true"
+        " ORDER BY e.partition, e.position"
     )
-    found = [
+    parts, after, upto = (list(column) for column in zip(*bounds, strict=True))
+    await cursor.execute(
+        sql, {**where.params, "parts": parts, "after": after, "upto": upto, "limit": limit}
+    )
+    return [
         Logged(r[0], r[1], r[2], Event(TenantId(r[3]), r[4], r[5], r[6], r[7]))
         for r in await cursor.fetchall()
     ]
-    return _oldest_first(found)[:limit]
+
+
+async def heads(cursor: Cursor) -> dict[int, int]:
+    """The last position of each partition (-1: none); all up to them can be read."""
+    await cursor.execute("SELECT partition, next - 1 FROM kernel.event_partition")
+    return dict(await cursor.fetchall())
+
+
+async def since(cursor: Cursor, moment: datetime) -> dict[int, int]:
+    """Of each partition the last position before the moment, by halving: times have no index."""
+    low = dict.fromkeys(range(PARTITIONS), -1)
+    high = {part: head + 1 for part, head in (await heads(cursor)).items()}
+    while any(high[part] - low[part] > 1 for part in low):
+        middle = {part: (low[part] + high[part]) // 2 for part in low if high[part] - low[part] > 1}
+        for part, earlier in (await _earlier(cursor, middle, high, moment)).items():
+            (low if earlier else high)[part] = middle[part]
+    return low
+
+
+async def _earlier(
+    cursor: Cursor, middle: dict[int, int], high: dict[int, int], moment: datetime
+) -> dict[int, bool]:
+    """Whether the first event that is seen from `middle` on (below `high`) is before the moment."""
+    await cursor.execute(
+        "SELECT c.partition, coalesce(e.recorded_at < %s, false)"
+        " FROM unnest(%s::int[], %s::bigint[], %s::bigint[]) AS c (partition, middle, high)"
+        " LEFT JOIN LATERAL (SELECT x.recorded_at FROM kernel.event x"
+        " WHERE x.partition = c.partition AND x.position >= c.middle AND x.position < c.high"
+        " ORDER BY x.position LIMIT 1) e ON true",
+        (moment, list(middle), list(middle.values()), [high[part] for part in middle]),
+    )
+    return dict(await cursor.fetchall())
 
 
 def _oldest_first(found: Sequence[Logged]) -> list[Logged]:

@@ -76,16 +76,18 @@ class Listing:
     def answer(self, cut: Cut[Row], kind: type[Item], view: Callable[[Row], Item]) -> Page[Item]:
         """The rows as a Page of `kind`, or the same as CSV; both name the next page in `Link`."""
         items = [view(row) for row in cut.rows]
-        headers = {} if cut.next is None else {"Link": self._link(cut.next)}
+        headers = {} if cut.next is None else {"Link": next_link(self._request, cut.next)}
         if self._form is Format.CSV:
             sent = Response(to_csv(kind, items), media_type=CSV, headers=headers)
             return cast("Page[Item]", sent)  # FastAPI sends a Response as it is
         self._response.headers.update(headers)
         return Page(items=items, next=cut.next)
 
-    def _link(self, cursor: str) -> str:
-        url = self._request.url.include_query_params(cursor=cursor)
-        return f'<{url.path}?{url.query}>; rel="next"'
+
+def next_link(request: Request, cursor: str) -> str:
+    """The `Link` header's value for the page behind the cursor."""
+    url = request.url.include_query_params(cursor=cursor)
+    return f'<{url.path}?{url.query}>; rel="next"'
 
 
 def listing(sorts: Sorts) -> Callable[..., Awaitable[Listing]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -15,6 +15,7 @@ from psycopg.conninfo import make_conninfo
 
 from cloud.api import rest as api_rest
 from cloud.api.app import create_app
+from cloud.api.live import EventFeed
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
 from cloud.communication.api import Credential, Presence
@@ -90,6 +91,7 @@ class FakeLink:
         self.sent: list[tuple[int, Action]] = []
         self.present: dict[int, Presence] = {}
         self.published = 0
+        self.on_send: Callable[[Cursor], Awaitable[None]] | None = None
         self.forgotten: list[int] = []
 
     async def presence(self, cursor: Cursor, stations: Collection[int]) -> dict[int, Presence]:
@@ -118,6 +120,8 @@ class FakeLink:
         valid_for: timedelta,
         actor: str,
     ) -> UUID:
+        if self.on_send is not None:
+            await self.on_send(cursor)
         self.sent.append((station_id, action))
         return uuid4()
 
@@ -149,6 +153,7 @@ class World:
         self.authorization = Authorization(database, self.link, self.clock)
         self.transactions = Transactions(database, self.stations, self.authorization, self.link)
         self.telemetry = Telemetry(database, self.stations)
+        self.feed = EventFeed(database, self.stations)
         self.app = create_app(
             self.users,
             [
@@ -157,7 +162,7 @@ class World:
                 authorization_rest.router(self.authorization),
                 telemetry_rest.router(self.telemetry, self.clock),
                 transactions_rest.router(self.transactions),
-                api_rest.router(database, self.stations),
+                api_rest.router(database, self.stations, self.feed),
             ],
             database,
             self.clock,

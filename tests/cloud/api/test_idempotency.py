@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from cloud.kernel.database import Cursor
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.http import Role
 
@@ -83,14 +84,12 @@ async def test_a_twin_that_is_under_way_is_told_to_wait(
     world: Any, admin: httpx.AsyncClient
 ) -> None:
     reached, go_on = asyncio.Event(), asyncio.Event()
-    send = world.link.send
 
-    async def slow(*args: Any) -> Any:
+    async def wait(cursor: Cursor) -> None:
         reached.set()
         await go_on.wait()
-        return await send(*args)
 
-    world.link.send = slow
+    world.link.on_send = wait
     await world.station()
     url, body = "/api/v1/stations/CP-1/commands/set-availability", {"operative": True}
     first = asyncio.create_task(admin.post(url, json=body, headers=KEY))
@@ -108,19 +107,20 @@ async def test_a_twin_that_is_under_way_is_told_to_wait(
 async def test_a_request_that_died_midway_left_nothing(
     world: Any, admin: httpx.AsyncClient, failure: Exception
 ) -> None:
-    add_code = world.stations._new_code
+    await world.station()
+    url, body = "/api/v1/stations/CP-1/commands/set-availability", {"operative": True}
 
-    async def die(*args: Any) -> Any:
-        await add_code(*args)
+    async def die(cursor: Cursor) -> None:
+        await cursor.execute("UPDATE stations.station SET name = 'half done'")
         raise failure
 
-    world.stations._new_code = die
-    died = await admin.post("/api/v1/stations", json={"station": "CP-1"}, headers=KEY)
+    world.link.on_send = die
+    died = await admin.post(url, json=body, headers=KEY)
     assert died.status_code in {500, 503}
-    assert (await admin.get("/api/v1/stations/CP-1")).status_code == 404
-    world.stations._new_code = add_code
-    made = await admin.post("/api/v1/stations", json={"station": "CP-1"}, headers=KEY)
-    assert made.status_code == 201
+    assert (await admin.get("/api/v1/stations/CP-1")).json()["name"] == ""
+    world.link.on_send = None
+    done = await admin.post(url, json=body, headers=KEY)
+    assert (done.status_code, "idempotency-replayed" in done.headers) == (202, False)
 
 
 async def test_what_is_shown_once_is_not_kept_readable(
