@@ -93,8 +93,8 @@ class StationFinder(Protocol):
         """Raises StationNotFound."""
         ...
 
-    async def key_ever(self, cursor: Cursor, identity: str) -> int:
-        """Also of a station that was the tenant's once. Raises StationNotFound."""
+    async def keys_ever(self, cursor: Cursor, identity: str) -> list[int]:
+        """Also of stations that were the tenant's once. Raises StationNotFound."""
         ...
 
     async def at_site(self, cursor: Cursor, site_id: int) -> list[int]:

@@ -32,7 +32,7 @@ from cloud.stations.imports import Entry
 from cloud.stations.ports import AgentEndpoint, Link
 from cloud.stations.registration import ClaimCode, Policy, Standing, Verdict
 from cloud.stations.store import Connector, Evse, EvseState, Filters, Site, Station, StationState
-from cloud.stations.tenancy_store import formerly, owner_held, stations_at
+from cloud.stations.tenancy_store import keys_of, owner_held, stations_at
 from protocols.agent_link import Action, Hello
 
 CLAIM_VALID = timedelta(days=30)
@@ -118,10 +118,9 @@ class Stations:
         """Raises StationNotFound."""
         return (await self.find(cursor, identity)).id
 
-    async def key_ever(self, cursor: Cursor, identity: str) -> int:
-        """Also of a station that was the tenant's once. Raises StationNotFound."""
-        former = await formerly(cursor, identity)
-        return former if former is not None else await self.key_of(cursor, identity)
+    async def keys_ever(self, cursor: Cursor, identity: str) -> list[int]:
+        """Also of stations that were the tenant's once. Raises StationNotFound."""
+        return await keys_of(cursor, identity) or [await self.key_of(cursor, identity)]
 
     async def at_site(self, cursor: Cursor, site_id: int) -> list[int]:
         """Keys of the stations there now. Raises SiteNotFound."""

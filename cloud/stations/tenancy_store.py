@@ -88,13 +88,15 @@ async def give(
     )
 
 
-async def formerly(cursor: Cursor, identity: str) -> int | None:
-    """The key of a station that the caller's tenant owned once."""
+async def keys_of(cursor: Cursor, identity: str) -> list[int]:
+    """Keys of all stations that the caller's tenant ever had under the identity."""
     await cursor.execute(
-        "SELECT station_id FROM stations.former WHERE identity = %s LIMIT 1", (identity,)
+        "SELECT id FROM stations.station WHERE identity = %(identity)s"
+        " UNION SELECT station_id FROM stations.former WHERE identity = %(identity)s"
+        " UNION SELECT id FROM stations.former_station WHERE identity = %(identity)s",
+        {"identity": identity},
     )
-    found = await cursor.fetchone()
-    return int(found[0]) if found else None
+    return [station for (station,) in await cursor.fetchall()]
 
 
 async def stations_at(cursor: Cursor, site: int) -> list[int]:

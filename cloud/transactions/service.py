@@ -99,7 +99,7 @@ class Transactions:
         """The filters with our own keys for what people name."""
         stations = None
         if given.station is not None:
-            stations = [await self._stations.key_ever(cursor, given.station)]
+            stations = await self._stations.keys_ever(cursor, given.station)
         if given.site is not None:
             there = await self._stations.at_site(cursor, given.site)
             stations = there if stations is None else [s for s in stations if s in there]
