@@ -87,7 +87,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "started_at",
         {"started_from": START + timedelta(days=1), "started_to": START + timedelta(days=2)},
     ),
-    "ended on a day": ("-ended_at", {"ended_to": START + timedelta(days=2)}),
+    "ended on a day": (
+        "-ended_at",
+        {"ended_from": START + timedelta(days=1), "ended_to": START + timedelta(days=2)},
+    ),
     "large": ("-started_at", {"min_energy_wh": 59_950}),
     "not small": ("-started_at", {"min_energy_wh": 1000}),
 }
