@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "stations_0002_former"
-down_revision = "stations_0001"
+revision = "stations_0003"
+down_revision = "stations_0002"
 branch_labels = None
 depends_on = None
 

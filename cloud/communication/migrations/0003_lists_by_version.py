@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "communication_0002"
-down_revision = "communication_0001"
+revision = "communication_0003"
+down_revision = "communication_presence"
 branch_labels = None
 depends_on = None
 
