@@ -18,6 +18,11 @@ class CommandNotFound(KarvonError):
     code = "command.not_found"
 
 
+class CommandUnderWay(KarvonError):
+    kind = Kind.CONFLICT
+    code = "command.under_way"
+
+
 @dataclass(frozen=True)
 class Known:
     """A station that may speak: its key inside and whose it is."""

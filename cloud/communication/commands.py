@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 import msgspec
 import psycopg
 
 from cloud.communication import store
-from cloud.communication.api import CommandNotFound, LocalLists, StationDirectory
-from cloud.communication.store import CommandRow
+from cloud.communication.api import (
+    CommandNotFound,
+    CommandUnderWay,
+    LocalLists,
+    StationDirectory,
+)
+from cloud.communication.store import CommandFilters, CommandRow
 from cloud.kernel import events
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import Unavailable
@@ -22,6 +28,7 @@ from cloud.kernel.events import Event
 from cloud.kernel.facts import Delivery
 from cloud.kernel.handover import Move
 from cloud.kernel.http import Caller
+from cloud.kernel.paging import Cut, Part
 from protocols.agent_link import Action, BillingBatch, Command, CommandResult
 from protocols.quantities import Milliseconds
 
@@ -35,6 +42,14 @@ SWEEP_S: Final = 5.0
 AT_ONCE: Final = 200
 
 Publish = Callable[[str, Command], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A command and its station's identity."""
+
+    row: CommandRow
+    station: str
 
 
 class Commands:
@@ -70,27 +85,44 @@ class Commands:
         )
         return command_id
 
-    async def get(self, caller: Caller, command_id: UUID) -> tuple[CommandRow, str]:
-        """The command and its station's identity; raises CommandNotFound."""
+    async def get(self, caller: Caller, command_id: UUID) -> Named:
+        """Raises CommandNotFound."""
         async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
-            found = await store.command(cursor, command_id)
-            if found is None:
-                raise CommandNotFound(f"there is no command {command_id}", command=str(command_id))
-            names = await self._directory.identities(cursor, [found.station_id])
-        return found, names.get(found.station_id, "")
+            return (await self._named(cursor, [await self._command(cursor, command_id)]))[0]
+
+    async def _command(self, cursor: Cursor, command_id: UUID) -> CommandRow:
+        found = await store.command(cursor, command_id)
+        if found is None:
+            raise CommandNotFound(f"there is no command {command_id}", command=str(command_id))
+        return found
+
+    async def _named(self, cursor: Cursor, found: Sequence[CommandRow]) -> list[Named]:
+        names = await self._directory.identities(cursor, {row.station_id for row in found})
+        return [Named(row, names.get(row.station_id, "")) for row in found]
 
     async def list_commands(
-        self,
-        caller: Caller,
-        identity: str,
-        after: tuple[datetime, UUID] | None,
-        limit: int,
-        status: str | None,
-    ) -> list[CommandRow]:
-        """A station's commands, newest first; raises the directory's not-found error."""
+        self, caller: Caller, part: Part, station: str | None = None, **filters: Any
+    ) -> Cut[Named]:
+        """Filters are CommandFilters'; raises the directory's not-found error."""
         async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
-            station_id = await self._directory.key_of(cursor, identity)
-            return await store.commands(cursor, station_id, after, limit, status)
+            key = None if station is None else await self._directory.key_of(cursor, station)
+            cut = await store.commands(cursor, part, CommandFilters(station_id=key, **filters))
+            return Cut(await self._named(cursor, cut.rows), cut.next)
+
+    async def cancel(self, caller: Caller, command_id: UUID) -> Named:
+        """Withdraw a command that was not sent yet. Raises CommandNotFound, CommandUnderWay."""
+        async with self._database.unit(caller.tenant_id) as cursor:
+            row = await store.cancel_command(cursor, command_id, self._clock())
+            if row is None:
+                held = await self._command(cursor, command_id)
+                raise CommandUnderWay(
+                    f"command {command_id} is {held.status}; only one that still waits for its"
+                    " station can be cancelled",
+                    command=str(command_id),
+                    status=held.status,
+                )
+            await events.append(cursor, [_event(row)])
+            return (await self._named(cursor, [row]))[0]
 
     async def station_moved(self, cursor: Cursor, move: Move) -> None:
         """What was given and answered stays with the tenant that gave it; the rest is withdrawn."""

@@ -7,18 +7,22 @@ from enum import StrEnum
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends
-from pydantic import BaseModel
+from fastapi import APIRouter, Depends, Path, Query
+from pydantic import AwareDatetime, BaseModel
 
-from cloud.communication.commands import Commands
-from cloud.communication.store import CommandRow
-from cloud.kernel.http import PROBLEM_RESPONSES, Caller, Page, Paging, Role, require
+from cloud.communication import store
+from cloud.communication.commands import Commands, Named
+from cloud.kernel.etags import ETAG_RESPONSES, Tagged, version_of
+from cloud.kernel.http import PROBLEM_RESPONSES, Caller, Page, Role, require
+from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
+from protocols.agent_link import MAX_STATION_LENGTH
 
+Technician = Annotated[Caller, Depends(require(Role.TECHNICIAN))]
 Viewer = Annotated[Caller, Depends(require(Role.VIEWER))]
 
 
 class Status(StrEnum):
-    """How far a command has come; the last four are final."""
+    """How far a command has come; those from rejected on are final."""
 
     REQUESTED = "requested"
     SENT = "sent"
@@ -27,6 +31,17 @@ class Status(StrEnum):
     EXECUTED = "executed"
     FAILED = "failed"
     EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+class ActionKind(StrEnum):
+    """What a command asks for."""
+
+    REMOTE_START = "remote_start"
+    REMOTE_STOP = "remote_stop"
+    SET_LIMIT = "set_limit"
+    SET_AVAILABILITY = "set_availability"
+    SET_LOCAL_LIST = "set_local_list"
 
 
 class CommandView(BaseModel):
@@ -46,10 +61,11 @@ class CommandView(BaseModel):
     transaction: UUID | None
 
     @classmethod
-    def of(cls, row: CommandRow, station: str) -> CommandView:
+    def of(cls, named: Named) -> CommandView:
+        row = named.row
         return cls(
             id=row.id,
-            station=station,
+            station=named.station,
             action=row.action,
             actor=row.actor,
             status=Status(row.status),
@@ -63,29 +79,56 @@ class CommandView(BaseModel):
         )
 
 
+def _filters(
+    status: Status | None = None,
+    kind: ActionKind | None = None,
+    start: Annotated[
+        AwareDatetime | None, Query(alias="from", description="requested then or later")
+    ] = None,
+    end: Annotated[AwareDatetime | None, Query(alias="to", description="requested before")] = None,
+) -> dict[str, Any]:
+    return {"status": status, "kind": kind, "requested_from": start, "requested_to": end}
+
+
+Filters = Annotated[dict[str, Any], Depends(_filters)]
+Listed = Annotated[Listing, Depends(listing(store.COMMANDS))]
+
+
 def routes(commands: Commands) -> APIRouter:
     """Reading commands; each module that gives commands has the URL for its own."""
     router = APIRouter(prefix="/api/v1", tags=["commands"], responses=PROBLEM_RESPONSES)
 
-    @router.get("/commands/{command_id}")
-    async def read_command(caller: Viewer, command_id: UUID) -> CommandView:
-        row, station = await commands.get(caller, command_id)
-        return CommandView.of(row, station)
+    @router.get("/commands", responses=LIST_RESPONSES)
+    async def list_all_commands(
+        caller: Viewer,
+        listing: Listed,
+        filters: Filters,
+        station: Annotated[str | None, Query(max_length=MAX_STATION_LENGTH)] = None,
+    ) -> Page[CommandView]:
+        """The latest first, if not asked otherwise."""
+        found = await commands.list_commands(caller, listing.part, station, **filters)
+        return listing.answer(found, CommandView, CommandView.of)
 
-    @router.get("/stations/{station}/commands")
+    @router.get("/commands/{command}", responses=ETAG_RESPONSES)
+    async def read_command(
+        caller: Viewer, command: UUID, tagged: Annotated[Tagged, Depends()]
+    ) -> CommandView:
+        found = await commands.get(caller, command)
+        return tagged.answer(CommandView.of(found), version_of(found))
+
+    @router.post("/commands/{command}/cancellation")
+    async def cancel_command(caller: Technician, command: UUID) -> CommandView:
+        """Withdraw a command that still waits for its station; 409 once it went out."""
+        return CommandView.of(await commands.cancel(caller, command))
+
+    @router.get("/stations/{station}/commands", responses=LIST_RESPONSES)
     async def list_commands(
         caller: Viewer,
-        station: str,
-        paging: Annotated[Paging, Depends()],
-        status: Status | None = None,
+        station: Annotated[str, Path(min_length=1, max_length=MAX_STATION_LENGTH)],
+        listing: Listed,
+        filters: Filters,
     ) -> Page[CommandView]:
-        found = await commands.list_commands(
-            caller, station, paging.after_time_and_id(), paging.limit + 1, status
-        )
-        return paging.page(
-            found,
-            lambda row: CommandView.of(row, station),
-            lambda row: (row.requested_at, row.id),
-        )
+        found = await commands.list_commands(caller, listing.part, station, **filters)
+        return listing.answer(found, CommandView, CommandView.of)
 
     return router

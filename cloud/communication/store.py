@@ -17,6 +17,7 @@ from cloud.communication.api import Presence
 from cloud.communication.greeting import KnownOutbox
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.facts import to_ranges
+from cloud.kernel.paging import Column, Cut, Part, Sorts, Where, select_page
 from cloud.kernel.rows import row, rows
 from protocols.agent_link import Action, CommandStatus, Hello, Ranges, Stream
 
@@ -222,10 +223,11 @@ class CommandRow:
     transaction_id: UUID | None
 
 
-_COMMAND: Final = (
-    "SELECT id, tenant_id, station_id, action, actor, status, requested_at, expires_at,"
-    " sent_at, accepted_at, finished_at, result, transaction_id FROM communication.command "
+_COLUMNS: Final = (
+    "id, tenant_id, station_id, action, actor, status, requested_at, expires_at, sent_at,"
+    " accepted_at, finished_at, result, transaction_id"
 )
+_COMMAND: Final = f"SELECT {_COLUMNS} FROM communication.command "
 
 
 async def add_command(
@@ -268,35 +270,53 @@ async def command(cursor: Cursor, command_id: UUID) -> CommandRow | None:
     return await row(cursor, CommandRow, _COMMAND + "WHERE id = %s", (command_id,))
 
 
-async def commands(
-    cursor: Cursor,
-    station_id: int,
-    after: tuple[datetime, UUID] | None,
-    limit: int,
-    status: str | None,
-) -> list[CommandRow]:
-    """A station's commands, newest first."""
-    return await rows(
+COMMANDS: Final = Sorts(
+    "-requested_at", Column("id", UUID), requested_at=Column("requested_at", datetime)
+)
+
+
+@dataclass(frozen=True)
+class CommandFilters:
+    """What a list of commands is narrowed by; None does not narrow."""
+
+    station_id: int | None = None
+    status: str | None = None
+    kind: str | None = None
+    requested_from: datetime | None = None
+    requested_to: datetime | None = None
+
+
+async def commands(cursor: Cursor, part: Part, filters: CommandFilters) -> Cut[CommandRow]:
+    where = (
+        Where()
+        .add("station_id = {}", filters.station_id)
+        .add("status = {}", filters.status)
+        .add("action ->> 'action' = {}", filters.kind)
+        .add("requested_at >= {}", filters.requested_from)
+        .add("requested_at < {}", filters.requested_to)
+    )
+    return await select_page(cursor, CommandRow, part, _COLUMNS, "communication.command", where)
+
+
+async def cancel_command(cursor: Cursor, command_id: UUID, now: datetime) -> CommandRow | None:
+    """Withdraw it if it has not gone out yet; None when it has."""
+    return await row(
         cursor,
         CommandRow,
-        _COMMAND + "WHERE station_id = %(station)s"
-        " AND (%(status)s::text IS NULL OR status = %(status)s)"
-        " AND (%(time)s::timestamptz IS NULL OR (requested_at, id) < (%(time)s, %(id)s::uuid))"
-        " ORDER BY requested_at DESC, id DESC LIMIT %(limit)s",
-        {
-            "station": station_id,
-            "status": status,
-            "time": after[0] if after else None,
-            "id": after[1] if after else None,
-            "limit": limit,
-        },
+        "UPDATE communication.command SET status = 'cancelled', finished_at = %s,"
+        " result = 'withdrawn before it was sent' WHERE id = %s AND status = 'requested'"
+        f" RETURNING {_COLUMNS}",
+        (now, command_id),
     )
 
 
 async def due_commands(
     cursor: Cursor, now: datetime, sent_before: datetime, station_id: int | None, limit: int
 ) -> list[CommandRow]:
-    """Commands to (re)send: alive, of a connected station, not sent since `sent_before`."""
+    """Commands to (re)send: alive, of a connected station, not sent since `sent_before`.
+
+    They are locked: nobody else sends them, or cancels them, until this transaction ends.
+    """
     return await rows(
         cursor,
         CommandRow,
@@ -304,7 +324,7 @@ async def due_commands(
         " AND (sent_at IS NULL OR sent_at < %(before)s)"
         " AND (%(station)s::int IS NULL OR station_id = %(station)s)"
         " AND station_id IN (SELECT station_id FROM communication.connection WHERE online)"
-        " ORDER BY requested_at, id LIMIT %(limit)s",
+        " ORDER BY requested_at, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED",
         {"now": now, "before": sent_before, "station": station_id, "limit": limit},
     )
 
@@ -325,8 +345,7 @@ async def expire_commands(cursor: Cursor, before: datetime, now: datetime) -> li
         "UPDATE communication.command SET status = 'expired', finished_at = %s,"
         " result = 'the station did not answer in time'"
         " WHERE status IN ('requested', 'sent', 'accepted') AND expires_at < %s"
-        " RETURNING id, tenant_id, station_id, action, actor, status, requested_at, expires_at,"
-        " sent_at, accepted_at, finished_at, result, transaction_id",
+        f" RETURNING {_COLUMNS}",
         (now, before),
     )
 

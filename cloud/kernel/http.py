@@ -123,7 +123,7 @@ class Problem(BaseModel):
     params: dict[str, Any] = {}
 
 
-def problem(status: int, code: str, title: str, detail: str, **params: Any) -> JSONResponse:
+def problem(status: int, code: str, title: str, detail: str, /, **params: Any) -> JSONResponse:
     body = Problem(title=title, status=status, code=code, detail=detail, params=params)
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
     return JSONResponse(

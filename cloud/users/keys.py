@@ -20,6 +20,7 @@ class KeyFacts:
     """What the database knows of a key, as far as its validity goes."""
 
     tenant_id: int
+    person_id: int | None
     digest: bytes
     role: Role
     expires_at: datetime | None

@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
-from pydantic import AwareDatetime, BaseModel, Field
+from fastapi import APIRouter, Depends, Path, Query, Request
+from pydantic import BaseModel, Field
 
-from cloud.kernel.http import Caller, Page, Paging, Role, require
-from cloud.kernel.rest import Body
-from cloud.users.service import NewKey, Users
+from cloud.kernel.etags import ETAG_RESPONSES, Guarded, Tagged, version_of
+from cloud.kernel.http import Caller, Page, Role, require
+from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
+from cloud.kernel.rest import LARGEST_ID, Body, Moment, example
+from cloud.users import store
+from cloud.users.service import NewKey, Users, key_version
 from cloud.users.store import ApiKey, Person
 
 Viewer = Annotated[Caller, Depends(require(Role.VIEWER))]
 Admin = Annotated[Caller, Depends(require(Role.ADMIN))]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
-Password = Annotated[str, Field(min_length=10, max_length=200)]
+Id = Annotated[int, Path(ge=1, le=LARGEST_ID)]
+Text = Annotated[str | None, Query(max_length=100, description="part of its name")]
+Password = Annotated[str, Field(min_length=10, max_length=200, examples=["ten characters or more"])]
+
+
+class Language(StrEnum):
+    """What a person is written to in."""
+
+    UZ = "uz"
+    RU = "ru"
+    EN = "en"
+    DE = "de"
 
 
 class ApiKeyRequest(Body):
+    model_config = example(name="grafana", role="viewer", expires_at="2030-01-01T00:00:00Z")
+
     name: Name
     role: Role
-    expires_at: AwareDatetime | None = None
+    user: int | None = Field(
+        None, ge=1, le=LARGEST_ID, description="whose own it is: it may do no more than they may"
+    )
+    expires_at: Moment | None = None
 
 
 class ApiKeyView(BaseModel):
     id: int
     name: str
     role: Role
+    user: int | None
     created_at: datetime
     created_by: str
     expires_at: datetime | None
@@ -37,7 +59,7 @@ class ApiKeyView(BaseModel):
 
     @classmethod
     def of(cls, key: ApiKey) -> ApiKeyView:
-        return cls.model_validate(key, from_attributes=True)
+        return cls(**{**asdict(key), "user": key.person_id})
 
 
 class NewApiKeyView(ApiKeyView):
@@ -52,30 +74,47 @@ class UserRequest(Body):
     name: Name
     role: Role
     password: Password
+    language: Language = Language.EN
 
 
 class UserChange(Body):
-    role: Role | None = None
-    password: Password | None = None
-    disabled: bool | None = None
+    """Fields that are left out stay as they are."""
+
+    model_config = example(language="ru")
+
+    name: Name = ""
+    role: Role = Role.VIEWER
+    password: Password = ""
+    language: Language = Language.EN
+    disabled: bool = False
 
 
 class UserView(BaseModel):
     id: int
     name: str
     role: Role
+    language: Language
     created_at: datetime
+    disabled: bool
     disabled_at: datetime | None
 
     @classmethod
     def of(cls, person: Person) -> UserView:
-        return cls.model_validate(person, from_attributes=True)
+        disabled = person.disabled_at is not None
+        return cls(**{**asdict(person), "disabled": disabled})
+
+
+class MyselfView(BaseModel):
+    id: int
+    name: str
+    language: Language
 
 
 class MeView(BaseModel):
     tenant: int
     subject: str
     role: Role
+    user: MyselfView | None = Field(description="null for a key that is nobody's own")
 
 
 class LoginRequest(Body):
@@ -99,7 +138,9 @@ def router(users: Users) -> APIRouter:
 def _add_logins(routes: APIRouter, users: Users) -> None:
     @routes.get("/me")
     async def me(caller: Viewer) -> MeView:
-        return MeView(tenant=caller.tenant_id, subject=caller.subject, role=caller.role)
+        person = await users.myself(caller)
+        shown = MyselfView.model_validate(person, from_attributes=True) if person else None
+        return MeView(tenant=caller.tenant_id, subject=caller.subject, role=caller.role, user=shown)
 
     @routes.post("/login")
     async def login(http: Request, request: LoginRequest) -> LoginView:
@@ -109,48 +150,84 @@ def _add_logins(routes: APIRouter, users: Users) -> None:
 
 
 def _add_keys(routes: APIRouter, users: Users) -> None:
-    @routes.get("/api-keys")
+    @routes.get("/api-keys", responses=LIST_RESPONSES)
     async def list_keys(
         caller: Admin,
-        paging: Annotated[Paging, Depends()],
+        listing: Annotated[Listing, Depends(listing(store.KEYS))],
         role: Role | None = None,
-        active: bool = False,
+        user: Annotated[int | None, Query(ge=1, le=LARGEST_ID)] = None,
+        active: Annotated[bool, Query(description="neither revoked nor expired")] = False,
+        text: Text = None,
     ) -> Page[ApiKeyView]:
-        after = paging.after_int() or 0
-        found = await users.list_keys(caller, after, paging.limit + 1, role, active=active)
-        return paging.page(found, ApiKeyView.of, lambda key: (key.id,))
+        found = await users.list_keys(
+            caller, listing.part, active=active, role=role, person=user, text=text
+        )
+        return listing.answer(found, ApiKeyView, ApiKeyView.of)
 
     @routes.post("/api-keys", status_code=201)
     async def create_key(caller: Admin, request: ApiKeyRequest) -> NewApiKeyView:
-        made = await users.create_key(caller, request.name, request.role, request.expires_at)
+        made = await users.create_key(
+            caller, request.name, request.role, request.expires_at, request.user
+        )
         return NewApiKeyView.of_new(made)
 
+    @routes.get("/api-keys/{key_id}", responses=ETAG_RESPONSES)
+    async def read_key(
+        caller: Admin, key_id: Id, tagged: Annotated[Tagged, Depends()]
+    ) -> ApiKeyView:
+        found = await users.key(caller, key_id)
+        return tagged.answer(
+            ApiKeyView.of(found), key_version(found), version_of(found.last_used_at)
+        )
+
     @routes.delete("/api-keys/{key_id}")
-    async def revoke_key(caller: Admin, key_id: int) -> ApiKeyView:
-        return ApiKeyView.of(await users.revoke_key(caller, key_id))
+    async def revoke_key(
+        caller: Admin, key_id: Id, expected: Annotated[Guarded, Depends()]
+    ) -> ApiKeyView:
+        """The key holds no more, from its next request on."""
+        return ApiKeyView.of(await users.revoke_key(caller, key_id, expected))
 
 
 def _add_users(routes: APIRouter, users: Users) -> None:
-    @routes.get("/users")
+    @routes.get("/users", responses=LIST_RESPONSES)
     async def list_users(
-        caller: Admin, paging: Annotated[Paging, Depends()], role: Role | None = None
+        caller: Admin,
+        listing: Annotated[Listing, Depends(listing(store.PERSONS))],
+        role: Role | None = None,
+        disabled: bool | None = None,
+        text: Text = None,
     ) -> Page[UserView]:
-        after = paging.after_int() or 0
-        found = await users.list_users(caller, after, paging.limit + 1, role)
-        return paging.page(found, UserView.of, lambda person: (person.id,))
+        found = await users.list_users(
+            caller, listing.part, role=role, disabled=disabled, text=text
+        )
+        return listing.answer(found, UserView, UserView.of)
 
     @routes.post("/users", status_code=201)
     async def create_user(caller: Admin, request: UserRequest) -> UserView:
-        made = await users.create_user(caller, request.name, request.role, request.password)
-        return UserView.of(made)
+        return UserView.of(await users.create_user(caller, request.model_dump()))
+
+    @routes.get("/users/{user_id}", responses=ETAG_RESPONSES)
+    async def read_user(
+        caller: Admin, user_id: Id, tagged: Annotated[Tagged, Depends()]
+    ) -> UserView:
+        found = await users.user(caller, user_id)
+        return tagged.answer(UserView.of(found), version_of(found))
 
     @routes.patch("/users/{user_id}")
-    async def change_user(caller: Admin, user_id: int, request: UserChange) -> UserView:
-        changed = await users.change_user(
-            caller,
-            user_id,
-            role=request.role,
-            password=request.password,
-            disabled=request.disabled,
-        )
-        return UserView.of(changed)
+    async def change_user(
+        caller: Admin,
+        user_id: Id,
+        request: UserChange,
+        expected: Annotated[Guarded, Depends()],
+    ) -> UserView:
+        """A new password, or disabling, ends the user's sessions."""
+        changes = request.model_dump(exclude_unset=True)
+        changed = await users.change_user(caller, user_id, changes, expected)
+        return expected.answer(UserView.of(changed), version_of(changed))
+
+    @routes.delete("/users/{user_id}", status_code=204)
+    async def erase_user(
+        caller: Admin, user_id: Id, expected: Annotated[Guarded, Depends()]
+    ) -> None:
+        """Erase the person with their keys and sessions, for good."""
+        await users.erase_user(caller, user_id, expected)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from cloud.kernel.database import Cursor, Database, TenantId
-from cloud.kernel.errors import Unauthorized
+from cloud.kernel.errors import Forbidden, Unauthorized
+from cloud.kernel.etags import ANYTHING, Expected, version_of
 from cloud.kernel.http import Caller, Role
 from cloud.kernel.limiter import Limiter
+from cloud.kernel.paging import Cut, Part
 from cloud.users import keys, store
 from cloud.users.api import (
     ApiKeyNotFound,
@@ -25,7 +28,7 @@ from cloud.users.api import (
     TenantNotFound,
     UserNotFound,
 )
-from cloud.users.store import ApiKey, Person, Tenant
+from cloud.users.store import ApiKey, KeyFilters, Person, PersonFilters, Tenant
 
 DEFAULT_TENANT = TenantId(1)
 SESSION = timedelta(hours=12)
@@ -99,7 +102,9 @@ class Users:
                 return None
             if facts.last_used_at is None or now - facts.last_used_at > _USED_EVERY:
                 await store.touch_key(cursor, key_id, now)
-        return Caller(TenantId(facts.tenant_id), f"key:{key_id}", facts.role)
+        person = facts.person_id
+        subject = f"key:{key_id}" if person is None else f"user:{person}"
+        return Caller(TenantId(facts.tenant_id), subject, facts.role)
 
     async def login(self, asker: str, name: str, password: str) -> NewKey:
         """A session: a key that lives 12 hours and holds the user's role of the moment.
@@ -127,6 +132,7 @@ class Users:
                 by=f"user:{person.id}",
                 expires_at=now + SESSION,
                 person=person.id,
+                session=True,
             )
         return NewKey(key, keys.write(key.id, secret))
 
@@ -144,10 +150,19 @@ class Users:
     # ------------------------------------------------------------------ API keys
 
     async def create_key(
-        self, caller: Caller, name: str, role: Role, expires_at: datetime | None
+        self,
+        caller: Caller,
+        name: str,
+        role: Role,
+        expires_at: datetime | None,
+        user: int | None = None,
     ) -> NewKey:
+        """A key, a user's own if one is named. Raises Forbidden and UserNotFound."""
+        if not caller.role.covers(role):
+            raise Forbidden(f"you are {caller.role} and cannot give the role {role}", needs=role)
         async with self._database.unit(caller.tenant_id) as cursor:
-            return await self._add_key(cursor, caller, name, role, expires_at)
+            person = None if user is None else (await self._person(cursor, user)).id
+            return await self._add_key(cursor, caller, name, role, expires_at, person)
 
     async def _add_key(
         self,
@@ -156,6 +171,7 @@ class Users:
         name: str,
         role: Role,
         expires_at: datetime | None,
+        person: int | None = None,
     ) -> NewKey:
         secret = keys.new_secret()
         key = await store.add_key(
@@ -167,22 +183,30 @@ class Users:
             now=self._clock(),
             by=caller.subject,
             expires_at=expires_at,
+            person=person,
         )
         return NewKey(key, keys.write(key.id, secret))
 
     async def list_keys(
-        self, caller: Caller, after: int, limit: int, role: str | None, *, active: bool
-    ) -> list[ApiKey]:
+        self, caller: Caller, part: Part, *, active: bool, **filters: Any
+    ) -> Cut[ApiKey]:
+        """Filters are KeyFilters'."""
         at = self._clock() if active else None
         async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
-            return await store.keys(cursor, after, limit, role, active_at=at)
+            return await store.keys(cursor, part, KeyFilters(active_at=at, **filters))
 
-    async def revoke_key(self, caller: Caller, key_id: int) -> ApiKey:
+    async def key(self, caller: Caller, key_id: int) -> ApiKey:
+        async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
+            return _found_key(await store.key(cursor, key_id), key_id)
+
+    async def revoke_key(
+        self, caller: Caller, key_id: int, expected: Expected = ANYTHING
+    ) -> ApiKey:
+        """The key holds no more, from its next request on. Raises ApiKeyNotFound, Stale."""
         async with self._database.unit(caller.tenant_id) as cursor:
-            key = await store.revoke_key(cursor, key_id, self._clock())
-        if key is None:
-            raise ApiKeyNotFound(f"there is no API key {key_id}; list them first", id=key_id)
-        return key
+            held = _found_key(await store.key(cursor, key_id, lock=True), key_id)
+            expected.check(key_version(held))
+            return _found_key(await store.revoke_key(cursor, key_id, self._clock()), key_id)
 
     async def ensure_admin_key(self, path: Path) -> bool:
         """Have a working admin key in the file (mode 600); True when it was written now."""
@@ -196,42 +220,75 @@ class Users:
 
     # ------------------------------------------------------------------ users
 
-    async def create_user(self, caller: Caller, name: str, role: Role, password: str) -> Person:
-        hashed = await asyncio.to_thread(self._hasher.hash, password)
+    async def create_user(self, caller: Caller, fields: dict[str, Any]) -> Person:
+        """Fields: name, role, language, password. Raises UserExists."""
+        columns = await self._hashed(fields)
         async with self._database.unit(caller.tenant_id) as cursor:
-            return await store.add_person(
-                cursor, caller.tenant_id, name, role, hashed, self._clock()
-            )
+            return await store.add_person(cursor, caller.tenant_id, columns, self._clock())
 
-    async def list_users(
-        self, caller: Caller, after: int, limit: int, role: str | None
-    ) -> list[Person]:
+    async def _hashed(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields with the password's hash instead of the password."""
+        given = dict(fields)
+        password = given.pop("password", None)
+        if password is not None:
+            given["password_hash"] = await asyncio.to_thread(self._hasher.hash, password)
+        return given
+
+    async def list_users(self, caller: Caller, part: Part, **filters: Any) -> Cut[Person]:
+        """Filters are PersonFilters'."""
         async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
-            return await store.persons(cursor, after, limit, role)
+            return await store.persons(cursor, part, PersonFilters(**filters))
+
+    async def user(self, caller: Caller, user: int) -> Person:
+        async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
+            return await self._person(cursor, user)
+
+    async def myself(self, caller: Caller) -> Person | None:
+        """The person behind a session or a personal key; None behind any other key."""
+        kind, _, number = caller.subject.partition(":")
+        return await self.user(caller, int(number)) if kind == "user" else None
+
+    async def _person(self, cursor: Cursor, user: int, *, lock: bool = False) -> Person:
+        person = await store.person(cursor, user, lock=lock)
+        if person is None:
+            raise UserNotFound(f"there is no user {user}; list them first", id=user)
+        return person
 
     async def change_user(
-        self,
-        caller: Caller,
-        user: int,
-        *,
-        role: Role | None,
-        password: str | None,
-        disabled: bool | None,
+        self, caller: Caller, user: int, changes: dict[str, Any], expected: Expected
     ) -> Person:
-        """Change what is given; a new password or a disabled user ends its sessions."""
-        hashed = None
-        if password is not None:
-            hashed = await asyncio.to_thread(self._hasher.hash, password)
-        now = self._clock()
+        """Change what is given; a new password or a disabled user ends its sessions.
+
+        Changes: name, role, language, password, disabled. Raises UserNotFound, UserExists, Stale.
+        """
+        fields, now = await self._hashed(changes), self._clock()
+        disabled = fields.pop("disabled", None)
         async with self._database.unit(caller.tenant_id) as cursor:
-            person = await store.change_person(
-                cursor, user, role=role, password_hash=hashed, disabled=disabled, now=now
-            )
-            if person is None:
-                raise UserNotFound(f"there is no user {user}; list them first", id=user)
-            if hashed is not None or disabled:
+            held = await self._person(cursor, user, lock=True)
+            expected.check(version_of(held))
+            if disabled is not None:
+                fields["disabled_at"] = (held.disabled_at or now) if disabled else None
+            person = await store.change_person(cursor, user, fields)
+            if "password_hash" in fields or disabled:
                 await store.revoke_sessions(cursor, user, now)
         return person
+
+    async def erase_user(self, caller: Caller, user: int, expected: Expected) -> None:
+        """Raises UserNotFound and Stale."""
+        async with self._database.unit(caller.tenant_id) as cursor:
+            expected.check(version_of(await self._person(cursor, user, lock=True)))
+            await store.erase_person(cursor, user)
+
+
+def key_version(key: ApiKey) -> str:
+    """What an If-Match is checked against: using a key is no change of it."""
+    return version_of(replace(key, last_used_at=None))
+
+
+def _found_key(key: ApiKey | None, key_id: int) -> ApiKey:
+    if key is None:
+        raise ApiKeyNotFound(f"there is no API key {key_id}; list them first", id=key_id)
+    return key
 
 
 def _read(path: Path) -> str:

@@ -18,7 +18,9 @@ from cloud.api.app import create_app
 from cloud.api.live import EventFeed
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
+from cloud.communication import rest as communication_rest
 from cloud.communication.api import Credential, Presence
+from cloud.communication.commands import Commands
 from cloud.kernel import events
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.events import Event
@@ -152,6 +154,7 @@ class World:
         self.stations = Stations(database, self.link, settings, self.clock)
         self.authorization = Authorization(database, self.link, self.clock)
         self.transactions = Transactions(database, self.stations, self.authorization, self.link)
+        self.commands = Commands(database, self.stations, self.authorization, self.clock)
         self.telemetry = Telemetry(database, self.stations)
         self.feed = EventFeed(database, self.stations)
         self.app = create_app(
@@ -162,6 +165,7 @@ class World:
                 authorization_rest.router(self.authorization),
                 telemetry_rest.router(self.telemetry, self.clock),
                 transactions_rest.router(self.transactions),
+                communication_rest.routes(self.commands),
                 api_rest.router(database, self.stations, self.feed),
             ],
             database,

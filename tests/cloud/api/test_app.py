@@ -23,6 +23,13 @@ NEEDS: dict[tuple[str, str], Role | None] = {
     ("GET", "/api/v1/api-keys"): A,
     ("POST", "/api/v1/api-keys"): A,
     ("DELETE", "/api/v1/api-keys/{key_id}"): A,
+    ("GET", "/api/v1/api-keys/{key_id}"): A,
+    ("GET", "/api/v1/users/{user_id}"): A,
+    ("DELETE", "/api/v1/users/{user_id}"): A,
+    ("GET", "/api/v1/commands"): V,
+    ("GET", "/api/v1/commands/{command}"): V,
+    ("POST", "/api/v1/commands/{command}/cancellation"): T,
+    ("GET", "/api/v1/stations/{station}/commands"): V,
     ("GET", "/api/v1/users"): A,
     ("POST", "/api/v1/users"): A,
     ("PATCH", "/api/v1/users/{user_id}"): A,
@@ -84,6 +91,7 @@ async def test_every_route_asks_for_its_role(world: Any) -> None:
         async with await world.client(role) as client:
             for (method, path), needed in NEEDS.items():
                 url = path.replace("{transaction}", str(uuid4())).format(
+                    command=uuid4(),
                     key_id=999,
                     user_id=999,
                     site=999,
@@ -135,13 +143,13 @@ async def test_unexpected_errors_give_a_reference_and_no_details(
     world: Any, admin: httpx.AsyncClient
 ) -> None:
     async def explode() -> None:
-        raise RuntimeError("the secret is 42")
+        raise RuntimeError("the secret is swordfish")
 
     world.app.router.routes.append(APIRoute("/explode", explode))
     answer = await admin.get("/explode")
     assert answer.status_code == 500
     assert answer.headers["content-type"] == "application/problem+json"
-    assert "42" not in answer.text
+    assert "swordfish" not in answer.text
     assert answer.json()["params"]["reference"] in answer.json()["detail"]
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from cloud.kernel.http import Role
+from cloud.kernel.database import TenantId
+from cloud.kernel.errors import Forbidden
+from cloud.kernel.http import Caller, Role
 from cloud.users import keys
 from cloud.users.keys import KeyFacts
 
@@ -50,6 +52,7 @@ class TestKeys:
     ) -> None:
         known: dict[str, Any] = {
             "tenant_id": 1,
+            "person_id": None,
             "digest": keys.digest("secret"),
             "role": Role.ADMIN,
             "expires_at": None,
@@ -65,7 +68,8 @@ async def test_a_key_is_shown_once_and_never_stored(world: Any, admin: httpx.Asy
     assert made.status_code == 201
     key = made.json()["key"]
     me = await admin.get("/api/v1/me", headers=bearer(key))
-    assert me.json() == {"tenant": 1, "subject": f"key:{made.json()['id']}", "role": "viewer"}
+    subject = f"key:{made.json()['id']}"
+    assert me.json() == {"tenant": 1, "subject": subject, "role": "viewer", "user": None}
     listed = (await admin.get("/api/v1/api-keys")).json()["items"]
     assert [one["name"] for one in listed] == ["test ADMIN", "grafana"]
     assert not any("key" in one for one in listed)
@@ -168,3 +172,97 @@ async def test_the_admin_key_file_is_written_once(world: Any, tmp_path: Path) ->
     await world.users.revoke_key(caller, int(key.split("_")[1]))
     assert await world.users.ensure_admin_key(file)
     assert file.read_text().strip() != key
+
+
+async def test_users_are_read_changed_and_erased(world: Any, admin: httpx.AsyncClient) -> None:
+    person = {"name": "Aziza", "role": "operator", "password": PASSWORD, "language": "uz"}
+    made = (await admin.post("/api/v1/users", json=person)).json()
+    url = f"/api/v1/users/{made['id']}"
+    assert (made["language"], made["disabled"]) == ("uz", False)
+    session = (await admin.post("/api/v1/login", json=person_login())).json()["key"]
+    me = (await admin.get("/api/v1/me", headers=bearer(session))).json()
+    assert me["subject"] == f"user:{made['id']}"
+    assert me["user"] == {"id": made["id"], "name": "Aziza", "language": "uz"}
+    seen = {"If-Match": (await admin.get(url)).headers["etag"]}
+    changes = {"name": "Aziza K.", "language": "ru"}
+    changed = await admin.patch(url, json=changes, headers=seen)
+    assert changed.json() == {**made, **changes}
+    assert (await admin.patch(url, json={"role": "viewer"}, headers=seen)).status_code == 412
+    await admin.post("/api/v1/users", json={**person, "name": "Bek"})
+    taken = await admin.patch(url, json={"name": "BEK"})
+    assert (taken.status_code, taken.json()["code"]) == (409, "user.exists")
+    assert (await admin.patch(url, json={"language": "fr"})).status_code == 422
+    assert (await admin.delete(url)).status_code == 204
+    assert (await admin.get(url)).status_code == 404
+    assert (await admin.get("/api/v1/me", headers=bearer(session))).status_code == 401
+    async with world.database.commit_unit() as cursor:
+        await cursor.execute("SELECT p::text FROM users.person p")
+        assert not any("Aziza" in text for (text,) in await cursor.fetchall())
+
+
+def person_login() -> dict[str, str]:
+    return {"name": "aziza", "password": PASSWORD}
+
+
+async def test_users_are_listed_by_role_state_and_text(admin: httpx.AsyncClient) -> None:
+    for name, role in (("Bek", "viewer"), ("aziza", "admin"), ("Carl", "viewer")):
+        person = {"name": name, "role": role, "password": PASSWORD}
+        await admin.post("/api/v1/users", json=person)
+
+    async def found(**params: Any) -> list[str]:
+        page = (await admin.get("/api/v1/users", params=params)).json()
+        return [person["name"] for person in page["items"]]
+
+    assert await found() == ["aziza", "Bek", "Carl"]
+    assert await found(role="viewer", sort="-name") == ["Carl", "Bek"]
+    await admin.patch("/api/v1/users/1", json={"disabled": True})
+    assert await found(disabled=True) == ["Bek"]
+    assert await found(disabled=False, text="AR") == ["Carl"]
+    sheet = await admin.get("/api/v1/users", headers={"Accept": "text/csv"})
+    assert "password" not in sheet.text
+
+
+async def test_a_users_own_key_may_do_no_more_than_the_user(
+    world: Any, admin: httpx.AsyncClient
+) -> None:
+    person = {"name": "Aziza", "role": "operator", "password": PASSWORD}
+    user = (await admin.post("/api/v1/users", json=person)).json()["id"]
+    wanted = {"name": "script", "role": "admin", "user": user}
+    made = (await admin.post("/api/v1/api-keys", json=wanted)).json()
+
+    async def role() -> str | None:
+        return (await admin.get("/api/v1/me", headers=bearer(made["key"]))).json().get("role")
+
+    assert await role() == "operator"
+    await admin.patch(f"/api/v1/users/{user}", json={"role": "viewer"})
+    assert await role() == "viewer"
+    listed = (await admin.get("/api/v1/api-keys", params={"user": user})).json()["items"]
+    assert [(one["name"], one["user"]) for one in listed] == [("script", user)]
+    await admin.patch(f"/api/v1/users/{user}", json={"password": PASSWORD + "!"})
+    assert await role() == "viewer", "a new password ends sessions, not keys"
+    await admin.patch(f"/api/v1/users/{user}", json={"disabled": True})
+    assert await role() is None
+    nobody = await admin.post("/api/v1/api-keys", json={**wanted, "user": 99})
+    assert (nobody.status_code, nobody.json()["code"]) == (404, "user.not_found")
+
+
+async def test_nobody_gives_more_than_they_have(world: Any) -> None:
+    operator = Caller(TenantId(1), "key:1", Role.OPERATOR)
+    with pytest.raises(Forbidden):
+        await world.users.create_key(operator, "x", Role.ADMIN, None)
+    made = await world.users.create_key(operator, "x", Role.OPERATOR, None)
+    assert made.key.created_by == "key:1"
+
+
+async def test_one_key_is_read_and_tagged_apart_from_its_use(
+    world: Any, admin: httpx.AsyncClient
+) -> None:
+    made = (await admin.post("/api/v1/api-keys", json={"name": "x", "role": "viewer"})).json()
+    url = f"/api/v1/api-keys/{made['id']}"
+    before = await admin.get(url)
+    await admin.get("/api/v1/me", headers=bearer(made["key"]))
+    after = await admin.get(url, headers={"If-None-Match": before.headers["etag"]})
+    assert after.json()["last_used_at"] is not None
+    guarded = {"If-Match": before.headers["etag"]}
+    assert (await admin.delete(url, headers=guarded)).status_code == 200
+    assert (await admin.get("/api/v1/api-keys/99999999999")).status_code == 422
