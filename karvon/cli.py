@@ -10,7 +10,7 @@ from karvon import __version__
 
 COMMANDS: Final = {
     "agent": ("edge_agent.cli.main", "edge", "the edge agent on a charger's controller"),
-    "cloud": ("cloud.cli", "cloud", "the cloud: serve, migrate, administer"),
+    "cloud": ("karvon.remote.cli", "cloud", "the cloud: run it, or speak with one that runs"),
     "sim": ("karvon.simulator.cli", "edge", "simulated chargers and meters"),
     "demo": ("karvon.demo.cli", "edge,cloud", "a whole network on this machine"),
 }

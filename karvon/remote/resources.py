@@ -1,0 +1,359 @@
+"""The table of what `karvon cloud` can list, show, add, change, remove and import."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from karvon.remote.show import Column
+
+Kind = Literal["text", "number", "decimal", "flag", "moment", "secret"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """Something that can be said of a resource: an option, or its one argument."""
+
+    name: str
+    about: str
+    kind: Kind = "text"
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Something else that can be done to one of them."""
+
+    name: str
+    method: Literal["POST", "DELETE"]
+    path: str
+    about: str
+
+
+@dataclass(frozen=True)
+class Resource:
+    """What a list below /api/v1 offers; empty fields mean that it does not."""
+
+    name: str
+    path: str
+    key: str
+    about: str
+    columns: tuple[Column, ...]
+    filters: tuple[Field, ...] = ()
+    sort: str = ""
+    show: bool = True
+    add: tuple[Field, ...] = ()
+    """The first one is the argument."""
+    change: tuple[Field, ...] = ()
+    remove: str = ""
+    """What removing means; empty: it cannot be done."""
+    imports: str = ""
+    """What can be imported."""
+    verbs: tuple[Verb, ...] = ()
+
+
+def _evses(station: Mapping[str, Any]) -> str:
+    """How many EVSEs are in which status, as last known."""
+    words: Counter[str] = Counter()
+    for evse in station.get("evses") or ():
+        state = evse.get("state")
+        word = state["value"]["status"] if state else "unknown"
+        words[word + ("?" if state and state["stale"] else "")] += 1
+    return ", ".join(f"{count} {word}" for word, count in words.items())
+
+
+def _token(item: Mapping[str, Any]) -> Any:
+    return (item.get("id_token") or {}).get("value")
+
+
+def _kwh(item: Mapping[str, Any]) -> str:
+    return f"{item['energy_wh'] / 1000:.3f}"
+
+
+def _age(item: Mapping[str, Any]) -> str | None:
+    state = item.get("state")
+    return f"{state['age_s']} s{', stale' if state['stale'] else ''}" if state else None
+
+
+TEXT: Final = Field("text", "Part of its name or identity.")
+SITE: Final = Field("site", "Of this site, by its number.", "number")
+STATION: Final = Field("station", "Of this station.")
+EVSE: Final = Field("evse", "Of this EVSE.", "number")
+FROM: Final = Field("from", "From then on: 2026-11-21T08:00, or 2h for two hours ago.", "moment")
+TO: Final = Field("to", "Before then.", "moment")
+EXPIRES: Final = Field("expires_at", "Until then: 2030-01-01, or a time.", "moment")
+
+RESOURCES: Final = (
+    Resource(
+        "stations",
+        "/stations",
+        "station",
+        "Charging stations.",
+        (
+            Column("station"),
+            Column("name"),
+            Column("site"),
+            Column("registration"),
+            Column("online"),
+            Column("EVSEs", of=_evses),
+            Column("last seen", "last_seen"),
+            Column("agent", "agent.version"),
+        ),
+        filters=(
+            SITE,
+            Field("registration", "expected, pending or registered."),
+            Field("online", "Only those that are connected, or are not.", "flag"),
+            Field("status", "With an EVSE in this status, e.g. Faulted."),
+            Field("model", "Part of what a power board says it is."),
+            Field("version", "Part of the agent's version."),
+            Field("updated_since", "Changed, or told a new state, since then.", "moment"),
+            TEXT,
+        ),
+        sort="station, name, last_seen, created_at",
+        add=(
+            Field("station", "Its wire identity."),
+            Field("name", "What people call it."),
+            Field("site", "The site's number.", "number"),
+        ),
+        change=(
+            Field("name", "What people call it."),
+            Field("site", "The site's number.", "number"),
+        ),
+        remove="Its credentials are void at once; what it did stays in the history.",
+        imports="stations",
+        verbs=(
+            Verb(
+                "claim-code",
+                "POST",
+                "/stations/{station}/claim-codes",
+                "Make a new code for `karvon agent claim`; shown once.",
+            ),
+            Verb("approve", "POST", "/pending/{station}/approval", "Let a waiting station in."),
+            Verb("reject", "DELETE", "/pending/{station}", "Turn a waiting station away."),
+        ),
+    ),
+    Resource(
+        "sites",
+        "/sites",
+        "site",
+        "Places where stations stand.",
+        (
+            Column("id"),
+            Column("name"),
+            Column("address"),
+            Column("time zone", "time_zone"),
+            Column("latitude"),
+            Column("longitude"),
+        ),
+        filters=(TEXT,),
+        sort="name, created_at",
+        add=(
+            Field("name", "What people call it."),
+            Field("address", "Its address."),
+            Field("latitude", "Degrees north.", "decimal"),
+            Field("longitude", "Degrees east.", "decimal"),
+            Field("time_zone", "Its IANA name, e.g. Asia/Tashkent."),
+        ),
+        change=(
+            Field("name", "What people call it."),
+            Field("address", "Its address."),
+            Field("latitude", "Degrees north.", "decimal"),
+            Field("longitude", "Degrees east.", "decimal"),
+            Field("time_zone", "Its IANA name, e.g. Asia/Tashkent."),
+        ),
+        remove="Refused while stations belong to it.",
+    ),
+    Resource(
+        "evses",
+        "/evses",
+        "evse",
+        "EVSEs of all stations, as last known.",
+        (
+            Column("station"),
+            Column("evse"),
+            Column("status", "state.value.status"),
+            Column("charging", "state.value.charging_state"),
+            Column("offered mA", "state.value.offered_ma"),
+            Column("limited by", "state.value.limited_by"),
+            Column("error", "state.value.error"),
+            Column("age", of=_age),
+            Column("source", "state.source"),
+        ),
+        filters=(
+            SITE,
+            Field("status", "In this status, e.g. Available."),
+            Field("online", "Of stations that are connected, or are not.", "flag"),
+            TEXT,
+        ),
+        show=False,
+    ),
+    Resource(
+        "transactions",
+        "/transactions",
+        "transaction",
+        "Charging transactions.",
+        (
+            Column("transaction"),
+            Column("station"),
+            Column("evse"),
+            Column("state"),
+            Column("started", "started_at"),
+            Column("ended", "ended_at"),
+            Column("kWh", of=_kwh),
+            Column("id token", of=_token),
+            Column("reason"),
+        ),
+        filters=(
+            STATION,
+            SITE,
+            EVSE,
+            Field("state", "open or ended."),
+            Field("id_token", "Started with this id token."),
+            FROM,
+            TO,
+            Field("ended_from", "Ended then or later.", "moment"),
+            Field("ended_to", "Ended before then.", "moment"),
+            Field("min_energy_wh", "With at least so much energy.", "number"),
+        ),
+        sort="started_at, ended_at, energy_wh",
+    ),
+    Resource(
+        "tokens",
+        "/id-tokens",
+        "value",
+        "Id tokens: cards and other things that may charge.",
+        (
+            Column("value"),
+            Column("type"),
+            Column("group"),
+            Column("label"),
+            Column("blocked"),
+            Column("expires", "expires_at"),
+        ),
+        filters=(
+            Field("group", "Of this group, by its number.", "number"),
+            Field("type", "Of this type, e.g. ISO14443."),
+            Field("blocked", "Only those that are blocked, or are not.", "flag"),
+            Field("expired", "Only those that have expired, or have not.", "flag"),
+            TEXT,
+        ),
+        sort="value, label, expires_at, created_at",
+        add=(
+            Field("value", "What the reader reads."),
+            Field("type", "OCPP's type, ISO14443 if not said."),
+            Field("group", "The name of its group."),
+            Field("label", "Whose it is."),
+            Field("blocked", "Known, and refused.", "flag"),
+            EXPIRES,
+        ),
+        change=(
+            Field("type", "OCPP's type."),
+            Field("group", "The name of its group."),
+            Field("label", "Whose it is."),
+            Field("blocked", "Known, and refused.", "flag"),
+            EXPIRES,
+        ),
+        remove="It is unknown from then on, which an agent may treat otherwise than blocked.",
+        imports="id tokens",
+    ),
+    Resource(
+        "groups",
+        "/id-token-groups",
+        "group",
+        "Groups of id tokens; any of a group may stop what another started.",
+        (Column("id"), Column("name"), Column("created", "created_at")),
+        filters=(TEXT,),
+        sort="name, created_at",
+        add=(Field("name", "What people call it."),),
+        change=(Field("name", "What people call it."),),
+        remove="Its tokens stay, without a group.",
+    ),
+    Resource(
+        "users",
+        "/users",
+        "user",
+        "People who may sign in.",
+        (
+            Column("id"),
+            Column("name"),
+            Column("role"),
+            Column("created", "created_at"),
+            Column("disabled", "disabled_at"),
+        ),
+        filters=(Field("role", "viewer, technician, operator or admin."),),
+        show=False,
+        add=(
+            Field("name", "What they sign in as."),
+            Field("role", "viewer, technician, operator or admin."),
+            Field("password", "File with the password; asked for when not given.", "secret"),
+        ),
+        change=(
+            Field("role", "viewer, technician, operator or admin."),
+            Field("disabled", "May not sign in; ends their sessions.", "flag"),
+            Field("password", "File with the new password.", "secret"),
+        ),
+    ),
+    Resource(
+        "keys",
+        "/api-keys",
+        "key",
+        "API keys.",
+        (
+            Column("id"),
+            Column("name"),
+            Column("role"),
+            Column("created by", "created_by"),
+            Column("expires", "expires_at"),
+            Column("revoked", "revoked_at"),
+            Column("last used", "last_used_at"),
+        ),
+        filters=(
+            Field("role", "viewer, technician, operator or admin."),
+            Field("active", "Only those that still work.", "flag"),
+        ),
+        show=False,
+        add=(
+            Field("name", "What it is for."),
+            Field("role", "viewer, technician, operator or admin."),
+            EXPIRES,
+        ),
+        remove="It stops working at once.",
+    ),
+    Resource(
+        "commands",
+        "/commands",
+        "command",
+        "What stations were told to do.",
+        (
+            Column("id"),
+            Column("station"),
+            Column("action", "action.action"),
+            Column("status"),
+            Column("requested", "requested_at"),
+            Column("finished", "finished_at"),
+            Column("result"),
+            Column("by", "actor"),
+        ),
+        filters=(STATION, Field("state", "requested, sent, accepted, executed, failed …"), FROM),
+    ),
+    Resource(
+        "events",
+        "/events",
+        "event",
+        "What happened, in order per station.",
+        (
+            Column("at"),
+            Column("kind"),
+            Column("station"),
+            Column("subject"),
+            Column("id"),
+        ),
+        filters=(
+            STATION,
+            Field("kind", "Whose kind begins so, e.g. transaction."),
+            Field("since", "Recorded since then.", "moment"),
+        ),
+        show=False,
+    ),
+)
