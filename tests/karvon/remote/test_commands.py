@@ -1,0 +1,195 @@
+"""`karvon cloud …` against a real server process, as people and as scripts use it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from karvon.remote.cli import app
+
+pytestmark = pytest.mark.system
+Cloud = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A cloud; gives the environment that leads to it."""
+    folder = tmp_path_factory.mktemp("cloud")
+    folder.chmod(0o755)
+    command = [sys.executable, "-m", "karvon", "cloud", "serve", "--json", "--http-port", "0"]
+    command += ["--data-dir", str(folder / "data"), "--admin-key-file", str(folder / "key")]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, (folder / "log").read_text()
+    yield {"KARVON_URL": json.loads(line)["ready"], "KARVON_API_KEY_FILE": str(folder / "key")}
+    process.terminate()
+    process.wait(30)
+    process.stdout.close()
+
+
+@pytest.fixture
+def cloud(serving: dict[str, str]) -> Cloud:
+    def run(*arguments: object, code: int = 0) -> Result:
+        runner = CliRunner(env={**serving, "TZ": "UTC", "COLUMNS": "200"})
+        result = runner.invoke(app, [str(one) for one in arguments])
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def ask(cloud: Cloud) -> Callable[..., Any]:
+    def run(*arguments: object) -> Any:
+        return json.loads(cloud(*arguments, "--json").stdout)
+
+    return run
+
+
+def test_a_site_lives_its_life(cloud: Cloud, ask: Callable[..., Any]) -> None:
+    made = ask("sites", "add", "Chorsu", "--latitude", 41.3, "--time-zone", "Asia/Tashkent")
+    assert (made["name"], made["latitude"]) == ("Chorsu", 41.3)
+    changed = ask("sites", "change", made["id"], "--address", "Toshkent")
+    assert (changed["address"], changed["name"]) == ("Toshkent", "Chorsu")
+    assert ask("sites", "change", made["id"], "--clear", "latitude")["latitude"] is None
+    assert ask("sites", "show", made["id"]) == {**changed, "latitude": None}
+    table = cloud("sites", "list", "--text", "chor").stdout
+    assert "Asia/Tashkent" in table
+    assert "1 shown" in table
+    cloud("sites", "remove", made["id"], code=2)
+    cloud("sites", "remove", made["id"], "--yes")
+    gone = cloud("sites", "show", made["id"], code=1)
+    assert len(gone.stderr.strip().splitlines()) == 1
+    assert gone.stdout == ""
+
+
+def test_lists_come_whole_in_parts_and_as_csv(cloud: Cloud, ask: Callable[..., Any]) -> None:
+    for number in range(7):
+        ask("stations", "add", f"L-{number}", "--name", f"line {number}")
+    listed = ("stations", "list", "--text", "line", "--sort", "-station")
+    names = [f"L-{number}" for number in reversed(range(7))]
+    assert [one["station"] for one in ask(*listed)] == names
+    assert [one["station"] for one in ask(*listed, "--limit", 3)] == names[:3]
+    whole = cloud(*listed, "--all", "--csv").stdout
+    assert [row["station"] for row in csv.DictReader(io.StringIO(whole))] == names
+    assert "more with --all" not in cloud(*listed).stdout
+
+
+def test_a_station_is_announced_shown_and_turned_away(
+    cloud: Cloud, ask: Callable[..., Any]
+) -> None:
+    assert ask("stations", "add", "UZ*KRV+1")["claim"]["code"]
+    assert ask("stations", "show", "UZ*KRV+1")["registration"] == "expected"
+    shown = cloud("stations", "show", "L-1").stdout
+    assert "station: L-1" in shown
+    assert "(times in UTC)" in shown
+    assert ask("stations", "claim-code", "L-1")["code"]
+    cloud("stations", "approve", "L-99", code=1)
+
+
+def test_many_are_imported_or_only_tried(
+    cloud: Cloud, ask: Callable[..., Any], tmp_path: Path
+) -> None:
+    good, bad = tmp_path / "good.csv", tmp_path / "bad.json"
+    good.write_text("value,label\n04A1,Aziza\n04A2,=1+1\n")
+    tried = ask("tokens", "import", good, "--dry-run")
+    assert (tried["committed"], tried["created"]) == (False, 2)
+    assert "would be" in cloud("tokens", "import", good, "--dry-run").stdout
+    assert ask("tokens", "import", good)["created"] == 2
+    assert ask("tokens", "show", "04A2")["label"] == "=1+1"
+    bad.write_text('{"id_tokens": [{"value": "04A3"}, {"value": ""}]}')
+    refused = cloud("tokens", "import", bad, code=2)
+    assert refused.stderr.startswith("karvon cloud: ")
+    assert "04A3" not in cloud("tokens", "list").stdout
+    half = cloud("tokens", "import", bad, "--skip-bad", code=1)
+    assert "1 rows were not taken" in half.stderr
+    assert "04A3" in cloud("tokens", "list").stdout
+    cloud("tokens", "import", tmp_path / "x.txt", code=2)
+
+
+def test_keys_and_users_are_made_without_secrets_on_the_line(
+    cloud: Cloud, ask: Callable[..., Any], tmp_path: Path
+) -> None:
+    made = ask("keys", "add", "export", "--role", "viewer", "--expires-at", "2030-01-01")
+    key = tmp_path / "key"
+    key.write_text(made["key"])
+    assert made["expires_at"] == "2030-01-01T00:00:00Z"
+    refused = cloud("sites", "add", "No", "--key-file", key, code=1)
+    assert "operator" in refused.stderr
+    ask("keys", "remove", made["id"], "--yes")
+    void = cloud("sites", "list", "--key-file", key, code=2)
+    assert "--key-file" in void.stderr
+    password = tmp_path / "password"
+    password.write_text("a long pass phrase\n")
+    user = ask("users", "add", "dilnoza", "--role", "operator", "--password-file", password)
+    assert ask("users", "change", user["id"], "--disabled")["disabled_at"]
+    nobody = cloud("users", "add", "x", "--role", "viewer", code=2)
+    assert "--password-file" in nobody.stderr
+
+
+def test_commands_wait_for_what_becomes_of_them(cloud: Cloud, ask: Callable[..., Any]) -> None:
+    ask("stations", "add", "C-1")
+    given = ask("limit", "C-1", 16000, "--for", "15m", "--no-wait")
+    shown = ask("commands", "show", given["command"])
+    assert shown["action"]["limit_ma"] == 16000
+    assert shown["action"]["valid_ms"] == 900_000
+    assert ask("availability", "C-1", "off", "--no-wait")["command"]
+    for wrong in (("limit", "C-1", "much"), ("limit", "C-1", 6000, "--for", "long")):
+        assert len(cloud(*wrong, code=2).stderr.strip().splitlines()) == 1
+    cloud("availability", "C-1", "maybe", code=2)
+    assert "nothing to stop" in cloud("stop", "C-1", code=1).stderr
+    refused = cloud("start", "C-1", "--token", "nobody's", code=1)
+    assert "nobody's" in refused.stderr
+
+
+def test_telemetry_takes_times_as_people_write_them(cloud: Cloud, ask: Callable[..., Any]) -> None:
+    ask("stations", "add", "T-1")
+    span = ("--from", "2026-11-20T10:00", "--to", "2026-11-20T12:00")
+    assert ask("telemetry", "T-1", *span, "--every", "15m") == []
+    assert "0 shown" in cloud("telemetry", "T-1", "--from", "2d").stdout
+    assert cloud("telemetry", "T-1", "--csv").stdout == ""
+    assert "is no time" in cloud("telemetry", "T-1", "--from", "yesterday", code=2).stderr
+
+
+def test_what_a_station_is_called_steers_no_terminal(cloud: Cloud, ask: Callable[..., Any]) -> None:
+    ask("sites", "add", "evil\x1b[2J[red]", "--address", "[link=file:///]x[/link]")
+    table = cloud("sites", "list", "--text", "evil").stdout
+    assert "\x1b" not in table
+    assert "[red]" in table
+
+
+def test_one_form_at_a_time_and_one_tree_of_commands(cloud: Cloud) -> None:
+    cloud("sites", "list", "--json", "--csv", code=2)
+    tree = cloud("--help").stdout
+    for word in ("serve", "backup", "restore", "stations", "limit", "events"):
+        assert word in tree
+    assert "new-key" in tree
+
+
+def test_a_cloud_that_is_away_is_one_line(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("kv_x")
+    ran = subprocess.run(
+        [sys.executable, "-m", "karvon", "cloud", "sites", "list", "--url", "http://127.0.0.1:9"],
+        env={**os.environ, "KARVON_API_KEY_FILE": str(key)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 3
+    assert len(ran.stderr.strip().splitlines()) == 1
+    assert "--url" in ran.stderr
