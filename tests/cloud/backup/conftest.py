@@ -102,12 +102,23 @@ def everything(dsn: str) -> dict[str, list[str]]:
 def fill(dsn: str, chance: random.Random, count: int = 12) -> None:
     """Rows in every table, in the order of their making, so that foreign keys find theirs."""
     with psycopg.connect(dsn, autocommit=True, options="-c timezone=UTC") as connection:
-        connection.execute("SELECT telemetry.ensure_days(%s::date[])", (DAYS,))
+        for maker in _partition_makers(connection):
+            connection.execute(f"SELECT {maker}(%s::date[])", (DAYS,))
         for table in tables(connection):
             columns = _columns(connection, table)
             for _ in range(count):
                 with contextlib.suppress(psycopg.IntegrityError):
                     _insert(connection, table, columns, chance)
+
+
+def _partition_makers(connection: psycopg.Connection) -> list[str]:
+    found = connection.execute(
+        "SELECT p.oid::regproc::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
+        " WHERE n.nspname = ANY(%s) AND p.proname LIKE 'ensure%%' AND p.pronargs = 1"
+        " AND p.proargtypes[0] = 'date[]'::regtype",
+        (modules(),),
+    )
+    return [row[0] for row in found]
 
 
 def _insert(

@@ -93,10 +93,10 @@ def test_a_station_is_announced_shown_and_turned_away(
 ) -> None:
     assert ask("stations", "add", "UZ*KRV+1")["claim"]["code"]
     assert ask("stations", "show", "UZ*KRV+1")["registration"] == "expected"
-    shown = cloud("stations", "show", "L-1").stdout
-    assert "station: L-1" in shown
+    shown = cloud("stations", "show", "UZ*KRV+1").stdout
+    assert "station: UZ*KRV+1" in shown
     assert "(times in UTC)" in shown
-    assert ask("stations", "claim-code", "L-1")["code"]
+    assert ask("stations", "claim-code", "UZ*KRV+1")["code"]
     cloud("stations", "approve", "L-99", code=1)
 
 
