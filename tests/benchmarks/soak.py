@@ -34,6 +34,7 @@ from ingest_house import (
 )
 from ingest_load import LoadPlan, RunningLoad, load
 from ingest_messages import SAMPLES, Fleet, Placed
+from signal_model import VALUES_PER_SAMPLE
 
 MINUTES = 30.0
 STATIONS = 500
@@ -76,13 +77,14 @@ def _soak(house: House, minutes: float) -> list[Figure]:
         step_ms = max(SAMPLES, STATIONS * 1000 // rate)
         placed = Placed(time.time_ns() // 1_000_000, step_ms)
         plan = LoadPlan(house.broker, Fleet(STATIONS, lap=1), placed=placed, rate=rate)
-        before = _rows(dsn)
+        before, size = _rows(dsn), _size(dsn)
         with load(plan) as running:
             running.await_committed(1)
             readings = list(_readings(house, contestant, running, minutes * 60))
             said = running.finish()
         rows = {station: count - before.get(station, 0) for station, count in _rows(dsn).items()}
-        return _figures(house, readings, said, rows, rate)
+        grown = (_size(dsn) - size) / sum(rows.values()) / VALUES_PER_SAMPLE
+        return _figures(house, readings, {**said, "bytes_a_value": grown}, rows, rate)
 
 
 @contextmanager
@@ -137,6 +139,14 @@ def _rows(dsn: str) -> dict[int, int]:
     return dict(found)
 
 
+def _size(dsn: str) -> int:
+    """Bytes of the whole database: rows, index, marks."""
+    with psycopg.connect(dsn) as connection:
+        found = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+    assert found is not None
+    return int(found[0])
+
+
 # --------------------------------------------------------------------------- figures
 
 
@@ -153,6 +163,7 @@ def _figures(
         "messages": said["sent"],
         "resent": said["resent"],
         "readings": len(readings),
+        "database_bytes_a_value": round(said["bytes_a_value"], 1),
     }
     return [
         Figure(
