@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from karvon.remote.client import (
     FAILED,
     OUT_OF_REACH,
