@@ -36,7 +36,7 @@ def test_killed_at_random_moments(
 ) -> None:
     drivers = world.drivers(station)
     chance = random.Random(f"{victim} 2")
-    for _ in range(sample_size(1, 40)):
+    for _ in range(sample_size(1, 25)):
         world.traffic(drivers, chance.uniform(1.0, 6.0))
         name = station.agent.name if victim == "agent" else victim
         _until_it_runs(world, drivers, name)
@@ -59,7 +59,7 @@ def test_the_agent_killed_at(
 ) -> None:
     drivers = world.drivers(station)
     chance = random.Random(instant)
-    for _ in range(sample_size(1, 40)):
+    for _ in range(sample_size(1, 25)):
         station.agent.stop()
         passes = chance.randint(1, sample_size(3, 8))
         station.agent.start({"KARVON_FAULT": f"{instant}:{passes}"})
@@ -78,7 +78,7 @@ def test_the_cloud_killed_at(
     drivers = world.drivers(station)
     chance = random.Random(instant)
     cloud = world.network.cloud
-    for _ in range(sample_size(1, 40)):
+    for _ in range(sample_size(1, 25)):
         cloud.stop()
         passes = chance.randint(2, sample_size(4, 15))
         world.network.start_cloud({"KARVON_FAULT": f"{instant}:{passes}"})
