@@ -26,6 +26,10 @@ def _last(column: LiteralString, at: LiteralString) -> LiteralString:
     )
 
 
+def _mean(column: LiteralString) -> LiteralString:
+    return f"({column}_sum / nullif(coalesce({column}_ms, weight), 0))::bigint AS {column}"
+
+
 def _comma(parts: tuple[LiteralString, ...]) -> LiteralString:
     joined: LiteralString = ", ".join(parts)
     return joined
@@ -80,13 +84,6 @@ OF_PARTIALS: Final[LiteralString] = _comma(
 )
 
 SHOWN: Final[LiteralString] = _comma(
-    (
-        "samples, energy_wh",
-        *(
-            f"({name}_sum / nullif(coalesce({name}_ms, weight), 0))::bigint AS {name}"
-            for name in MEANS
-        ),
-        "power_max_w, offered_ma",
-    )
+    ("samples, energy_wh", _mean("power_w"), "power_max_w", *map(_mean, MEANS[1:]), "offered_ma")
 )
 """A partial as people see it: means weighted by what each sample stands for, after thinning too."""
