@@ -235,6 +235,47 @@ def _high(name: str) -> str:
 
 
 _PARTITIONS = """
+-- Asked of the catalogue's rows: a name looked up once and not found stays so in this session's
+-- cache, behind a lock too.
+CREATE FUNCTION telemetry.has_part(part text) RETURNS boolean LANGUAGE sql VOLATILE AS $$
+    SELECT EXISTS (SELECT FROM pg_class
+                   WHERE relname = part AND relnamespace = 'telemetry'::regnamespace)
+$$;
+
+-- As before, but two that make the same day at the same moment no longer meet.
+CREATE OR REPLACE FUNCTION telemetry.ensure_days(days date[]) RETURNS date[]
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    wanted date;
+    parent text;
+    part text;
+    had date[] := '{}';
+    known boolean;
+BEGIN
+    IF NOT telemetry.native('telemetry.sample') THEN
+        RETURN days;
+    END IF;
+    FOR wanted IN SELECT DISTINCT d FROM unnest(days) d ORDER BY d LOOP
+        known := true;
+        FOREACH parent IN ARRAY ARRAY['sample', 'extra'] LOOP
+            part := parent || to_char(wanted, '_YYYYMMDD');
+            CONTINUE WHEN telemetry.has_part(part);
+            PERFORM pg_advisory_xact_lock(hashtext('telemetry.' || part));
+            CONTINUE WHEN telemetry.has_part(part);
+            known := false;
+            EXECUTE format('CREATE TABLE telemetry.%I (LIKE telemetry.%I INCLUDING ALL)',
+                           part, parent);
+            EXECUTE format('ALTER TABLE telemetry.%I ATTACH PARTITION telemetry.%I'
+                           ' FOR VALUES FROM (%L) TO (%L)', parent, part,
+                           wanted::text || ' 00:00+00', (wanted + 1)::text || ' 00:00+00');
+        END LOOP;
+        IF known THEN
+            had := had || wanted;
+        END IF;
+    END LOOP;
+    RETURN had;
+END $$;
+
 -- Partitions for these days' minutes and blocks.
 CREATE FUNCTION telemetry.ensure_tiers(days date[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -251,7 +292,7 @@ BEGIN
         ORDER BY 1, 2
     LOOP
         part := one.parent || to_char(one.first, '_YYYYMMDD');
-        CONTINUE WHEN to_regclass('telemetry.' || part) IS NOT NULL;
+        CONTINUE WHEN telemetry.has_part(part);
         EXECUTE format('CREATE TABLE telemetry.%I (LIKE telemetry.%I INCLUDING ALL)',
                        part, one.parent);
         EXECUTE format('ALTER TABLE telemetry.%I ATTACH PARTITION telemetry.%I'
@@ -291,14 +332,16 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp 
 BEGIN
     IF telemetry.native('telemetry.sample') THEN
         RETURN QUERY
-            SELECT to_date(right(c.relname, 8), 'YYYYMMDD'), sum(pg_relation_size(c.oid))::bigint
+            SELECT to_date(right(c.relname, 8), 'YYYYMMDD'),
+                coalesce(sum(pg_relation_size(c.oid)), 0)::bigint  -- null: dropped meanwhile
             FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
             WHERE i.inhparent IN ('telemetry.sample'::regclass, 'telemetry.extra'::regclass)
             GROUP BY 1 ORDER BY 1;
     ELSE
         RETURN QUERY EXECUTE
             'SELECT (range_start AT TIME ZONE ''UTC'')::date,'
-            ' sum(pg_relation_size(format(''%I.%I'', chunk_schema, chunk_name)::regclass))::bigint'
+            ' coalesce(sum(pg_relation_size('
+            ' to_regclass(format(''%I.%I'', chunk_schema, chunk_name)))), 0)::bigint'
             ' FROM timescaledb_information.chunks WHERE hypertable_schema = ''telemetry'''
             ' AND hypertable_name IN (''sample'', ''extra'') GROUP BY 1 ORDER BY 1';
     END IF;

@@ -69,11 +69,11 @@ class Keeper:
 
     async def roll(self, now: datetime) -> None:
         """Roll up to `ROLL_LAG` ago, then again what came late."""
-        fence = floor(now - ROLL_LAG, MINUTE)
         async with self._turn() as cursor:
             if cursor is not None:
-                await store.raise_fence(cursor, fence)
-        if not await self._settled():
+                await store.raise_fence(cursor, floor(now - ROLL_LAG, MINUTE))
+        fence = await self._settled()
+        if fence is None:
             return
         while await self._roll_step(fence):
             pass
@@ -81,16 +81,17 @@ class Keeper:
             if not await self.roll_late():
                 break
 
-    async def _settled(self) -> bool:
-        """Wait until whoever may have read an earlier fence has ended."""
+    async def _settled(self) -> datetime | None:
+        """The fence, once whoever may have read an earlier one has ended."""
         async with self._database.commit_unit() as cursor:
+            fence = (await store.marks(cursor)).fence
             number = await store.next_transaction(cursor)
         for _ in range(SETTLE_TRIES):
             if await self._ended(number):
-                return True
+                return fence
             await asyncio.sleep(SETTLE_S / SETTLE_TRIES)
         logger.info("the roll-up waits: a transaction has been open for %s s", SETTLE_S)
-        return False
+        return None
 
     async def _ended(self, number: int) -> bool:
         async with self._database.commit_unit() as cursor:
