@@ -7,6 +7,7 @@ table; `migrate` makes both.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -64,8 +65,8 @@ class Database:
         be had or the deadline passes. Within `joint` of the same tenant it is a savepoint.
         """
         held = _joint.get()
-        if held is not None and held[:2] == (self, tenant):
-            async with held[2].transaction(), held[2].cursor() as cursor:
+        if held is not None and held[1:] == (self, tenant, asyncio.current_task()):
+            async with held[0].transaction(), held[0].cursor() as cursor:
                 yield cursor
             return
         async with _transaction(self._app, UNIT_DEADLINE_S) as cursor:
@@ -80,10 +81,11 @@ class Database:
     async def joint(self, tenant: TenantId) -> AsyncIterator[Cursor]:
         """A transaction that every `unit` of this tenant in the same task becomes a part of.
 
-        What the block does commits as a whole at its end, or not at all.
+        What the block does commits as a whole at its end, or not at all. Tasks that are begun in
+        the block go on after it: they have transactions of their own.
         """
         async with self.unit(tenant) as cursor:
-            token = _joint.set((self, tenant, cursor.connection))
+            token = _joint.set((cursor.connection, self, tenant, asyncio.current_task()))
             try:
                 yield cursor
             finally:
@@ -112,7 +114,8 @@ class Database:
         return True
 
 
-_joint: ContextVar[tuple[Database, TenantId, Connection] | None] = ContextVar("joint", default=None)
+_Joint = tuple[Connection, Database, TenantId, asyncio.Task[object] | None]
+_joint: ContextVar[_Joint | None] = ContextVar("joint", default=None)
 
 
 def _pool(dsn: str, role: str, size: int) -> Pool:

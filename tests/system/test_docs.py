@@ -35,21 +35,19 @@ def _between(page: str, mark: str) -> str:
     return page.split(f"<!-- {mark} -->\n")[1].split(f"<!-- /{mark} -->", maxsplit=1)[0]
 
 
-@pytest.fixture
-def network(tmp_path: Path) -> Iterator[Network]:
-    tmp_path.chmod(0o755)
-    with Network(tmp_path) as running:
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    folder = tmp_path_factory.mktemp("docs")
+    folder.chmod(0o755)
+    with Network(folder) as running:
         running.start_cloud()
         yield running
 
 
-@pytest.mark.system
-def test_the_operators_commands_do_what_the_page_says(network: Network) -> None:
-    curl = shutil.which("curl")
-    if curl is None:
+def _run(network: Network, blocks: list[str], folder: Path) -> str:
+    """What the blocks print, run by one shell."""
+    if shutil.which("curl") is None:
         pytest.skip("NOT RUN: curl is not installed")
-    blocks = TESTED.findall(_page("operations.md"))
-    assert len(blocks) >= 8
     ran = subprocess.run(
         ["sh", "-eu"],
         input="\n".join(blocks),
@@ -58,15 +56,48 @@ def test_the_operators_commands_do_what_the_page_says(network: Network) -> None:
         text=True,
         timeout=60,
         check=False,
+        cwd=folder,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    answers = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    return ran.stdout
+
+
+def _answers(printed: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.system
+def test_the_operators_commands_do_what_the_page_says(network: Network, tmp_path: Path) -> None:
+    blocks = TESTED.findall(_page("operations.md"))
+    assert len(blocks) >= 8
+    printed = _run(network, blocks, tmp_path)
+    answers = _answers(printed)
     assert answers[0]["role"] == "admin"
-    assert {"imported": 2} in answers
+    assert [one["created"] for one in answers if "committed" in one] == [2]
     assert sum("status_url" in answer for answer in answers) == 5
     refused = [answer["code"] for answer in answers if answer.get("type") == "about:blank"]
     assert refused == ["station.not_found"]
-    assert "karvon_link_refused_total" in ran.stdout
+    assert "karvon_link_refused_total" in printed
+
+
+@pytest.mark.system
+def test_the_integrators_lines_do_what_the_page_says(network: Network, tmp_path: Path) -> None:
+    blocks = TESTED.findall(_page("api.md"))
+    assert len(blocks) >= 11
+    printed = _run(network, blocks, tmp_path)
+    everything = _answers(printed)
+    assert everything[0]["role"] == "admin"
+    once, twice = (one for one in everything if one.get("station") == "SAM-0002")
+    assert once == twice
+    tried, repeated = (one for one in everything if "committed" in one)
+    assert (tried["committed"], tried["created"], tried["updated"]) == (False, 2, 1)
+    assert (repeated["committed"], repeated["unchanged"]) == (True, 2)
+    refused = [one["code"] for one in everything if one.get("type") == "about:blank"]
+    assert refused == ["etag.stale"]
+    assert [one["status"] for one in everything if "requested_at" in one] == ["requested"]
+    assert "retry: 2000" in printed
+    header = "station,name,site,registration,"
+    assert len([line for line in printed.splitlines() if line.startswith(header)]) == 2
 
 
 def _default(value: Any) -> str:
@@ -119,7 +150,7 @@ def test_the_pages_configurations_are_valid() -> None:
         assert parse(text, "agent.md").boards
 
 
-@pytest.mark.parametrize("name", ["operations.md", "agent.md"])
+@pytest.mark.parametrize("name", ["operations.md", "agent.md", "api.md"])
 def test_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", _page(name)):
         assert (DOCS / target).exists(), target

@@ -28,5 +28,5 @@ async def test_the_application_cannot_touch_samples_but_through_views(world: Any
         readable = {name for (name,) in await cursor.fetchall()}
     assert readable == {
         "telemetry.api_sample", "telemetry.api_extra", "telemetry.gap", "telemetry.undated",
-        "telemetry.tier",
+        "telemetry.api_minute", "telemetry.api_hour", "telemetry.api_late", "telemetry.tier",
     }  # fmt: skip
