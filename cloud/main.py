@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Self
+from typing import Any, Self
 from uuid import UUID
 
 import uvicorn
@@ -20,8 +20,10 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from cloud.api import rest as api_rest
+from cloud.api import watching as watching_rest
 from cloud.api.app import create_app
 from cloud.api.live import EventFeed
+from cloud.api.watching import Sources, Watching
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
 from cloud.broker import Broker, embedded_broker, outside_broker
@@ -37,15 +39,18 @@ from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.embedded import ChildEvent, EmbeddedPostgres
 from cloud.kernel.facts import FactWriter, GroupCommitter
 from cloud.kernel.handover import Follower
+from cloud.kernel.http import Caller
 from cloud.kernel.migrate import migrate
 from cloud.kernel.observability import Check, health_routes
 from cloud.stations import rest as stations_rest
 from cloud.stations.registration import Policy
 from cloud.stations.service import Settings, Stations
 from cloud.stations.tenancy import Tenancy
+from cloud.stations.views import StationView
 from cloud.stations.writer import StateWriter
 from cloud.telemetry import rest as telemetry_rest
-from cloud.telemetry.service import Telemetry, TelemetryHandover
+from cloud.telemetry.rest import BucketView
+from cloud.telemetry.service import Span, Telemetry, TelemetryHandover
 from cloud.telemetry.tiers.keeper import Keep
 from cloud.telemetry.writer import TelemetryWriter
 from cloud.transactions import rest as transactions_rest
@@ -53,11 +58,13 @@ from cloud.transactions.service import Transactions
 from cloud.transactions.writer import TransactionWriter
 from cloud.users import rest as users_rest
 from cloud.users.service import DEFAULT_TENANT, Users
-from protocols.agent_link import Action, SetLocalList
+from protocols.agent_link import Action, SetLocalList, Watch
 
 logger = logging.getLogger(__name__)
 RESTART_AFTER_S = 1.0
 BROKER_DEADLINE_S = 15.0
+MOST_LIVE = 2000
+"""Samples that one look of a live view takes in."""
 
 
 def utc_now() -> datetime:
@@ -178,6 +185,7 @@ class Modules:
         receiver: Receiver,
         registry: CollectorRegistry,
         feed: EventFeed,
+        watching: Watching,
     ) -> FastAPI:
         """The REST application over these modules."""
 
@@ -195,11 +203,37 @@ class Modules:
                 transactions_rest.router(self.transactions),
                 communication_rest.routes(self.commands),
                 api_rest.router(database, self.stations, feed),
+                watching_rest.router(watching),
                 health_routes(checks, registry),
             ],
             database,
             utc_now,
         )
+
+
+def live_sources(modules: Modules) -> Sources:
+    """What the live view needs, of the modules that have it."""
+
+    async def look(caller: Caller, identity: str) -> dict[str, Any]:
+        found = await modules.stations.detail(caller, identity)
+        return StationView.of(found, utc_now()).model_dump(mode="json")
+
+    async def samples(
+        caller: Caller, identity: str, start: datetime, end: datetime
+    ) -> list[dict[str, Any]]:
+        second = start.replace(microsecond=0)
+        span = Span(second, end, timedelta(seconds=1), None)
+        read = await modules.telemetry.read(caller, identity, span, None, MOST_LIVE)
+        return [BucketView.of(bucket).model_dump(mode="json") for bucket in read.buckets]
+
+    async def ask(caller: Caller, identity: str, watch: Watch) -> UUID:
+        return await modules.stations.command(caller, identity, watch.evse, watch)
+
+    async def answer(caller: Caller, command: UUID) -> tuple[str, str]:
+        row, _ = await modules.commands.get(caller, command)
+        return row.status, row.result
+
+    return Sources(look, samples, ask, answer)
 
 
 @dataclass(frozen=True)
@@ -278,9 +312,11 @@ class Cloud:
         async with asyncio.timeout(BROKER_DEADLINE_S):
             await receiver.online.wait()
         feed = EventFeed(database, modules.stations)
-        app = modules.app(database, receiver, registry, feed)
+        watching = Watching(live_sources(modules), utc_now)
+        app = modules.app(database, receiver, registry, feed, watching)
         await stack.enter_async_context(_http(app, listener))
         await stack.enter_async_context(feed.serving())
+        await stack.enter_async_context(watching.serving())
         port = listener.getsockname()[1]
         self.ready = Ready(_url(config.host, port), broker.endpoint.mqtt_url)
 

@@ -189,7 +189,7 @@ class EventRoutes:
                 try:
                     told = await client.next(self._feed.heartbeat_s)
                 except TimeoutError:
-                    if not await _still(request, caller):
+                    if not await still_holds(request, caller):
                         return
                     yield b": nothing new\n\n"
                     continue
@@ -226,7 +226,7 @@ def _line(view: EventView, positions: Mapping[int, int]) -> bytes:
     return f"id: {_write(positions)}\ndata: {view.model_dump_json()}\n\n".encode()
 
 
-async def _still(request: Request, caller: Caller) -> bool:
+async def still_holds(request: Request, caller: Caller) -> bool:
     """Whether the key still holds; a stream outlives neither its key nor its role."""
     authenticator: Authenticator = request.app.state.authenticator
     token = request.headers.get("authorization", "").partition(" ")[2].strip()
