@@ -70,7 +70,7 @@ def table(columns: Sequence[Column], items: Sequence[Mapping[str, Any]], note: s
     for column in columns:
         shown.add_column(column.title, overflow="fold")
     for item in items:
-        shown.add_row(*(Text(_harmless(column.text(item))) for column in columns))
+        shown.add_row(*(Text(harmless(column.text(item))) for column in columns))
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     console.print(shown)
     foot = f"{len(items)} shown, times in {zone()}"
@@ -80,7 +80,7 @@ def table(columns: Sequence[Column], items: Sequence[Mapping[str, Any]], note: s
 def details(item: Any) -> None:
     """Everything that an answer holds, indented."""
     for line in _lines(item, 0):
-        sys.stdout.write(_harmless(line) + "\n")
+        sys.stdout.write(harmless(line) + "\n")
     sys.stdout.write(f"(times in {zone()})\n")
 
 
@@ -103,6 +103,6 @@ def _lines(value: Any, depth: int) -> Iterator[str]:
         yield from rest
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Without control characters: what a station or a person entered may not steer a terminal."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

@@ -15,11 +15,14 @@ import typer
 from karvon.remote.call import Call, Option, command, moment
 from karvon.remote.client import FAILED, OUT_OF_REACH, USAGE, RemoteError, Sent, at
 from karvon.remote.show import Column, plain
+from karvon.remote.watching import live
 
 FINAL: Final = frozenset({"executed", "rejected", "failed", "expired", "cancelled"})
 POLL_S: Final = 0.5
 BUCKETS: Final = 1440
 FIRST_PAUSE_S: Final = 1.0
+AFTER_ALL: Final = "2999-01-01T00:00:00Z"
+"""A list that begins then is empty; its cursor is where the log ends now."""
 LONGEST_PAUSE_S: Final = 30.0
 TELEMETRY: Final = (
     Column("at"),
@@ -174,7 +177,8 @@ def _follow(
 ) -> None:
     """Events as they happen, over every interruption, none left out."""
     query = {"station": station, "kind": kind}
-    for number, sent in enumerate(_over_interruptions(call, "/events/stream", query, cursor), 1):
+    begin = cursor or call.cloud.get("/events", since=AFTER_ALL)["next"]
+    for number, sent in enumerate(_over_interruptions(call, "/events/stream", query, begin), 1):
         event = json.loads(sent.data)
         if call.as_json:
             call.json({**event, "cursor": sent.id})
@@ -304,6 +308,21 @@ def add_tasks(app: typer.Typer) -> None:
             ),
         ],
         csv_too=True,
+    )
+
+    command(
+        app,
+        "live",
+        live,
+        "Watch a station: its states as they change, and a sample every second.",
+        [
+            STATION,
+            Option(
+                "minutes",
+                Annotated[int, typer.Option(min=1, max=15, help="For how long.")],
+                5,
+            ),
+        ],
     )
 
 
