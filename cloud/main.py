@@ -230,8 +230,8 @@ def live_sources(modules: Modules) -> Sources:
         return await modules.stations.command(caller, identity, watch.evse, watch)
 
     async def answer(caller: Caller, command: UUID) -> tuple[str, str]:
-        row, _ = await modules.commands.get(caller, command)
-        return row.status, row.result
+        found = await modules.commands.get(caller, command)
+        return found.row.status, found.row.result
 
     return Sources(look, samples, ask, answer)
 

@@ -185,6 +185,8 @@ class Watching:
                 await asyncio.sleep(self._poll_s)
         except KarvonError as error:  # it is gone, or another tenant's now
             watched.offer(sse("end", {"reason": error.detail}))
+        except Exception:
+            logger.exception("the live view of %s failed", watched.identity)
         finally:
             self._watched.pop(key, None)
             for viewer in watched.viewers:

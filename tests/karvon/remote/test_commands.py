@@ -6,17 +6,20 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
 from karvon.remote.cli import app
+from karvon.remote.resources import RESOURCES
 
 pytestmark = pytest.mark.system
 Cloud = Callable[..., Result]
@@ -169,6 +172,62 @@ def test_what_a_station_is_called_steers_no_terminal(cloud: Cloud, ask: Callable
     table = cloud("sites", "list", "--text", "evil").stdout
     assert "\x1b" not in table
     assert "[red]" in table
+
+
+def test_the_table_offers_what_the_api_takes(serving: dict[str, str]) -> None:
+    """Neither more, which would be refused, nor less, which nobody would find."""
+    paths = httpx.get(f"{serving['KARVON_URL']}/openapi.json").json()
+    for resource in RESOURCES:
+        one = f"/api/v1{resource.path}/{{"
+        listed = paths["paths"][f"/api/v1{resource.path}"]
+        single = {
+            verb: operation
+            for path, operations in paths["paths"].items()
+            if path.startswith(one) and path.count("/") == one.count("/")
+            for verb, operation in operations.items()
+        }
+        assert {field.name for field in resource.filters} == _parameters(listed["get"])
+        assert _sorts(paths, listed["get"]) == set(filter(None, resource.sort.split(", ")))
+        assert {field.name for field in resource.add} == _body(paths, listed)
+        assert {field.name for field in resource.change} == _body(
+            paths, {"post": single.get("patch")}
+        )
+        assert resource.show == ("get" in single), resource.name
+        assert bool(resource.remove) == ("delete" in single), resource.name
+        assert bool(resource.imports) == (f"/api/v1{resource.path}/import" in paths["paths"])
+        for verb in resource.verbs:
+            assert _is_there(paths["paths"], verb.path, verb.method.lower()), verb.path
+
+
+def _parameters(operation: dict[str, Any]) -> set[str]:
+    named = {one["name"] for one in operation["parameters"] if one["in"] == "query"}
+    return named - {"cursor", "limit", "format", "sort"}
+
+
+def _sorts(paths: dict[str, Any], operation: dict[str, Any]) -> set[str]:
+    (schema,) = [o["schema"] for o in operation["parameters"] if o["name"] == "sort"] or [{}]
+    schema = _resolved(paths, schema)
+    return {word for word in schema.get("enum", []) if not word.startswith("-")}
+
+
+def _body(paths: dict[str, Any], operations: dict[str, Any]) -> set[str]:
+    post = operations.get("post")
+    if not post:
+        return set()
+    schema = post["requestBody"]["content"]["application/json"]["schema"]
+    return set(_resolved(paths, schema)["properties"])
+
+
+def _resolved(paths: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    name = schema.get("$ref", "").rpartition("/")[2]
+    return paths["components"]["schemas"][name] if name else schema
+
+
+def _is_there(paths: dict[str, Any], template: str, method: str) -> bool:
+    shape = re.sub(r"\{\w+\}", "{}", "/api/v1" + template)
+    return any(
+        re.sub(r"\{\w+\}", "{}", path) == shape and method in found for path, found in paths.items()
+    )
 
 
 def test_one_form_at_a_time_and_one_tree_of_commands(cloud: Cloud) -> None:

@@ -1,0 +1,76 @@
+"""Looking at a station through the whole network: a value a second, and falling back by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import pairwise
+from typing import Any
+
+SAMPLES = 6
+LATEST_S = 5.0
+
+
+@contextmanager
+def _cloud(world: Any, *arguments: str) -> Iterator[Iterator[dict[str, Any]]]:
+    """The JSON lines that a following command writes."""
+    command = [sys.executable, "-m", "karvon", "cloud", *arguments, "--json"]
+    url = world.network.rest.base.removesuffix("/api/v1")
+    settings = {"KARVON_URL": url, "KARVON_API_KEY_FILE": str(world.network.key_file)}
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **settings},
+    )
+    assert process.stdout is not None
+    try:
+        yield (json.loads(line) for line in process.stdout)
+    finally:
+        process.kill()
+        process.wait(10)
+        process.stdout.close()
+
+
+def test_a_watched_station_tells_every_second_what_it_does(world) -> None:
+    station = world.station("V")
+    world.begin(station)
+    with _cloud(world, "live", station.identity, "--minutes", "1") as lines:
+        first = next(lines)
+        assert (first["event"], first["online"]) == ("station", True)
+        at, ages = [], []
+        for line in lines:
+            if line["event"] == "sample" and line["power_w"]:
+                at.append(datetime.fromisoformat(line["at"]))
+                ages.append(line["age_ms"])
+            if len(at) > SAMPLES and ages[-1] < LATEST_S * 1000:
+                break
+    assert sorted(set(at)) == at
+    steps = [(after - before).total_seconds() for before, after in pairwise(at)]
+    assert sorted(steps)[len(steps) // 2] <= 2
+    world.leave(station)
+    world.agree(station)
+
+
+def test_following_events_outlives_the_cloud(own_world) -> None:
+    world, network = own_world, own_world.network
+    station = world.station("E")
+    with _cloud(world, "events", "follow", "--kind", "transaction.ended") as lines:
+        world.charge(station)
+        first = next(lines)
+        network.cloud.kill()
+        network.start_cloud()
+        network.wait_online(station)
+        world.charge(station)
+        second = next(lines)
+    assert first["station"] == second["station"] == station.identity
+    assert first["subject"] != second["subject"]
+    replay = ("--kind", "transaction.ended", "--cursor", first["cursor"], "--count", "1")
+    with _cloud(world, "events", "follow", *replay) as lines:
+        assert next(lines)["id"] == second["id"]
