@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = 256
 """Messages a write: about 90 KB."""
 DOWN_FILTER = "karvon/1/+/+/down/+"
+MOST_REFUSALS = 20
 SAMPLED = 64
 """One message in so many is timed from its first write to its ack."""
 
@@ -80,7 +82,7 @@ class LoadPlan:
     """False: no greeting; the consumer counts what it has committed into `Numbers` itself."""
     drain_s: float = 60.0
     patience_s: float = 3.0
-    """Without an ack for so long, stations greet again."""
+    """Without an ack for so long, stations greet again, and with twice the patience next time."""
     numbers: str = ""
 
 
@@ -365,6 +367,8 @@ class Greetings:
         self._outboxes = [plan.fleet.outbox(station) for station in range(plan.fleet.stations)]
         self._clouds: dict[int, object] = {}
         self._again: list[int] = []
+        self._refusals: Counter[int] = Counter()
+        self._greetings = 0
         self._heard_at = time.monotonic()
         self._splitter = Splitter()
         self._topics: dict[bytes, tuple[int, Down]] = {}
@@ -418,14 +422,22 @@ class Greetings:
                 self._acked(station, heard)
 
     def _welcomed(self, station: int, welcome: Welcome) -> None:
-        if welcome.outbox != self._outboxes[station]:
+        if welcome.outbox != self._outboxes[station] or station not in self.waiting:
             return
         if welcome.verdict != "go_on":
-            sys.exit(f"station {station} is told to take a new outbox; use another lap")
+            self._refused(station)
+            return
+        self._greetings = 0
         self._clouds[station] = welcome.cloud
         self._settle(station, welcome.committed.get(Stream.TELEMETRY, ()))
         self.waiting.discard(station)
         self._again.append(station)
+
+    def _refused(self, station: int) -> None:
+        """Perhaps the answer to an older hello, when newer numbers were committed already."""
+        self._refusals[station] += 1
+        if self._refusals[station] > MOST_REFUSALS:
+            sys.exit(f"station {station} shall take a new outbox; give the fleet another lap")
 
     def _acked(self, station: int, ack: Ack) -> None:
         if ack.stream is not Stream.TELEMETRY or ack.outbox != self._outboxes[station]:
@@ -459,8 +471,10 @@ class Greetings:
             mine = range(station, sent, self._fleet.stations)
             again += [number for number in mine if not self._settled[number]]
         self._again.clear()
-        silent = time.monotonic() - self._heard_at > self._patience_s
+        patience = self._patience_s * min(2**self._greetings, 16)
+        silent = time.monotonic() - self._heard_at > patience
         if silent and (self.waiting or self._numbers["committed"] < sent):
+            self._greetings += 1
             self._greet(self.waiting or range(self._fleet.stations))
         return sorted(again)
 
