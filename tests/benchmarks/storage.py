@@ -23,7 +23,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import psycopg
 from figure import Figure
-from ingest_house import HOUSES, NotHereError
+from ingest_house import HOUSES, House, NotHereError
 from numpy.typing import NDArray
 from signal_model import VALUES_PER_SAMPLE, samples
 
@@ -61,26 +61,26 @@ async def measure(runs: int) -> list[Figure]:
         try:
             async with opened() as house:
                 with house.database() as dsn:
-                    figures += await _figures(dsn, prefix, max(3, runs) * 5)
+                    figures += await _figures(house, dsn, prefix, max(3, runs) * 5)
         except NotHereError as reason:
             sys.stderr.write(f"bench: NOT RUN: {prefix}.*: {reason}\n")
     return figures
 
 
-async def _figures(dsn: str, prefix: str, asked: int) -> list[Figure]:
+async def _figures(house: House, dsn: str, prefix: str, asked: int) -> list[Figure]:
     migrate(dsn)
     _stations(dsn)
     async with Database.open(dsn) as database:
         telemetry = Telemetry(database, Stations())
-        loaded = await _timed(_load(database))
+        await _load(database)
         values = STATIONS * DAYS * 86400 // EVERY_S * VALUES_PER_SAMPLE
         hot = _size(dsn, "sample") / values
         narrow = _narrow(dsn)
         day_hot = await _median(asked, lambda: _day(telemetry))
         fleet_hot = _fleet_of_samples(dsn)
         keeper = Keeper(database)
-        rolled = await _timed(keeper.roll(END + timedelta(hours=1)))
-        compacted = await _timed(keeper.compact(END + timedelta(days=3), Keep()))
+        rolled = await _cpu(house, keeper.roll(END + timedelta(hours=1)))
+        compacted = await _cpu(house, keeper.compact(END + timedelta(days=3), Keep()))
         _settle(dsn)
         day = await _median(asked, lambda: _day(telemetry))
         fine = await _median(asked, lambda: _fine(telemetry))
@@ -104,9 +104,8 @@ async def _figures(dsn: str, prefix: str, asked: int) -> list[Figure]:
                 "times_smaller_than_hot": round(hot / block, 1),
                 "minutes_per_raw_value": round(_size(dsn, "minute") / values, 2),
                 "hours_per_raw_value": round(_size(dsn, "hour") / values, 3),
-                "load_us_per_row": round(loaded / rows * 1e6, 2),
-                "roll_up_us_per_row": round(rolled / rows * 1e6, 2),
-                "compaction_us_per_row": round(compacted / rows * 1e6, 2),
+                "roll_up_cpu_us_per_sample": round(rolled / rows * 1000, 2),
+                "compaction_cpu_us_per_sample": round(compacted / rows * 1000, 2),
             },
         ),
         Figure(
@@ -133,6 +132,13 @@ async def _timed(work: Awaitable[Any]) -> float:
     began = time.perf_counter()
     await work
     return time.perf_counter() - began
+
+
+async def _cpu(house: House, work: Awaitable[Any]) -> float:
+    """Milliseconds of the database server's processes."""
+    before = house.database_cpu_ms()
+    await work
+    return house.database_cpu_ms() - before
 
 
 async def _median(times: int, ask: Callable[[], Awaitable[Any]]) -> float:

@@ -28,11 +28,12 @@ async def begin(cursor: Cursor, statement_s: float, lock_ms: int = 300) -> bool:
     """
     await cursor.execute(
         "SELECT set_config('statement_timeout', %s, true), set_config('lock_timeout', %s, true),"
+        " set_config('work_mem', '64MB', true),"
         " pg_try_advisory_xact_lock(hashtext('telemetry.keeper'))",
         (f"{statement_s}s", f"{lock_ms}ms"),
     )
     found = await cursor.fetchone()
-    return bool(found and found[2])
+    return bool(found and found[3])
 
 
 async def marks(cursor: Cursor) -> Marks:
