@@ -10,8 +10,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import msgspec
-
 from cloud.kernel.database import Database, TenantId
 from cloud.kernel.errors import Contended, Unavailable
 from cloud.kernel.facts import Delivery
@@ -187,68 +185,3 @@ async def test_a_late_writer_keeps_its_day_from_being_dropped(world: Any, cloud_
     assert await stored(world) == 20
     async with world.database.commit_unit() as cursor:
         assert START.date() not in {hot.day for hot in await tiers.hot_days(cursor)}
-
-
-async def test_one_keeper_at_a_time(world: Any, cloud_dsn: str) -> None:
-    async with other(cloud_dsn) as database:
-        async with world.database.commit_unit() as mine:
-            assert await tiers.begin(mine, 10)
-            async with database.commit_unit() as theirs:
-                assert not await tiers.begin(theirs, 10)
-        async with database.commit_unit() as theirs:
-            assert await tiers.begin(theirs, 10)
-
-
-async def test_each_tier_is_kept_for_its_own_time(world: Any) -> None:
-    station = await world.station()
-    for day in range(4):
-        await world.commit(delivery(station, START + day * DAY + timedelta(hours=1), 120))
-    await world.telemetry.roll(NOON)
-    keep = Keep(raw=DAY, minutes=2 * DAY, hours=3 * DAY, hot=DAY)
-    await world.telemetry.tidy(NOON, keep)
-    await world.telemetry.tidy(NOON, keep)
-    span = Span(START, NOON, timedelta(seconds=30), None)
-    answer = await world.telemetry.read(BOSS, "CP-1", span, None, 100)
-    assert [(b.at - START, b.samples) for b in answer.buckets] == [
-        (DAY + timedelta(hours=1), 120),
-        (2 * DAY + timedelta(hours=1), 60),
-        (2 * DAY + timedelta(hours=1, minutes=1), 60),
-        *((3 * DAY + timedelta(hours=1, seconds=30 * n), 30) for n in range(4)),
-    ]
-    assert [(c.tier.value, c.start, c.end) for c in answer.coarse] == [
-        ("hour", floor_day(START + DAY), floor_day(START + 2 * DAY)),
-        ("minute", floor_day(START + 2 * DAY), floor_day(START + 3 * DAY)),
-    ]
-    assert await counted(world, timedelta(hours=1)) == 360
-    await world.commit(delivery(station, START + timedelta(hours=2)))
-    await world.telemetry.roll(NOON + timedelta(minutes=5))
-    assert await counted(world, timedelta(hours=1)) == 360, "too late, even for its hour"
-
-
-def floor_day(at: datetime) -> datetime:
-    return at.replace(hour=0)
-
-
-async def test_rare_measurands_age_too(world: Any) -> None:
-    station = await world.station()
-    one = delivery(station, START, 3)
-    assert isinstance(one.batch, TelemetryBatch)
-    (series,) = one.batch.series
-    more = {"temperature_mdeg": (41_000, None, -(2**40)), "fan_rpm": (1, 1, 1)}
-    batch = msgspec.structs.replace(one.batch, series=(msgspec.structs.replace(series, more=more),))
-    await world.commit(
-        Delivery(station.id, station.tenant_id, UUID(int=2), NOON, Stream.TELEMETRY, batch)
-    )
-
-    async def found() -> list[Any]:
-        async with world.database.unit(1) as cursor:
-            await cursor.execute(
-                "SELECT name, time, value FROM telemetry.api_extra ORDER BY name, time"
-            )
-            return list(await cursor.fetchall())
-
-    hot = await found()
-    assert [value for _, _, value in hot] == [1, 2, 3, 41_000, 41_000 - 2**40]
-    await world.telemetry.roll(NOON)
-    await world.telemetry.tidy(NOON, KEEP)
-    assert await found() == hot
