@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, cast
 
 import msgspec
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from cloud.api.live import EventFeed, EventStream, stations_of
 from cloud.kernel import events
@@ -20,6 +20,7 @@ from cloud.kernel.events import PARTITIONS, Logged, Narrow
 from cloud.kernel.http import Authenticator, Caller, Role, require
 from cloud.kernel.lists import CSV, LIST_RESPONSES, Format, next_link, to_csv, wanted
 from cloud.kernel.paging import decode_cursor, encode_cursor
+from cloud.kernel.rest import Instant
 from cloud.stations.api import StationFinder
 from protocols.agent_link import MAX_STATION_LENGTH
 
@@ -83,7 +84,7 @@ def _filters(
         str | None, Query(max_length=100, description="what it begins with: `command.`")
     ] = None,
     station: Annotated[str | None, Query(min_length=1, max_length=MAX_STATION_LENGTH)] = None,
-    since: AwareDatetime | None = None,
+    since: Instant | None = None,
 ) -> Filters:
     return Filters(kind, station, since)
 

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query
-from pydantic import AwareDatetime, BaseModel
+from pydantic import BaseModel
 
 from cloud.communication import store
 from cloud.communication.commands import Commands, Named
 from cloud.kernel.etags import ETAG_RESPONSES, Tagged, version_of
 from cloud.kernel.http import PROBLEM_RESPONSES, Caller, Page, Role, require
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
+from cloud.kernel.rest import Instant
 from protocols.agent_link import MAX_STATION_LENGTH
 
 Technician = Annotated[Caller, Depends(require(Role.TECHNICIAN))]
@@ -83,9 +84,9 @@ def _filters(
     status: Status | None = None,
     kind: ActionKind | None = None,
     start: Annotated[
-        AwareDatetime | None, Query(alias="from", description="requested then or later")
+        Instant | None, Query(alias="from", description="requested then or later")
     ] = None,
-    end: Annotated[AwareDatetime | None, Query(alias="to", description="requested before")] = None,
+    end: Annotated[Instant | None, Query(alias="to", description="requested before")] = None,
 ) -> dict[str, Any]:
     return {"status": status, "kind": kind, "requested_from": start, "requested_to": end}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -162,14 +163,27 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     return problem(422, "request.invalid", "Invalid request", detail, fields=fields)
 
 
-async def _http(_: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
     response = problem(
         error.status_code, f"http.{error.status_code}", str(error.detail), str(error.detail)
     )
     response.headers.update(error.headers or {})
+    if error.status_code == 405:
+        response.headers["Allow"] = ", ".join(_methods_at(request))
     return response
+
+
+def _methods_at(request: Request) -> list[str]:
+    """What may be done at the request's path, by whatever route."""
+    known: dict[str, list[str]] = {}
+    for path, methods in request.app.openapi()["paths"].items():
+        pattern = re.sub(r"\\\{[^/]+?\\\}", "[^/]+", re.escape(path))
+        if re.fullmatch(pattern, request.url.path):
+            known[path] = [method.upper() for method in methods]
+    plain = known.get(request.url.path)
+    return sorted(plain or {method for methods in known.values() for method in methods})
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -183,7 +197,7 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
 
 PROBLEM_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": Problem, "description": kind.replace("_", " "), "content": {PROBLEM: {}}}
-    for kind, status in STATUS.items()
+    for kind, status in (*STATUS.items(), ("unreadable", 400))
     if status in {400, 401, 403, 404, 409, 412, 413, 422, 429, 503}
 }
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 _context: ContextVar[dict[str, str]] = ContextVar("log_context", default={})  # noqa: B039  # never mutated
@@ -58,7 +58,7 @@ def health_routes(checks: dict[str, Check], registry: CollectorRegistry) -> APIR
     """`/health` (200 when every check passes, else 503, each by name) and `/metrics`."""
     routes = APIRouter(tags=["health"])
 
-    @routes.get("/health")
+    @routes.get("/health", responses={503: {"description": "one of the components is down"}})
     async def health() -> JSONResponse:
         states = {name: await check() for name, check in checks.items()}
         healthy = all(states.values())
@@ -68,7 +68,7 @@ def health_routes(checks: dict[str, Check], registry: CollectorRegistry) -> APIR
         }
         return JSONResponse(body, status_code=200 if healthy else 503)
 
-    @routes.get("/metrics")
+    @routes.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 

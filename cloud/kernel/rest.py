@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    model_validator,
+)
 
 LARGEST_ID: Final = 2**31 - 1
+
+
+def _written_out(moment: Any) -> Any:
+    """Refuse numbers, which would be read as seconds since 1970: the format is RFC 3339's."""
+    if isinstance(moment, datetime) or (isinstance(moment, str) and _DATE.match(moment)):
+        return moment
+    raise ValueError("a time looks like 2030-01-01T00:00:00Z")
+
+
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
+Instant = Annotated[AwareDatetime, BeforeValidator(_written_out)]
+"""A time in a request."""
 
 
 def _in_utc(moment: datetime) -> datetime:
@@ -17,7 +37,7 @@ def _in_utc(moment: datetime) -> datetime:
         raise ValueError("this lies outside the years 1 to 9999 in UTC") from None
 
 
-Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+Moment = Annotated[Instant, AfterValidator(_in_utc)]
 """A time that is stored: one that can be read back from any time zone."""
 
 

@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import AwareDatetime
 
 from cloud.kernel.database import Cursor
 from cloud.kernel.etags import ETAG_RESPONSES, Guarded, Tagged, state_of, version_of
@@ -15,7 +14,7 @@ from cloud.kernel.http import Caller, Role, require
 from cloud.kernel.imports import Importing, ImportReport, Line, import_body
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Page
-from cloud.kernel.rest import LARGEST_ID
+from cloud.kernel.rest import LARGEST_ID, Instant
 from cloud.stations import store
 from cloud.stations.registration import Standing
 from cloud.stations.service import StationDetail, Stations, Waiting
@@ -114,7 +113,7 @@ def _filters(
     version: Annotated[Part, Query(description="part of the agent's version")] = None,
     text: Text = None,
     updated_since: Annotated[
-        AwareDatetime | None, Query(description="changed, or told a new state, since then")
+        Instant | None, Query(description="changed, or told a new state, since then")
     ] = None,
 ) -> Filters:
     return Filters(

@@ -53,7 +53,11 @@ def _zones() -> frozenset[str]:
     return frozenset(available_timezones())
 
 
-Zone = Annotated[str, Field(max_length=60, description="IANA name"), AfterValidator(_known_zone)]
+Zone = Annotated[
+    str,
+    Field(max_length=60, description="IANA name", json_schema_extra={"format": "time-zone"}),
+    AfterValidator(_known_zone),
+]
 
 
 class SiteRequest(Body):

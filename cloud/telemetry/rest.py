@@ -11,12 +11,12 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from cloud.kernel.http import Caller, Role, require
 from cloud.kernel.lists import CSV, LIST_RESPONSES, Format, to_csv, wanted
 from cloud.kernel.paging import decode_cursor, encode_cursor
-from cloud.kernel.rest import LARGEST_ID
+from cloud.kernel.rest import LARGEST_ID, Instant
 from cloud.telemetry.api import UnknownTimeZone
 from cloud.telemetry.energy import Energy
 from cloud.telemetry.service import Span, Telemetry
@@ -40,7 +40,7 @@ def _calendar(at: datetime) -> datetime:
     return at
 
 
-Time = Annotated[AwareDatetime, AfterValidator(_calendar)]
+Time = Annotated[Instant, AfterValidator(_calendar)]
 
 
 FormatWanted = Annotated[Format | None, Query(alias="format", description="instead of `Accept`")]

@@ -7,13 +7,13 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from cloud.kernel.etags import ETAG_RESPONSES, Tagged, version_of
 from cloud.kernel.http import Caller, Page, Role, require
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Part
-from cloud.kernel.rest import LARGEST_ID, Body, example
+from cloud.kernel.rest import LARGEST_ID, Body, Instant, example
 from cloud.transactions import store
 from cloud.transactions.projection import State
 from cloud.transactions.service import Detail, Filters, Listed, Transactions
@@ -153,11 +153,11 @@ def _filters(
     state: State | None = None,
     id_token: Annotated[str | None, Query(max_length=255, description="in any case")] = None,
     start: Annotated[
-        AwareDatetime | None, Query(alias="from", description="started then or later")
+        Instant | None, Query(alias="from", description="started then or later")
     ] = None,
-    end: Annotated[AwareDatetime | None, Query(alias="to", description="started before")] = None,
-    ended_from: AwareDatetime | None = None,
-    ended_to: AwareDatetime | None = None,
+    end: Annotated[Instant | None, Query(alias="to", description="started before")] = None,
+    ended_from: Instant | None = None,
+    ended_to: Instant | None = None,
     min_energy_wh: Annotated[int | None, Query(ge=0, le=LARGEST_ID)] = None,
 ) -> Filters:
     return Filters(
