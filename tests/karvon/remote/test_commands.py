@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from karvon.remote.resources import RESOURCES
 
 pytestmark = pytest.mark.system
 Cloud = Callable[..., Result]
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "command-line.md"
+TESTED = re.compile(r"<!-- tested -->\n```sh\n(.*?)```", re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +231,36 @@ def _is_there(paths: dict[str, Any], template: str, method: str) -> bool:
     return any(
         re.sub(r"\{\w+\}", "{}", path) == shape and method in found for path, found in paths.items()
     )
+
+
+def test_the_pages_lines_run_as_they_stand(cloud: Cloud) -> None:
+    lines = [line for block in TESTED.findall(PAGE.read_text()) for line in block.splitlines()]
+    assert len(lines) > 10
+    for line in lines:
+        words = shlex.split(line)
+        assert words[:2] == ["karvon", "cloud"]
+        if words[2] == "stations" and "--site" in words:
+            site = json.loads(cloud("sites", "list", "--text", "Chorsu", "--json").stdout)
+            words[words.index("--site") + 1] = str(site[0]["id"])
+        cloud(*words[2:])
+
+
+def test_the_page_lists_every_resource_and_what_it_can() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", PAGE.read_text(), re.MULTILINE)
+    told = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
+    for resource in RESOURCES:
+        can = (
+            True,
+            resource.show,
+            resource.add,
+            resource.change,
+            resource.remove,
+            resource.imports,
+        )
+        assert told[resource.name][:6] == ["x" if one else "" for one in can], resource.name
+        for verb in resource.verbs:
+            assert f"`{verb.name}`" in told[resource.name][6]
+    assert set(told) == {resource.name for resource in RESOURCES}
 
 
 def test_one_form_at_a_time_and_one_tree_of_commands(cloud: Cloud) -> None:
