@@ -27,6 +27,8 @@ from cloud.shell import DatabaseUrl, DataDir, Json, configured, fail, run
 
 NAME: Final = "karvon-%Y%m%dT%H%M%SZ.tar"
 PATTERN: Final = "karvon-????????T??????Z.tar"
+UNFINISHED: Final = f".{PATTERN}.*.partial"
+UNFINISHED_S: Final = 24 * 3600
 TELL_EVERY_S: Final = 2.0
 
 
@@ -88,10 +90,18 @@ def backup(
         fail(2, f"the folder {path.parent} does not exist; make it first")
     if path.exists():
         fail(2, f"{path} exists already; choose another name, or a folder")
+    _forget_unfinished(path.parent, now)
     _say(run(_back_up(config, path, now), interrupted=1), path, as_json=as_json, verb="written")
     for old in sorted(to.glob(PATTERN))[: -keep if keep else 0]:
         old.unlink()
         sys.stderr.write(f"removed {old}\n")
+
+
+def _forget_unfinished(folder: Path, now: datetime) -> None:
+    """Remove what backups that were killed long ago have left."""
+    for left in folder.glob(UNFINISHED):
+        if now.timestamp() - left.stat().st_mtime > UNFINISHED_S:
+            left.unlink(missing_ok=True)
 
 
 async def _back_up(config: CloudConfig, path: Path, now: datetime) -> Manifest:

@@ -20,6 +20,7 @@ from cloud.kernel.embedded.tls import write_private
 LARGEST_FILE: Final = 1024 * 1024
 POSTGRES: Final = "postgres"
 BROKER: Final = "broker"
+REPLACED: Final = "data.replaced"
 
 
 @asynccontextmanager
@@ -69,6 +70,7 @@ class Target:
 
     def held(self, reader: Reader) -> list[str]:
         """What of this folder a restore would replace."""
+        self._put_back()
         paths = [POSTGRES + "/data"] if self._dsn is None else []
         paths += sorted(reader.manifest.files)
         return [str(self._dir / path) for path in paths if (self._dir / path).exists()]
@@ -109,8 +111,14 @@ class Target:
                 locks.enter_context(folder_lock(self._dir / part))
             yield
 
+    def _put_back(self) -> None:
+        """A restore that was killed between its last two steps left the old one aside."""
+        place, old = self._dir / POSTGRES / "data", self._dir / POSTGRES / REPLACED
+        if old.exists() and not place.exists():
+            old.rename(place)
+
     async def _restore_embedded(self, reader: Reader, told: Told) -> None:
-        fresh, old = self._dir / "postgres.restoring", self._dir / POSTGRES / "data.replaced"
+        fresh, old = self._dir / "postgres.restoring", self._dir / POSTGRES / REPLACED
         place = self._dir / POSTGRES / "data"
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def test_a_restored_folder_holds_the_same(stopped: Path, backup: Path) -> None:
     twice = cloud("restore", "--from", backup, "--data-dir", copy)
     assert (twice.exit_code, "--force" in twice.stderr) == (1, True)
     (copy / "broker" / "jetstream").mkdir()
+    (copy / "postgres" / "data").rename(copy / "postgres" / "data.replaced")
     wiped = done("restore", "--from", backup, "--data-dir", copy, "--force")["wiped"]
     assert wiped == [str(copy / part) for part in ("postgres/data", *first["files"])]
     assert sorted(file.name for file in (copy / "postgres").iterdir()) == ["data", "lock"]
@@ -76,6 +78,9 @@ def test_a_folder_of_backups_keeps_the_newest(stopped: Path) -> None:
     shelf.mkdir()
     for name in ("karvon-20260101T000000Z.tar", "karvon-20260102T000000Z.tar", "mine.tar"):
         (shelf / name).touch()
+    left = shelf / ".karvon-20260101T000000Z.tar.0a1b2c3d.partial"
+    left.touch()
+    os.utime(left, (0, 0))
     made = done("backup", "--data-dir", stopped, "--to", shelf, "--keep", "2")
     assert sorted(file.name for file in shelf.iterdir()) == [
         "karvon-20260102T000000Z.tar",
