@@ -89,12 +89,16 @@ def test_the_integrators_lines_do_what_the_page_says(network: Network, tmp_path:
     assert everything[0]["role"] == "admin"
     once, twice = (one for one in everything if one.get("station") == "SAM-0002")
     assert once == twice
-    tried, repeated = (one for one in everything if "committed" in one)
+    tried, repeated, tokens_tried, tokens = (one for one in everything if "committed" in one)
+    assert (tokens_tried["committed"], tokens_tried["created"]) == (False, 1)
+    assert [row["outcome"] for row in tokens["rows"]] == ["updated", "created"]
+    assert {one["language"] for one in everything if "language" in one} == {"ru"}
     assert (tried["committed"], tried["created"], tried["updated"]) == (False, 2, 1)
     assert (repeated["committed"], repeated["unchanged"]) == (True, 2)
     refused = [one["code"] for one in everything if one.get("type") == "about:blank"]
     assert refused == ["etag.stale"]
-    assert [one["status"] for one in everything if "requested_at" in one] == ["requested"]
+    told = [one["status"] for one in everything if "requested_at" in one]
+    assert told == ["requested", "cancelled"]
     assert "retry: 2000" in printed
     header = "station,name,site,registration,"
     assert len([line for line in printed.splitlines() if line.startswith(header)]) == 2
