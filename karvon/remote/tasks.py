@@ -104,14 +104,10 @@ def _only_open(call: Call, station: str) -> str:
     """The station's open transaction; raises RemoteError unless there is exactly one."""
     query = {"station": station, "state": "open"}
     found = [str(one["transaction"]) for one in call.cloud.items("/transactions", query, 2)]
-    if len(found) != 1:
-        several = "several transactions are" if found else "no transaction is"
-        raise RemoteError(
-            FAILED,
-            f"{several} open at {station}; name one with --transaction"
-            if found
-            else f"{several} open at {station}: there is nothing to stop",
-        )
+    if not found:
+        raise RemoteError(FAILED, f"no transaction is open at {station}: there is nothing to stop")
+    if len(found) > 1:
+        raise RemoteError(FAILED, f"several are open at {station}; name one with --transaction")
     return found[0]
 
 

@@ -56,6 +56,8 @@ def test_a_watched_station_tells_every_second_what_it_does(world) -> None:
     assert sorted(set(at)) == at
     assert came[-1] - came[0] < MOST_S, "they came with the minute's batch"
     assert came[-1] - came[0] > SAMPLES / 3, "they came at once"
+    with _cloud(world, "limit", station.identity, "10000", "--for", "1m") as lines:
+        assert next(lines)["status"] == "executed"
     world.leave(station)
     world.agree(station)
 

@@ -20,6 +20,8 @@ from cloud.kernel.embedded.tls import write_private
 LARGEST_FILE: Final = 1024 * 1024
 POSTGRES: Final = "postgres"
 BROKER: Final = "broker"
+MADE_ANEW: Final = frozenset({"mosquitto.passwd"})
+"""Written at every start, with a mode and group that its reader needs."""
 REPLACED: Final = "data.replaced"
 
 
@@ -57,7 +59,10 @@ def files_in(data_dir: Path) -> dict[str, bytes]:
     return {
         file.relative_to(data_dir).as_posix(): file.read_bytes()
         for file in wanted
-        if file.is_file() and not file.is_symlink() and file.stat().st_size <= LARGEST_FILE
+        if file.is_file()
+        and not file.is_symlink()
+        and file.name not in MADE_ANEW
+        and file.stat().st_size <= LARGEST_FILE
     }
 
 

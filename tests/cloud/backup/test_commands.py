@@ -35,6 +35,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tls / "ca.key").write_text("secret")
     (tls.parent / "port").write_text("8883\n")
     (tls.parent / "nats.log").write_text("not wanted")
+    (folder / "data" / "mosquitto.passwd").write_text("made anew")
     return folder / "data"
 
 
