@@ -96,7 +96,8 @@ def outside_broker(config: CloudConfig, url: str) -> Broker:
     accounts = MosquittoFiles(
         file, user, mosquitto_hash(password, os.urandom(12)), lambda: _reload(config)
     )
-    settings = BrokerSettings(address, user, password, ca)
+    shards = f"-{config.shards.replace(',', '_')}" if config.shards else ""
+    settings = BrokerSettings(address, user, password, ca, f"karvon-cloud{shards}")
     return Broker(settings, AgentEndpoint(address, ca or ""), accounts)
 
 

@@ -85,9 +85,17 @@ def serve(
             help="Broker to use instead of the embedded one: mqtts://user:password@host:port"
         ),
     ] = None,
+    role: Annotated[
+        str | None,
+        typer.Option(help="ingest: only the agents' link; api: only REST; all: both (default)."),
+    ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(help="Agents' topics that this ingest process takes, 0-63, e.g. 0-31."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run the whole cloud in this process; prints one line when it is ready."""
+    """Run the cloud, whole or one role of it; prints one line when it is ready."""
     config = _config(
         data_dir=data_dir,
         http_port=http_port,
@@ -98,6 +106,8 @@ def serve(
         admin_key_file=admin_key_file,
         database_url=database_url,
         mqtt_url=mqtt_url,
+        role=role,
+        shards=shards,
     )
     configure_logging(config.log_level)
 

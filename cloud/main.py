@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import signal
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 from uuid import UUID
 
-import uvicorn
-from fastapi import FastAPI
+from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
 
 from cloud.api import rest as api_rest
@@ -42,6 +39,7 @@ from cloud.kernel.handover import Follower
 from cloud.kernel.http import Caller
 from cloud.kernel.migrate import migrate
 from cloud.kernel.observability import Check, health_routes
+from cloud.kernel.serving import http, http_url, listening, supervised
 from cloud.stations import rest as stations_rest
 from cloud.stations.registration import Policy
 from cloud.stations.service import Settings, Stations
@@ -58,10 +56,9 @@ from cloud.transactions.service import Transactions
 from cloud.transactions.writer import TransactionWriter
 from cloud.users import rest as users_rest
 from cloud.users.service import DEFAULT_TENANT, Users
-from protocols.agent_link import Action, SetLocalList, Watch
+from protocols.agent_link import Action, SetLocalList, Watch, up_filter
 
 logger = logging.getLogger(__name__)
-RESTART_AFTER_S = 1.0
 BROKER_DEADLINE_S = 15.0
 MOST_LIVE = 2000
 """Samples that one look of a live view takes in."""
@@ -179,36 +176,18 @@ class Modules:
             credentials=credentials,
         )
 
-    def app(
-        self,
-        database: Database,
-        receiver: Receiver,
-        registry: CollectorRegistry,
-        feed: EventFeed,
-        watching: Watching,
-    ) -> FastAPI:
-        """The REST application over these modules."""
-
-        async def broker_is_up() -> bool:
-            return receiver.online.is_set()
-
-        checks: dict[str, Check] = {"database": database.healthy, "broker": broker_is_up}
-        return create_app(
-            self.users,
-            [
-                users_rest.router(self.users),
-                stations_rest.router(self.stations, utc_now),
-                authorization_rest.router(self.authorization),
-                telemetry_rest.router(self.telemetry, utc_now),
-                transactions_rest.router(self.transactions),
-                communication_rest.routes(self.commands),
-                api_rest.router(database, self.stations, feed),
-                watching_rest.router(watching),
-                health_routes(checks, registry),
-            ],
-            database,
-            utc_now,
-        )
+    def routers(self, database: Database, feed: EventFeed, watching: Watching) -> list[APIRouter]:
+        """All of REST over these modules."""
+        return [
+            users_rest.router(self.users),
+            stations_rest.router(self.stations, utc_now),
+            authorization_rest.router(self.authorization),
+            telemetry_rest.router(self.telemetry, utc_now),
+            transactions_rest.router(self.transactions),
+            communication_rest.routes(self.commands),
+            api_rest.router(database, self.stations, feed),
+            watching_rest.router(watching),
+        ]
 
 
 def live_sources(modules: Modules) -> Sources:
@@ -245,13 +224,14 @@ class Ready:
 
 
 class Cloud:
-    """Everything in one process: `async with Cloud(config) as cloud: ... cloud.ready`.
+    """A process of the cloud, by its role: `async with Cloud(config) as cloud: ... cloud.ready`.
 
     Raises EmbeddedError, OSError and psycopg's errors when it cannot start.
     """
 
     def __init__(self, config: CloudConfig) -> None:
         self._config = config
+        self._registry = CollectorRegistry()
         self._stack = AsyncExitStack()
         self.ready = Ready("", "")
 
@@ -265,8 +245,8 @@ class Cloud:
         await self._stack.aclose()
 
     async def _start(self, stack: AsyncExitStack) -> None:
-        config, registry = self._config, CollectorRegistry()
-        listener = stack.enter_context(_listener(config.host, config.http_port))
+        config = self._config
+        listener = stack.enter_context(listening(config.host, config.http_port))
         config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         dsn = await self._database(stack)
         await asyncio.to_thread(migrate, dsn)
@@ -276,6 +256,30 @@ class Cloud:
         await modules.credentials.publish()
         if config.admin_key_file is not None:
             await modules.users.ensure_admin_key(config.admin_key_file)
+        checks: dict[str, Check] = {"database": database.healthy}
+        routers: list[APIRouter] = []
+        if config.role != "api":
+            checks["broker"] = await self._ingest(stack, database, broker, modules)
+        if config.role != "ingest":
+            feed = EventFeed(database, modules.stations)
+            watching = Watching(live_sources(modules), utc_now)
+            routers = modules.routers(database, feed, watching)
+        app = create_app(
+            modules.users, [*routers, health_routes(checks, self._registry)], database, utc_now
+        )
+        await stack.enter_async_context(http(app, listener))
+        if config.role != "ingest":
+            lists = modules.authorization.run
+            await stack.enter_async_context(supervised("authorization lists", lists))
+            await stack.enter_async_context(feed.serving())
+            await stack.enter_async_context(watching.serving())
+        port = listener.getsockname()[1]
+        self.ready = Ready(http_url(config.host, port), broker.endpoint.mqtt_url)
+
+    async def _ingest(
+        self, stack: AsyncExitStack, database: Database, broker: Broker, modules: Modules
+    ) -> Check:
+        """Take what agents send, and keep telemetry's tiers; returns whether the broker is up."""
         writers: list[FactWriter] = [
             StateWriter(),
             TelemetryWriter(),
@@ -283,7 +287,9 @@ class Cloud:
             CommandResults(),
         ]
         committer = await stack.enter_async_context(GroupCommitter(database, writers))
-        receiver = await stack.enter_async_context(Receiver(broker.settings))
+        topics = tuple(up_filter(shard) for shard in self._config.shard_ids()) or (up_filter(),)
+        settings = replace(broker.settings, topics=topics)
+        receiver = await stack.enter_async_context(Receiver(settings))
         link = AgentLink(
             database,
             receiver,
@@ -294,31 +300,21 @@ class Cloud:
             lists=modules.authorization,
             greeted=[modules.stations, modules.authorization],
             clock=utc_now,
-            registry=registry,
+            registry=self._registry,
         )
-        keep = Keep(
-            raw=timedelta(days=config.telemetry_days),
-            minutes=timedelta(days=config.telemetry_minute_days),
-            hours=timedelta(days=config.telemetry_hour_days),
-            hot=timedelta(days=config.telemetry_hot_days),
-            compaction=config.telemetry_compaction,
-        )
+        keep = _keep(self._config)
         for name, work in {
             "agent link": link.run,
-            "authorization lists": modules.authorization.run,
             "telemetry tiers": lambda: modules.telemetry.run(utc_now, keep),
         }.items():
-            await stack.enter_async_context(_supervised(name, work))
+            await stack.enter_async_context(supervised(name, work))
+
+        async def broker_is_up() -> bool:
+            return receiver.online.is_set()
+
         async with asyncio.timeout(BROKER_DEADLINE_S):
             await receiver.online.wait()
-        feed = EventFeed(database, modules.stations)
-        watching = Watching(live_sources(modules), utc_now)
-        app = modules.app(database, receiver, registry, feed, watching)
-        await stack.enter_async_context(_http(app, listener))
-        await stack.enter_async_context(feed.serving())
-        await stack.enter_async_context(watching.serving())
-        port = listener.getsockname()[1]
-        self.ready = Ready(_url(config.host, port), broker.endpoint.mqtt_url)
+        return broker_is_up
 
     async def _database(self, stack: AsyncExitStack) -> str:
         url = self._config.secret("database_url")
@@ -335,68 +331,18 @@ class Cloud:
         return await stack.enter_async_context(embedded_broker(self._config, _report))
 
 
+def _keep(config: CloudConfig) -> Keep:
+    return Keep(
+        raw=timedelta(days=config.telemetry_days),
+        minutes=timedelta(days=config.telemetry_minute_days),
+        hours=timedelta(days=config.telemetry_hour_days),
+        hot=timedelta(days=config.telemetry_hot_days),
+        compaction=config.telemetry_compaction,
+    )
+
+
 def _report(event: ChildEvent) -> None:
     logger.warning("%s %s: %s", event.child, event.what, event.detail)
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-@contextlib.contextmanager
-def _listener(host: str, port: int) -> Iterator[socket.socket]:
-    """The HTTP socket, taken first: a port in use is told before anything is started."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from error
-        yield listener
-
-
-@asynccontextmanager
-async def _supervised(name: str, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Run for as long as the block; what fails is logged and begun again."""
-
-    async def again() -> None:
-        while True:
-            try:
-                await work()
-            except Exception:
-                logger.exception("%s failed; it begins again in %s s", name, RESTART_AFTER_S)
-            await asyncio.sleep(RESTART_AFTER_S)
-
-    task = asyncio.create_task(again(), name=name)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are ours: HTTP stops first, what it stands on afterwards."""
-        yield
-
-
-@asynccontextmanager
-async def _http(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5
-    )
-    server = _Server(config)
-    serving = asyncio.create_task(server.serve([listener]), name="http")
-    while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn has only a flag
-        await asyncio.sleep(0.01)
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await serving
 
 
 def _spare_the_collector() -> None:

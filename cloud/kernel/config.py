@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from protocols.agent_link import SHARDS
+
+_SERVERS: Final = ("database_url", "mqtt_url")
 
 
 class CloudConfig(BaseSettings):
@@ -41,6 +45,14 @@ class CloudConfig(BaseSettings):
     mosquitto_pid_file: Path | None = Field(
         None, description="pid file of that broker, which gets SIGHUP after a change"
     )
+    role: Literal["all", "ingest", "api"] = Field(
+        "all", description="ingest: only the agents' link; api: only REST; all: both"
+    )
+    shards: str = Field(
+        "",
+        pattern=r"^$|^[0-9]{1,2}(-[0-9]{1,2})?(,[0-9]{1,2}(-[0-9]{1,2})?)*$",
+        description="agents' topics that an ingest process takes, e.g. 0-31; empty: all 64",
+    )
     telemetry_days: int = Field(
         400, ge=1, le=36500, description="days that samples are kept, hot and compacted"
     )
@@ -62,10 +74,31 @@ class CloudConfig(BaseSettings):
 
     @model_validator(mode="after")
     def _one_source(self) -> CloudConfig:
-        for name in ("database_url", "mqtt_url"):
+        for name in _SERVERS:
             if getattr(self, name) and getattr(self, f"{name}_file"):
                 raise ValueError(f"give {name} or {name}_file, not both")
         return self
+
+    @model_validator(mode="after")
+    def _apart(self) -> CloudConfig:
+        self.shard_ids()
+        outside = all(getattr(self, n) or getattr(self, f"{n}_file") for n in _SERVERS)
+        if (self.role != "all" or self.shards) and not outside:
+            raise ValueError(
+                "one process of several needs a database and a broker of its own: give"
+                " database_url and mqtt_url"
+            )
+        return self
+
+    def shard_ids(self) -> list[str]:
+        """The shards as topics write them; none means all. Raises ValueError."""
+        numbers: set[int] = set()
+        for part in filter(None, self.shards.split(",")):
+            first, _, last = part.partition("-")
+            numbers.update(range(int(first), int(last or first) + 1))
+        if numbers and max(numbers) >= SHARDS:
+            raise ValueError(f"shards go from 0 to {SHARDS - 1}")
+        return [f"{number:02x}" for number in sorted(numbers)]
 
     def secret(self, name: Literal["database_url", "mqtt_url"]) -> str | None:
         """The secret, from the setting itself or from its file. Raises OSError."""

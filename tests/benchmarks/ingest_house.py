@@ -197,7 +197,7 @@ def ordinary(house: House, dsn: str, layout: str, numbers: Path) -> Iterator[Con
 
 
 @contextmanager
-def cloud(house: House, dsn: str, folder: Path) -> Iterator[Contestant]:
+def cloud(house: House, dsn: str, folder: Path, *options: str) -> Iterator[Contestant]:
     """`karvon cloud serve` on this database and the house's broker, ready."""
     broker = house.broker
     settings = {
@@ -207,7 +207,7 @@ def cloud(house: House, dsn: str, folder: Path) -> Iterator[Contestant]:
     }
     command = [sys.executable, "-m", "karvon.demo.leash", str(os.getpid()), "cloud", "serve"]
     command += ["--json", "--http-port", "0", "--data-dir", str(folder / "data")]
-    command += ["--admin-key-file", str(folder / "key")]
+    command += ["--admin-key-file", str(folder / "key"), *options]
     with _started(command, settings) as (process, line):
         yield Contestant([process], json.loads(line)["ready"], (folder / "key").read_text().strip())
 

@@ -54,8 +54,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Both houses at full counts; in the small sample each test has one of them."""
     if "house" in metafunc.fixturenames:
         killed = metafunc.function is test_killed_amid_duplicates_everything_is_there_once
-        names = ["timescale"] if killed else ["embedded"]
-        if metafunc.config.getoption("--torture"):
+        divided = metafunc.function is test_ingesters_share_the_shards_beside_a_process_for_rest
+        names = ["timescale"] if killed or divided else ["embedded"]
+        if metafunc.config.getoption("--torture") and not divided:
             names = list(HOUSES)
         metafunc.parametrize("house", names, indirect=True, scope="module")
 
@@ -114,6 +115,31 @@ def test_killed_amid_duplicates_everything_is_there_once(
         assert_exactly_once(dsn, said)
     record_property("samples", said["sent"] * SAMPLES)
     record_property("sent twice", said["duplicated"])
+
+
+# --------------------------------------------------------------------------- several processes
+
+
+def test_ingesters_share_the_shards_beside_a_process_for_rest(house: House, tmp_path: Path) -> None:
+    halves = ("0-31", "32-63")
+    with house.database() as dsn, ExitStack() as life:
+        rest = life.enter_context(cloud(house, dsn, tmp_path / "rest", "--role", "api"))
+        announce(dsn, FLEET)
+        for half in halves:
+            options = ("--role", "ingest", "--shards", half)
+            taker = life.enter_context(cloud(house, dsn, tmp_path / half, *options))
+            assert httpx.get(f"{taker.url}/api/v1/stations").status_code == 404
+        with load(endless(house, window=1000)) as running:
+            running.await_committed(1000)
+            said = running.finish()
+        assert_exactly_once(dsn, said)
+        found = asked(rest, FLEET.identity(0), *hours_around(now_ms()))
+        assert found["items"]
+
+
+def hours_around(ms: int) -> tuple[datetime, datetime]:
+    at = datetime.fromtimestamp(ms / 1000, UTC)
+    return at - timedelta(hours=2), at + timedelta(hours=2)
 
 
 # --------------------------------------------------------------------------- a hand-made station

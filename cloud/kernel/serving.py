@@ -1,0 +1,77 @@
+"""Serving: the HTTP socket and server of a process, and work that is begun again when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import uvicorn
+from fastapi import FastAPI
+
+logger = logging.getLogger(__name__)
+RESTART_AFTER_S: Final = 1.0
+
+
+def http_url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """The HTTP socket, taken first: a port in use is told before anything is started."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        yield listener
+
+
+@asynccontextmanager
+async def supervised(name: str, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run for as long as the block; what fails is logged and begun again."""
+
+    async def again() -> None:
+        while True:
+            try:
+                await work()
+            except Exception:
+                logger.exception("%s failed; it begins again in %s s", name, RESTART_AFTER_S)
+            await asyncio.sleep(RESTART_AFTER_S)
+
+    task = asyncio.create_task(again(), name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are ours: HTTP stops first, what it stands on afterwards."""
+        yield
+
+
+@asynccontextmanager
+async def http(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve([listener]), name="http")
+    while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn has only a flag
+        await asyncio.sleep(0.01)
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
