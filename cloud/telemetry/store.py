@@ -178,6 +178,18 @@ async def tiers(
     return Marks(*found[:5]), found[5]
 
 
+async def _evses(cursor: Cursor, station_id: int, pieces: Sequence[Piece]) -> list[int]:
+    """The EVSEs that samples must be sought of; by name they are found in the index at once."""
+    raw = [piece for piece in pieces if piece.tier is Tier.RAW]
+    if not raw:
+        return []
+    await cursor.execute(
+        "SELECT telemetry.api_evses(%s, %s, %s)", (station_id, raw[0].start, raw[-1].end)
+    )
+    found = await cursor.fetchone()
+    return list(found[0] or ()) if found else []
+
+
 async def buckets(
     cursor: Cursor,
     station_id: int,
@@ -197,6 +209,7 @@ async def buckets(
         "start": start,
         "station": station_id,
         "evse": evse,
+        "evses": await _evses(cursor, station_id, pieces) if evse is None else [evse],
         "after_evse": after[0] if after else None,
         "after_at": after[1] + every if after else None,
         "limit": limit,
@@ -229,14 +242,17 @@ def _part(tier: Tier, number: int) -> str:
     """The partials of one piece by EVSE and bucket."""
     if tier is Tier.RAW:
         columns, table, at = partials.OF_SAMPLES, "api_sample", "time"
-        more = f" AND hour > %(from{number})s - interval '1 hour' AND hour < %(to{number})s"
+        more = (
+            f" AND hour > %(from{number})s - interval '1 hour' AND hour < %(to{number})s"
+            " AND evse = ANY(%(evses)s::smallint[])"
+        )
     else:
-        columns, table, at, more = partials.COLUMNS, f"api_{tier}", "at", ""
+        columns, table, at = partials.COLUMNS, f"api_{tier}", "at"
+        more = " AND (%(evse)s::int IS NULL OR evse = %(evse)s)"
     return (
         f"SELECT evse, date_bin(%(every)s, {at}, %(start)s) AS at, {columns}"
         f" FROM telemetry.{table} WHERE station_id = %(station)s"
         f" AND {at} >= %(from{number})s AND {at} < %(to{number})s{more}"
-        " AND (%(evse)s::int IS NULL OR evse = %(evse)s)"
         " AND (%(after_at)s::timestamptz IS NULL"
         f"      OR (evse, {at}) >= (%(after_evse)s::int, %(after_at)s))"
         f"{' GROUP BY 1, 2' if tier is Tier.RAW else ''}"

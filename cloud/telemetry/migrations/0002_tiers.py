@@ -28,6 +28,7 @@ def upgrade() -> None:
         _compact(),
         _PARTITIONS,
         _HOT,
+        _EVSES,
         _late(),
         _VIEWS,
     ):
@@ -403,9 +404,44 @@ END $$;
 """
 
 
+_EVSES = """
+-- The EVSEs with samples of a station on these days, by hops in the index: asked for the station
+-- and a time alone, the index would be read for all of the day.
+CREATE FUNCTION telemetry.evses(station integer, first timestamptz, last timestamptz)
+RETURNS smallint[]
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    midnight timestamptz := date_bin(interval '1 day', first, '1970-01-01 00:00+00');
+    next timestamptz := date_bin(interval '1 day', last, '1970-01-01 00:00+00') + interval '1 day';
+    found smallint[] := ARRAY(
+        SELECT DISTINCT evse FROM telemetry.block WHERE station_id = station
+        AND hour > first - interval '1 hour' AND hour < last
+    );
+    one smallint := -32768;
+BEGIN
+    LOOP
+        SELECT evse INTO one FROM telemetry.sample
+        WHERE station_id = station AND evse > one AND "time" >= midnight AND "time" < next
+        ORDER BY evse LIMIT 1;
+        EXIT WHEN one IS NULL;
+        found := found || one;
+    END LOOP;
+    RETURN ARRAY(SELECT DISTINCT unnest(found));
+END $$;
+CREATE FUNCTION telemetry.api_evses(station integer, first timestamptz, last timestamptz)
+RETURNS smallint[]
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT telemetry.evses(id, first, last) FROM stations.api_station WHERE id = station
+$$;
+REVOKE ALL ON FUNCTION telemetry.api_evses(integer, timestamptz, timestamptz) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION telemetry.api_evses(integer, timestamptz, timestamptz) TO karvon_app;
+"""
+
+
 def _late() -> str:
     functions = (
-        "telemetry.compact(timestamptz, timestamptz), telemetry.ensure_tiers(date[]),"
+        "telemetry.evses(integer, timestamptz, timestamptz),"
+        " telemetry.compact(timestamptz, timestamptz), telemetry.ensure_tiers(date[]),"
         " telemetry.drop_tiers(date, date), telemetry.hot_days(), telemetry.drop_hot(date),"
         " telemetry.compress_hot(date),"
         " telemetry.note_late(integer[], timestamptz[], timestamptz[])"

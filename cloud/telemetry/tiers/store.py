@@ -126,9 +126,13 @@ async def take_late(cursor: Cursor, most: int) -> set[tuple[int, datetime]]:
 
 
 _KEYS: Final = "unnest(%(stations)s::int[], %(hours)s::timestamptz[]) AS k (station_id, hour)"
+_THEIR_EVSES: Final = (
+    "LATERAL unnest(telemetry.evses(k.station_id, k.hour, k.hour + interval '1 hour')) AS e (evse)"
+)
 _THEIR_SAMPLES: Final = (
-    "telemetry.every_sample s WHERE s.station_id = k.station_id AND s.hour = k.hour"
-    " AND s.time >= k.hour AND s.time < least(k.hour + interval '1 hour', %(until)s)"
+    "telemetry.every_sample s WHERE s.station_id = k.station_id AND s.evse = e.evse"
+    " AND s.hour = k.hour AND s.time >= k.hour"
+    " AND s.time < least(k.hour + interval '1 hour', %(until)s)"
 )
 _DELETE_MINUTES: Final = (
     f"DELETE FROM telemetry.minute m USING (SELECT * FROM {_KEYS}) k"
@@ -137,7 +141,8 @@ _DELETE_MINUTES: Final = (
 )
 _INSERT_MINUTES: Final = (
     f"INSERT INTO telemetry.minute (station_id, evse, at, {COLUMNS})"
-    f" SELECT k.station_id, m.* FROM {_KEYS}, LATERAL (SELECT s.evse,"
+    f" SELECT k.station_id, m.* FROM {_KEYS}, {_THEIR_EVSES},"
+    " LATERAL (SELECT s.evse,"
     f" date_bin('1 minute', s.time, '1970-01-01 00:00+00') AS at, {OF_SAMPLES}"
     f" FROM {_THEIR_SAMPLES} GROUP BY 1, 2) m WHERE k.hour >= %(minute_from)s"
 )
@@ -147,7 +152,8 @@ _DELETE_HOURS: Final = (
 )
 _INSERT_HOURS: Final = (
     f"INSERT INTO telemetry.hour (station_id, evse, at, {COLUMNS})"
-    f" SELECT k.station_id, m.* FROM {_KEYS}, LATERAL (SELECT s.evse, k.hour, {OF_SAMPLES}"
+    f" SELECT k.station_id, m.* FROM {_KEYS}, {_THEIR_EVSES},"
+    f" LATERAL (SELECT s.evse, k.hour, {OF_SAMPLES}"
     f" FROM {_THEIR_SAMPLES} GROUP BY 1) m WHERE k.hour + interval '1 hour' <= %(until)s"
 )
 
