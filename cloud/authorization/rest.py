@@ -12,9 +12,10 @@ from cloud.authorization import store
 from cloud.authorization.service import Authorization
 from cloud.authorization.store import Group, Token
 from cloud.kernel.etags import ETAG_RESPONSES, Guarded, Tagged, version_of
-from cloud.kernel.http import Caller, Page, Role, require
+from cloud.kernel.http import Caller, Role, require
 from cloud.kernel.imports import Importing, ImportReport, RowReport, import_body
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
+from cloud.kernel.paging import Page
 from cloud.kernel.rest import LARGEST_ID, Body, Moment, example
 
 Viewer = Annotated[Caller, Depends(require(Role.VIEWER))]

@@ -13,8 +13,9 @@ from pydantic import BaseModel
 from cloud.communication import store
 from cloud.communication.commands import Commands, Named
 from cloud.kernel.etags import ETAG_RESPONSES, Tagged, version_of
-from cloud.kernel.http import PROBLEM_RESPONSES, Caller, Page, Role, require
+from cloud.kernel.http import PROBLEM_RESPONSES, Caller, Role, require
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
+from cloud.kernel.paging import Page
 from cloud.kernel.rest import Instant
 from protocols.agent_link import MAX_STATION_LENGTH
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final, Protocol, TypeVar
+from typing import Annotated, Any, Final, Protocol
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -19,26 +18,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from cloud.kernel.database import TenantId
-from cloud.kernel.errors import BadCursor, Forbidden, KarvonError, Kind, Unauthorized
-from cloud.kernel.paging import Page, decode_cursor, encode_cursor
+from cloud.kernel.errors import Forbidden, KarvonError, Kind, Unauthorized
 
-__all__ = [
-    "PROBLEM",
-    "PROBLEM_RESPONSES",
-    "STATUS",
-    "Authenticator",
-    "Caller",
-    "Page",
-    "Paging",
-    "Problem",
-    "Role",
-    "decode_cursor",
-    "encode_cursor",
-    "install_problem_handlers",
-    "known_problem",
-    "problem",
-    "require",
-]
 logger = logging.getLogger(__name__)
 
 STATUS: Final = {
@@ -200,57 +181,3 @@ PROBLEM_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     for kind, status in (*STATUS.items(), ("unreadable", 400))
     if status in {400, 401, 403, 404, 409, 412, 413, 422, 429, 503}
 }
-
-# --------------------------------------------------------------------------- pages
-
-Item = TypeVar("Item", bound=BaseModel)
-Row = TypeVar("Row")
-T = TypeVar("T")
-
-
-class Paging:
-    """The query parameters of every list: `cursor` (from the page before) and `limit`.
-
-    A store is asked for `limit + 1` rows behind the cursor's key; `page` tells from the surplus
-    whether there is more.
-    """
-
-    def __init__(
-        self,
-        cursor: Annotated[str | None, Query(max_length=500)] = None,
-        limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    ) -> None:
-        self._cursor = cursor
-        self.limit = limit
-
-    def after_int(self) -> int | None:
-        """The key of a list that is ordered by a number; raises BadCursor."""
-        return self._after(tuple[int])[0] if self._cursor else None
-
-    def after_str(self) -> str | None:
-        """The key of a list that is ordered by text; raises BadCursor."""
-        key = self._after(tuple[str])[0] if self._cursor else None
-        if key is not None and "\0" in key:
-            raise BadCursor("this cursor is not one of ours; begin again without it")
-        return key
-
-    def after_time_and_id(self) -> tuple[datetime, uuid.UUID] | None:
-        """The key of a list that is ordered by time, then id; raises BadCursor."""
-        return self._after(tuple[datetime, uuid.UUID]) if self._cursor else None
-
-    def _after(self, keys: type[T]) -> T:
-        return decode_cursor(self._cursor or "", keys)
-
-    def page(
-        self,
-        found: Sequence[Row],
-        view: Callable[[Row], Item],
-        key: Callable[[Row], Any],
-    ) -> Page[Item]:
-        """The page of `found`, which holds up to limit + 1 rows; `key` is what a cursor carries."""
-        shown = found[: self.limit]
-        more = len(found) > self.limit
-        return Page(
-            items=[view(row) for row in shown],
-            next=encode_cursor(key(shown[-1])) if more else None,
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 LARGEST_ID: Final = 2**31 - 1
 
@@ -51,6 +52,16 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, given: Any) -> Any:
+        """JSON's `true` is not 1."""
+        for name, field in cls.model_fields.items():
+            value = given.get(name) if isinstance(given, dict) else None
+            if isinstance(value, bool) and bool not in {field.annotation, *_options(field)}:
+                raise ValueError(f"{name} is neither true nor false")
+        return given
+
     @model_validator(mode="after")
     def _storable(self) -> Self:
         for name in type(self).model_fields:
@@ -58,6 +69,10 @@ class Body(BaseModel):
             if isinstance(value, str) and not storable(value):
                 raise ValueError(f"{name} holds a NUL or a lone surrogate, which is no text")
         return self
+
+
+def _options(field: FieldInfo) -> tuple[Any, ...]:
+    return get_args(field.annotation)
 
 
 def storable(text: str) -> bool:

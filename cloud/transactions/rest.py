@@ -10,9 +10,9 @@ from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, Field
 
 from cloud.kernel.etags import ETAG_RESPONSES, Tagged, version_of
-from cloud.kernel.http import Caller, Page, Role, require
+from cloud.kernel.http import Caller, Role, require
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
-from cloud.kernel.paging import Part
+from cloud.kernel.paging import Page, Part
 from cloud.kernel.rest import LARGEST_ID, Body, Instant, example
 from cloud.transactions import store
 from cloud.transactions.projection import State

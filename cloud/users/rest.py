@@ -11,8 +11,9 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, Field
 
 from cloud.kernel.etags import ETAG_RESPONSES, Guarded, Tagged, version_of
-from cloud.kernel.http import Caller, Page, Role, require
+from cloud.kernel.http import Caller, Role, require
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
+from cloud.kernel.paging import Page
 from cloud.kernel.rest import LARGEST_ID, Body, Moment, example
 from cloud.users import store
 from cloud.users.service import NewKey, Users, key_version

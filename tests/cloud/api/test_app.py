@@ -72,6 +72,7 @@ NEEDS: dict[tuple[str, str], Role | None] = {
     ("GET", "/api/v1/transactions"): V,
     ("GET", "/api/v1/transactions/{transaction}"): V,
     ("GET", "/api/v1/transactions/{transaction}/events"): V,
+    ("GET", "/api/v1/telemetry/energy"): V,
     ("GET", "/api/v1/events"): V,
     ("GET", "/api/v1/events/stream"): V,
 }
@@ -128,6 +129,19 @@ async def test_what_cannot_be_answered_is_a_problem(admin: httpx.AsyncClient, ur
 async def test_a_body_with_a_nul_is_refused(admin: httpx.AsyncClient) -> None:
     answer = await admin.post("/api/v1/sites", json={"name": "a\0b"})
     assert answer.status_code == 422
+
+
+async def test_a_body_that_cannot_be_read_is_a_problem(admin: httpx.AsyncClient) -> None:
+    headers = {"Content-Type": "application/json"}
+    for body, status in ((b"\xff", 400), (b"{", 422), (b"", 422)):
+        answer = await admin.post("/api/v1/sites", content=body, headers=headers)
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_wrong_method_is_told_all_right_ones(admin: httpx.AsyncClient) -> None:
+    answer = await admin.put("/api/v1/sites/1")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET, PATCH")
 
 
 async def test_a_body_without_end_is_refused(admin: httpx.AsyncClient) -> None:
