@@ -158,6 +158,7 @@ class _Connection(asyncio.Protocol):
         self._heard = self._loop.time()
         self._packet_id = 0
         self._watched: set[int] = set()
+        self._outgoing: list[bytes] = []
 
     # ------------------------------------------------------------------ asyncio.Protocol
 
@@ -238,15 +239,25 @@ class _Connection(asyncio.Protocol):
         packet_id = self._next_id() if surely or watched else 0
         if watched:  # only the broker's answer tells that an ack is out
             self._watched.add(packet_id)
-        self._transport.write(mqtt.publish(topic, payload, packet_id))
+        self._send(mqtt.publish(topic, payload, packet_id))
 
     def done(self, packet_ids: Sequence[int]) -> None:
-        self._transport.write(mqtt.pubacks(number for number in packet_ids if number))
+        self._send(mqtt.pubacks(number for number in packet_ids if number))
         self._waiting -= len(packet_ids)
         if self._paused and self._waiting < MOST_WAITING // 2:
             self._paused = False
             self._heard = self._loop.time()
             self._transport.resume_reading()
+
+    def _send(self, data: bytes) -> None:
+        """Goes out with all else of this turn of the loop: a TLS record each would cost more."""
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.append(data)
+
+    def _flush(self) -> None:
+        self._transport.write(b"".join(self._outgoing))
+        self._outgoing.clear()
 
     def _next_id(self) -> int:
         self._packet_id = self._packet_id % PACKET_IDS + 1
