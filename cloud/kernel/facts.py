@@ -27,6 +27,7 @@ from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.events import Event
 from cloud.kernel.handover import rightly_owned
+from cloud.kernel.rows import literal
 from protocols.agent_link import (
     BillingBatch,
     Ranges,
@@ -333,13 +334,14 @@ async def _store_marks(cursor: Cursor, lanes: Lanes) -> None:
         " FROM unnest(%s::int[], %s::uuid[], %s::text[], %s::text[])"
         " AS k(station_id, outbox, stream, added) WHERE m.station_id = k.station_id"
         " AND m.outbox = k.outbox AND m.stream = k.stream",
-        (*_columns(lanes), added),
+        (*_columns(lanes), literal(f'"{ranges}"' for ranges in added)),
     )
 
 
-def _columns(marks: Iterable[Mark]) -> tuple[list[int], list[UUID], list[str]]:
+def _columns(marks: Iterable[Mark]) -> tuple[str, str, str]:
     keys = list(marks)
-    return [key[0] for key in keys], [key[1] for key in keys], [key[2] for key in keys]
+    stations, outboxes, streams = ([key[at] for key in keys] for at in range(3))
+    return literal(stations), literal(outboxes), literal(streams)
 
 
 def _settled(lane: Iterable[Delivery]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
 from cloud.kernel.database import Cursor, TenantId
+from cloud.kernel.rows import literal
 
 if TYPE_CHECKING:
     from cloud.kernel.facts import Delivery
@@ -63,7 +64,10 @@ async def _owners(
     await cursor.execute(
         "SELECT o.station_id, o.outbox, o.tenant_id FROM kernel.outbox o"
         " JOIN unnest(%s::int[], %s::uuid[]) AS k (station_id, outbox) USING (station_id, outbox)",
-        ([station for station, _ in outboxes], [outbox for _, outbox in outboxes]),
+        (
+            literal(station for station, _ in outboxes),
+            literal(outbox for _, outbox in outboxes),
+        ),
     )
     return {
         (station, outbox): TenantId(owner) for station, outbox, owner in await cursor.fetchall()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, LiteralString, TypeVar
 
 from cloud.kernel.database import Cursor
@@ -22,3 +22,12 @@ async def row(cursor: Cursor, kind: type[T], sql: LiteralString, params: Params 
     """The query's first row as a `kind`, or None."""
     found = await rows(cursor, kind, sql, params)
     return found[0] if found else None
+
+
+def literal(values: Iterable[object]) -> str:
+    """An array literal of numbers, UUIDs, or text that needs no escaping or brings its quotes.
+
+    For long arrays on the commit path: psycopg writes a list element by element, which takes three
+    times as long.
+    """
+    return "{" + ",".join(map(str, values)) + "}"
