@@ -79,6 +79,11 @@ _STREAMS: Final = {Up(stream): stream for stream in Stream}
 _parse_topic = lru_cache(maxsize=65_536)(parse_up_topic)
 
 
+@lru_cache(maxsize=65_536)
+def _ack_topic(identity: str) -> str:
+    return down_topic(identity, Down.ACK)
+
+
 class _Taken(NamedTuple):
     message: Received
     identity: str
@@ -253,7 +258,7 @@ class AgentLink:
         faultpoints.reach(faultpoints.BEFORE_ACK)
         for (identity, outbox, stream), numbers in acks.items():
             ack = Ack(self.cloud, outbox, stream, ranges_of(numbers))
-            self._receiver.publish(down_topic(identity, Down.ACK), encode(ack), surely=False)
+            self._receiver.publish(_ack_topic(identity), encode(ack), surely=False)
         self._receiver.done(messages)
 
     # ------------------------------------------------------------------ hello
