@@ -13,7 +13,7 @@ from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.rows import rows
 from cloud.telemetry.columns import FIELDS, Extra
 from cloud.telemetry.tiers import partials
-from cloud.telemetry.tiers.plan import EPOCH, HOUR, Marks, Piece, Tier, floor
+from cloud.telemetry.tiers.plan import HOUR, Marks, Piece, Tier, floor
 from protocols.agent_link import Series, SeriesGap
 
 _DECODER = msgspec.json.Decoder(Series)
@@ -265,11 +265,6 @@ _ENERGY_PART = (
     " AND energy_wh IS NOT NULL AND (%(site)s::int IS NULL"
     " OR station_id IN (SELECT id FROM stations.api_station WHERE site_id = %(site)s))"
 )
-_REGISTER_BEFORE = (
-    "(SELECT b.energy_wh FROM telemetry.api_{tier} b WHERE b.station_id = step.station_id"
-    " AND b.evse = step.evse AND b.at >= %({since})s AND b.at < %({until})s"
-    " AND b.energy_wh IS NOT NULL ORDER BY b.at DESC LIMIT 1)"
-)
 _GROUPS = {None: "0", "station": "s.id", "site": "coalesce(s.site_id, 0)"}
 
 
@@ -291,13 +286,10 @@ async def energy(
     """
     if not pieces:
         return []
-    start = bounds[0]
     asked: dict[str, object] = {
         "bounds": list(bounds),
         "site": site,
-        "epoch": EPOCH,
-        "start": start,
-        "start_hour": floor(start, HOUR),
+        "start": bounds[0],
         "after": after[0],
         "after_key": after[1],
         "limit": limit,
@@ -306,8 +298,6 @@ async def energy(
     for n, piece in enumerate(pieces):
         asked |= {f"from{n}": piece.start, f"to{n}": piece.end}
         parts.append(_ENERGY_PART.format(tier=piece.tier, n=n))
-    minute = _REGISTER_BEFORE.format(tier="minute", since="start_hour", until="start")
-    hour = _REGISTER_BEFORE.format(tier="hour", since="epoch", until="start_hour")
     return await rows(
         cursor,
         Charged,
@@ -319,7 +309,7 @@ async def energy(
         "  FROM last"
         "), charged AS ("
         "  SELECT station_id, n, greatest(0, register - coalesce(before,"
-        f"   {minute}, {hour}, first)) AS energy_wh FROM step"
+        "   telemetry.api_register(station_id, evse, %(start)s), first)) AS energy_wh FROM step"
         f") SELECT n, {_GROUPS[group]} AS key, sum(energy_wh)::bigint AS energy_wh,"
         "  count(DISTINCT s.id)::int AS stations, min(s.identity) AS station"
         "  FROM charged JOIN stations.api_station s ON s.id = station_id"

@@ -405,6 +405,33 @@ END $$;
 
 
 _EVSES = """
+-- The last register that the roll-ups know from before that time, however long before. A function,
+-- because behind a view's barrier the planner would sort an EVSE's whole history for it.
+CREATE FUNCTION telemetry.api_register(station integer, of_evse smallint, before timestamptz)
+RETURNS bigint
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    whole timestamptz := telemetry.hour_of(before);
+    found bigint;
+BEGIN
+    IF NOT EXISTS (SELECT FROM stations.api_station WHERE id = station) THEN
+        RETURN NULL;
+    END IF;
+    IF whole < before THEN
+        SELECT energy_wh INTO found FROM telemetry.minute
+        WHERE station_id = station AND evse = of_evse AND at >= whole AND at < before
+            AND energy_wh IS NOT NULL ORDER BY at DESC LIMIT 1;
+    END IF;
+    IF found IS NULL THEN
+        SELECT energy_wh INTO found FROM telemetry.hour
+        WHERE station_id = station AND evse = of_evse AND at < whole
+            AND energy_wh IS NOT NULL ORDER BY at DESC LIMIT 1;
+    END IF;
+    RETURN found;
+END $$;
+REVOKE ALL ON FUNCTION telemetry.api_register(integer, smallint, timestamptz) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION telemetry.api_register(integer, smallint, timestamptz) TO karvon_app;
+
 -- The EVSEs with samples of a station on these days, by hops in the index: asked for the station
 -- and a time alone, the index would be read for all of the day.
 CREATE FUNCTION telemetry.evses(station integer, first timestamptz, last timestamptz)
