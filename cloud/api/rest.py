@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -12,7 +14,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from cloud.api.live import EventFeed, EventStream, stations_of
+from cloud.api.live import Client, EventFeed, EventStream, Told, stations_of
 from cloud.kernel import events
 from cloud.kernel.database import Cursor, Database
 from cloud.kernel.errors import BadCursor, KarvonError
@@ -186,18 +188,30 @@ class EventRoutes:
                 async for chunk in self._replay(caller, narrow, missed, client.upto):
                     yield chunk
                 positions = {part: max(at, missed.get(part, -1)) for part, at in positions.items()}
-            while True:
-                try:
-                    told = await client.next(self._feed.heartbeat_s)
-                except TimeoutError:
-                    if not await still_holds(request, caller):
-                        return
+            async for told in self._happening(client, caller, request):
+                if told is None:
                     yield b": nothing new\n\n"
-                    continue
+                else:
+                    positions[told.logged.partition] = told.logged.position
+                    yield _line(EventView.of(told.logged, told.station), positions)
+
+    async def _happening(
+        self, client: Client, caller: Caller, request: Request
+    ) -> AsyncGenerator[Told | None, None]:
+        """What comes, None for each silence; ends with the client's place or the caller's key."""
+        beat, clock = self._feed.heartbeat_s, asyncio.get_running_loop().time
+        due = clock() + beat
+        while True:
+            told = None
+            with suppress(TimeoutError):
+                told = await client.next(beat)
                 if told is None:
                     return
-                positions[told.logged.partition] = told.logged.position
-                yield _line(EventView.of(told.logged, told.station), positions)
+            if clock() >= due:
+                due = clock() + beat
+                if not await still_holds(request, caller):
+                    return
+            yield told
 
     async def _replay(
         self,

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import psycopg
 import pytest
 
 from cloud.api import live
@@ -184,6 +185,12 @@ async def test_what_happens_is_told_at_once(world: Any, server: httpx.AsyncClien
         assert [first["kind"], second["kind"]] == ["a.x", "b.x"]
         assert (first["station"], second["station"]) == ("CP-1", None)
         assert await narrow.kinds(1) == ["b.x"]
+        with psycopg.connect(world.database.dsn) as owner:  # who alone sees what others ask
+            listeners = owner.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                " AND query = 'LISTEN karvon_event'"
+            ).fetchone()
+        assert listeners == (1,)
     async with asyncio.timeout(10):
         while world.feed._clients:
             await asyncio.sleep(0.01)
@@ -256,6 +263,23 @@ async def test_a_silent_stream_beats_and_ends_with_its_key(
         with pytest.raises(EOFError):
             await stream.next()
         assert stream.comments > 2
+
+
+async def test_a_busy_stream_ends_with_its_key_too(world: Any, server: httpx.AsyncClient) -> None:
+    world.feed.heartbeat_s = 0.2
+    async with await world.client(Role.ADMIN) as boss, streaming(server) as stream:
+        await listening(world, 1)
+
+        async def keep_busy() -> None:
+            while True:
+                await happen(world, (1, "a.x"))
+
+        busy = asyncio.create_task(keep_busy())
+        keys = (await boss.get("/api/v1/api-keys?role=viewer")).json()["items"]
+        await boss.delete(f"/api/v1/api-keys/{keys[0]['id']}")
+        with pytest.raises(EOFError):
+            await stream.kinds(10_000)
+        busy.cancel()
 
 
 async def test_a_stopping_server_ends_its_streams(world: Any) -> None:

@@ -103,16 +103,22 @@ async def test_a_twin_that_is_under_way_is_told_to_wait(
     assert len(world.link.sent) == 1
 
 
-@pytest.mark.parametrize("failure", [Unavailable("the database is away"), RuntimeError("bug")])
+@pytest.mark.parametrize(
+    "failure", [Unavailable("the database is away"), RuntimeError("bug"), None], ids=str
+)
 async def test_a_request_that_died_midway_left_nothing(
-    world: Any, admin: httpx.AsyncClient, failure: Exception
+    world: Any, admin: httpx.AsyncClient, failure: Exception | None
 ) -> None:
+    """Without a failure of ours, its connection is killed."""
     await world.station()
     url, body = "/api/v1/stations/CP-1/commands/set-availability", {"operative": True}
 
     async def die(cursor: Cursor) -> None:
         await cursor.execute("UPDATE stations.station SET name = 'half done'")
-        raise failure
+        if failure is None:
+            await cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        else:
+            raise failure
 
     world.link.on_send = die
     died = await admin.post(url, json=body, headers=KEY)
