@@ -16,7 +16,7 @@ from cloud.kernel.http import Caller, Role, require
 from cloud.kernel.imports import Importing, ImportReport, RowReport, import_body
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Page
-from cloud.kernel.rest import LARGEST_ID, Body, Moment, example
+from cloud.kernel.rest import LARGEST_ID, Body, Flag, Moment, example
 
 Viewer = Annotated[Caller, Depends(require(Role.VIEWER))]
 Operator = Annotated[Caller, Depends(require(Role.OPERATOR))]
@@ -39,8 +39,14 @@ class IdTokenRequest(Body):
     type: Kind = "ISO14443"
     group: GroupName = None
     label: Label = ""
-    blocked: bool = False
+    blocked: Flag = False
     expires_at: Moment | None = None
+
+
+class IdTokenRow(IdTokenRequest):
+    """In a CSV, `true` and `yes` are texts."""
+
+    blocked: bool = False
 
 
 class IdTokenChange(Body):
@@ -51,7 +57,7 @@ class IdTokenChange(Body):
     type: Kind = "ISO14443"
     group: GroupName = None
     label: Label = ""
-    blocked: bool = False
+    blocked: Flag = False
     expires_at: Moment | None = None
 
 
@@ -130,14 +136,14 @@ def _add_token_lists(routes: APIRouter, authorization: Authorization) -> None:
 
     @routes.post(
         "/id-tokens/import",
-        openapi_extra=import_body(IdTokenRequest, "id_tokens"),
+        openapi_extra=import_body(IdTokenRow, "id_tokens"),
         responses=LIST_RESPONSES,
     )
     async def import_tokens(
         caller: Operator, importing: Annotated[Importing, Depends()]
     ) -> ImportReport[RowReport]:
         """Enter or change many tokens; what a row leaves out stays as it is."""
-        read = await importing.read(IdTokenRequest, "id_tokens", lambda row: row.value.lower())
+        read = await importing.read(IdTokenRow, "id_tokens", lambda row: row.value.lower())
         report = await authorization.import_tokens(caller, importing, read)
         answer: Any = importing.answer(report, RowReport)
         return answer  # type: ignore[no-any-return]  # a Response where CSV is wanted

@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -40,6 +41,10 @@ def _in_utc(moment: datetime) -> datetime:
 
 Moment = Annotated[Instant, AfterValidator(_in_utc)]
 """A time that is stored: one that can be read back from any time zone."""
+
+
+Flag = Annotated[bool, Field(strict=True)]
+"""Yes or no in a JSON body: neither 0 nor "off" is a boolean."""
 
 
 def example(**fields: Any) -> ConfigDict:

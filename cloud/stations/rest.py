@@ -142,7 +142,11 @@ def _add_stations(routes: APIRouter, stations: Stations, clock: Callable[[], dat
         made = await stations.create_station(caller, request.station, request.name, request.site)
         return NewStationView.of_new(made, clock())
 
-    @routes.post("/stations/import", openapi_extra=import_body(StationRow, "stations"))
+    @routes.post(
+        "/stations/import",
+        openapi_extra=import_body(StationRow, "stations"),
+        responses=LIST_RESPONSES,
+    )
     async def import_stations(
         caller: Operator, importing: Annotated[Importing, Depends()]
     ) -> ImportReport[StationRowReport]:

@@ -11,7 +11,7 @@ from zoneinfo import available_timezones
 from pydantic import AfterValidator, BaseModel, Field
 
 from cloud.kernel.imports import RowReport
-from cloud.kernel.rest import LARGEST_ID, Body
+from cloud.kernel.rest import LARGEST_ID, Body, Flag
 from cloud.stations.imports import Entry, Verdict
 from cloud.stations.liveness import freshness
 from cloud.stations.registration import Standing
@@ -335,7 +335,7 @@ class LimitRequest(Body):
 
 class AvailabilityRequest(Body):
     evse: int = Field(0, ge=0, le=_EVSES, description="0: all")
-    operative: bool
+    operative: Flag
 
 
 class CommandView(BaseModel):

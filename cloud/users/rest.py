@@ -14,7 +14,7 @@ from cloud.kernel.etags import ETAG_RESPONSES, Guarded, Tagged, version_of
 from cloud.kernel.http import Caller, Role, require
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Page
-from cloud.kernel.rest import LARGEST_ID, Body, Moment, example
+from cloud.kernel.rest import LARGEST_ID, Body, Flag, Moment, example
 from cloud.users import store
 from cloud.users.service import NewKey, Users, key_version
 from cloud.users.store import ApiKey, Person
@@ -87,7 +87,7 @@ class UserChange(Body):
     role: Role = Role.VIEWER
     password: Password = ""
     language: Language = Language.EN
-    disabled: bool = False
+    disabled: Flag = False
 
 
 class UserView(BaseModel):
