@@ -39,7 +39,6 @@ def test_the_drill(own_world) -> None:
     made = _done("backup", "--data-dir", str(network.data), "--to", str(shelf))
     backup = Path(made["file"])
     assert stat.S_IMODE(backup.stat().st_mode) == 0o600
-    assert _done("backup", "--verify", str(backup))["rows"] == made["rows"]
     world.leave(station)
     world.charge(station)
     mqtt_ca = (network.data / "broker" / "tls" / "ca.pem").read_bytes()

@@ -76,6 +76,11 @@ def filled(embedded_postgres_dsn: str, filled_template: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def fill_rows() -> Callable[[str], None]:
+    return lambda dsn: fill(dsn, random.Random(5))
+
+
+@pytest.fixture
 def all_rows() -> Callable[[str], dict[str, list[str]]]:
     return everything
 

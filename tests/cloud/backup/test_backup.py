@@ -17,6 +17,7 @@ from psycopg.conninfo import make_conninfo
 from cloud.kernel.backup import BadBackup, Manifest, Reader, Unprepared, Writer, dump, load
 from cloud.kernel.backup.load import EVENT_LEAP
 from cloud.kernel.database import Database
+from cloud.kernel.migrate import migrate, modules
 
 AT = datetime(2026, 5, 1, 12, tzinfo=UTC)
 Rows = dict[str, list[str]]
@@ -78,6 +79,30 @@ async def test_the_restored_database_goes_on_with_new_numbers(
     await restore(empty, tmp_path / "one.tar")
     with psycopg.connect(empty, autocommit=True) as connection:
         assert connection.execute(key, ("c",)).fetchone() == (used[-1] + 1,)
+
+
+async def test_a_backup_of_an_older_karvon_is_brought_up_to_date(
+    embedded_postgres_dsn: str,
+    new_database: Callable[[str], str],
+    fill_rows: Callable[[str], None],
+    all_rows: Callable[[str], Rows],
+    tmp_path: Path,
+) -> None:
+    """From each module's first migration to its last, with rows in every table."""
+    old, new = new_database(embedded_postgres_dsn), new_database(embedded_postgres_dsn)
+    migrate(old, to=[f"{module}_0001" for module in modules()])
+    fill_rows(old)
+    manifest = await back_up(old, tmp_path / "old.tar")
+    assert all(head.endswith("_0001") for head in manifest.heads)
+    await restore(new, tmp_path / "old.tar")
+    before, after = all_rows(old), all_rows(new)
+    assert before.keys() < after.keys()
+    assert {table: len(rows) for table, rows in before.items()} == {
+        table: len(after[table]) for table in before
+    }
+    with psycopg.connect(new) as connection:
+        heads = connection.execute("SELECT version_num FROM public.karvon_migration").fetchall()
+    assert {head for (head,) in heads} & {"kernel_0001", "telemetry_0001"} == set()
 
 
 async def test_event_numbers_are_never_given_twice(filled: str, empty: str, tmp_path: Path) -> None:
