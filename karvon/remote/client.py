@@ -151,7 +151,7 @@ class Remote:
                 if not left:
                     raise self._away(error) from None
             else:
-                if answer.status_code not in _AGAIN or not left:
+                if not left or not _worth_another_try(answer):
                     return _checked(answer)
             self._sleep(FIRST_PAUSE_S * 2 ** (TRIES - 1 - left))
         raise AssertionError("the last try returns or raises")
@@ -232,6 +232,12 @@ def _events(lines: Iterator[str]) -> Iterator[Sent]:
             event = value
         elif name == "id":
             last_id = value
+
+
+def _worth_another_try(answer: httpx.Response) -> bool:
+    """The cloud is busy, or still at the same request, whose answer had not come in time."""
+    twin = answer.status_code == 409 and b'"idempotency.busy"' in answer.content
+    return twin or answer.status_code in _AGAIN
 
 
 def _given(query: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from cloud.kernel.backup.dump import Told
 from cloud.kernel.backup.load import demand_known, load
 from cloud.kernel.embedded import EmbeddedPostgres, FolderInUse, running_dsn
 from cloud.kernel.embedded.child import folder_lock
+from cloud.kernel.embedded.postgres import SET_ASIDE, put_back
 from cloud.kernel.embedded.tls import write_private
 
 LARGEST_FILE: Final = 1024 * 1024
@@ -22,7 +23,6 @@ POSTGRES: Final = "postgres"
 BROKER: Final = "broker"
 MADE_ANEW: Final = frozenset({"mosquitto.passwd"})
 """Written at every start, with a mode and group that its reader needs."""
-REPLACED: Final = "data.replaced"
 
 
 @asynccontextmanager
@@ -32,7 +32,7 @@ async def database_in(data_dir: Path) -> AsyncIterator[str]:
     Raises Unprepared when the folder has none, EmbeddedError, OSError.
     """
     home = data_dir / POSTGRES
-    if not (home / "data").exists():
+    if not (home / "data").exists() and not (home / SET_ASIDE).exists():
         raise Unprepared(f"{data_dir} holds no cloud's database; give its --data-dir")
     server = EmbeddedPostgres(home)
     try:
@@ -75,7 +75,8 @@ class Target:
 
     def held(self, reader: Reader) -> list[str]:
         """What of this folder a restore would replace."""
-        self._put_back()
+        if self._dsn is None:
+            put_back(self._dir / POSTGRES)
         paths = [POSTGRES + "/data"] if self._dsn is None else []
         paths += sorted(reader.manifest.files)
         return [str(self._dir / path) for path in paths if (self._dir / path).exists()]
@@ -116,14 +117,8 @@ class Target:
                 locks.enter_context(folder_lock(self._dir / part))
             yield
 
-    def _put_back(self) -> None:
-        """A restore that was killed between its last two steps left the old one aside."""
-        place, old = self._dir / POSTGRES / "data", self._dir / POSTGRES / REPLACED
-        if old.exists() and not place.exists():
-            old.rename(place)
-
     async def _restore_embedded(self, reader: Reader, told: Told) -> None:
-        fresh, old = self._dir / "postgres.restoring", self._dir / POSTGRES / REPLACED
+        fresh, old = self._dir / "postgres.restoring", self._dir / POSTGRES / SET_ASIDE
         place = self._dir / POSTGRES / "data"
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -40,6 +40,7 @@ HERE: Final = "/proc/self/cwd"
 SUPERUSER: Final = "postgres"
 DATABASE: Final = "karvon"
 SOCKET: Final = ".s.PGSQL.5432"
+SET_ASIDE: Final = "data.replaced"
 LONGEST_SOCKET_PATH: Final = 107
 SETTINGS: Final[Mapping[str, str]] = {
     "listen_addresses": "",
@@ -142,6 +143,7 @@ class EmbeddedPostgres:
 
     async def _initialise(self) -> None:
         """Make the cluster beside its place and move it there whole; check one that is there."""
+        put_back(self._home)
         if self._data.exists():
             self._check_version()
             return
@@ -209,6 +211,13 @@ class EmbeddedPostgres:
                         sql.Identifier(self._database)
                     )
                 )
+
+
+def put_back(home: Path) -> None:
+    """Whoever replaces the cluster sets the old one aside; if they died there, it counts again."""
+    place, old = home / "data", home / SET_ASIDE
+    if old.exists() and not place.exists():
+        old.rename(place)
 
 
 @contextlib.contextmanager

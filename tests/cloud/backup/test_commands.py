@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +66,26 @@ def test_a_restored_folder_holds_the_same(stopped: Path, backup: Path) -> None:
     assert wiped == [str(copy / part) for part in ("postgres/data", *first["files"])]
     assert sorted(file.name for file in (copy / "postgres").iterdir()) == ["data", "lock"]
     assert sorted(file.name for file in (copy / "broker").iterdir()) == ["lock", "port", "tls"]
+
+
+def test_a_killed_restore_leaves_a_whole_cloud(
+    stopped: Path, backup: Path, sample_size: Callable[[int, int], int]
+) -> None:
+    """The old one or the new one, at whatever moment, and the next restore goes through."""
+    chance, copy = random.Random(7), stopped.parent / "killed"
+    rows = done("restore", "--from", backup, "--data-dir", copy)["rows"]
+    command = [sys.executable, "-m", "karvon", "cloud", "restore", "--force"]
+    command += ["--from", str(backup), "--data-dir", str(copy)]
+    for _ in range(sample_size(1, 40)):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(1, 6))
+        process.kill()
+        process.wait(10)
+        made = done("backup", "--data-dir", copy, "--to", stopped.parent / "after.tar")
+        assert made["rows"] == rows
+        Path(made["file"]).unlink()
+    assert done("restore", "--from", backup, "--data-dir", copy, "--force")["rows"] == rows
 
 
 def test_a_damaged_backup_changes_nothing(stopped: Path, backup: Path) -> None:

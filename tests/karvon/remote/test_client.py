@@ -112,6 +112,12 @@ def test_a_post_is_sent_again_under_the_same_key() -> None:
     assert cloud.waited == [0.5, 1.0]
 
 
+def test_a_request_that_is_still_under_way_is_waited_for() -> None:
+    busy = httpx.Response(409, json={"detail": "busy", "code": "idempotency.busy"})
+    cloud = Cloud(httpx.ReadTimeout("slow"), busy, httpx.Response(201, json={"id": 1}))
+    assert cloud.remote.ask("POST", "/sites", body={}).json() == {"id": 1}
+
+
 def test_two_posts_have_two_keys() -> None:
     cloud = Cloud(httpx.Response(201, json={}))
     for _ in range(2):
