@@ -37,7 +37,12 @@ def _on_the_wire(identity: str) -> str:
 
 Identity = Annotated[
     str,
-    Field(min_length=1, max_length=MAX_STATION_LENGTH, description="its wire identity"),
+    Field(
+        min_length=1,
+        max_length=MAX_STATION_LENGTH,
+        description="its wire identity: printable characters, no slash",
+        json_schema_extra={"format": "station-identity"},
+    ),
     AfterValidator(_on_the_wire),
 ]
 
