@@ -177,7 +177,8 @@ BEGIN
     ), numbered AS (
         SELECT *, us / 1000 AS ms, row_number() OVER hourly - 1 AS i,
             first_value(us / 1000) OVER hourly AS first_ms,
-            min(every_ms) OVER (PARTITION BY station_id, evse, hour) AS pitch_ms
+            greatest(0, least(3600000,
+                min(every_ms) OVER (PARTITION BY station_id, evse, hour))) AS pitch_ms
         FROM timed WINDOW hourly AS (PARTITION BY station_id, evse, hour ORDER BY "time")
     ), placed AS (
         SELECT *, ms - first_ms - i * pitch_ms AS jitter FROM numbered

@@ -57,7 +57,7 @@ def _sample(dice: random.Random, evse: int, at: datetime) -> Sample:
     return Sample(
         evse=evse,
         at=Stamp(Milliseconds(wall), Milliseconds(wall - 10**9), BOOT, ClockQuality.SYNCED),
-        every_ms=Milliseconds(dice.choice((1000, 10_000))),
+        every_ms=Milliseconds(dice.choice((1000, 1000, 10_000, 10_000, 0, 2**31 - 1))),
         energy_wh=WattHours(wall // 3_600_000 * 7 + evse) if dice.random() < 0.8 else None,
         **values,  # type: ignore[arg-type]  # the names are Sample's own columns
     )
@@ -99,9 +99,10 @@ def _last(inside: Sequence[Sample], name: str) -> int | None:
 
 def _mean(inside: Sequence[Sample], name: str) -> int | None:
     known = [(getattr(s, name), s.every_ms) for s in inside if getattr(s, name) is not None]
-    if not known:
+    weight = sum(each for _, each in known)
+    if not weight:
         return None
-    mean = Fraction(sum(value * weight for value, weight in known), sum(w for _, w in known))
+    mean = Fraction(sum(value * each for value, each in known), weight)
     rounded = int(abs(mean) + Fraction(1, 2))
     return rounded if mean >= 0 else -rounded
 
