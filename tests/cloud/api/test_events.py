@@ -22,7 +22,7 @@ from cloud.kernel import events
 from cloud.kernel.database import TenantId
 from cloud.kernel.events import Event, Logged, Narrow
 from cloud.kernel.http import Role
-from cloud.main import _http
+from cloud.kernel.serving import http as serve_http
 
 URL = "/api/v1/events"
 
@@ -119,7 +119,7 @@ async def server(world: Any) -> AsyncIterator[httpx.AsyncClient]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         async with (
-            _http(world.app, listener),
+            serve_http(world.app, listener),
             world.feed.serving(),
             await world.client(Role.VIEWER) as known,
             httpx.AsyncClient(
@@ -291,7 +291,7 @@ async def test_a_stopping_server_ends_its_streams(world: Any) -> None:
                 httpx.AsyncClient(base_url=base, headers=known.headers, timeout=10)
             )
             serving = contextlib.AsyncExitStack()
-            await serving.enter_async_context(_http(world.app, listener))
+            await serving.enter_async_context(serve_http(world.app, listener))
             await serving.enter_async_context(world.feed.serving())
             stream = await stack.enter_async_context(streaming(client))
             await listening(world, 1)

@@ -30,7 +30,7 @@ from cloud.api.watching import (
 from cloud.kernel.database import TenantId
 from cloud.kernel.errors import KarvonError, Unauthorized, Unavailable
 from cloud.kernel.http import Caller, Role, install_problem_handlers
-from cloud.main import _http
+from cloud.kernel.serving import http as serve_http
 from cloud.stations.api import StationNotFound
 from protocols.agent_link import MOST_WATCH_MS, Watch
 
@@ -123,7 +123,7 @@ async def server(house: House, watching: Watching) -> AsyncIterator[httpx.AsyncC
         listener.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1"
         async with (
-            _http(app, listener),
+            serve_http(app, listener),
             httpx.AsyncClient(base_url=url, headers={"Authorization": "Bearer good"}) as client,
         ):
             yield client
