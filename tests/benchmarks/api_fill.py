@@ -90,7 +90,7 @@ _STEPS = (
         1 + n %% 2, 1, CASE WHEN open THEN 'open' ELSE 'ended' END, 'Idle', at, 'synced',
         CASE WHEN NOT open THEN at + interval '40 minutes' END,
         CASE WHEN NOT open THEN 'synced' END, CASE WHEN NOT open THEN 'Local' END,
-        (SELECT min(id) FROM "authorization".token_ref) + ((n::bigint * 7919) %% %(tokens)s)::int, 9,
+        (SELECT min(id) FROM "authorization".token_ref) + (n::bigint * 7919 %% %(tokens)s)::int, 9,
         (n::bigint * 7919) %% 60000, n, 2400000, true, true, at, at
     FROM (SELECT n, n > %(transactions)s - %(stations)s / 10 AS open,
               %(start)s + %(days)s * interval '1 day' * (n / %(transactions)s::float8) AS at
