@@ -26,6 +26,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import secrets
 import signal
 import ssl
@@ -49,7 +50,7 @@ from cloud.kernel.embedded.tls import write_private
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 NOT_RUN: Final = "NOT RUN: "
-KILLED: Final = "killed: "
+KILLED: Final = "killed at "
 CLOUD_USER: Final = "karvon-cloud"
 KILLS = pytest.StashKey[Counter[str]]()
 T = TypeVar("T")
@@ -282,9 +283,8 @@ def pytest_terminal_summary(
             terminalreporter.line(f"{instant:<24}{count:>6}")
     report = config.getoption("--torture-report")
     if report:
-        share = float(config.getoption("--torture"))
-        proof = [*_proof(terminalreporter, exitstatus, share), "", *_kill_table(kills), *missing]
-        Path(report).write_text("\n".join(proof).rstrip() + "\n")
+        rows = {**_earlier(Path(report)), **_rows(terminalreporter, config.getoption("--torture"))}
+        Path(report).write_text("\n".join(_proof(rows)) + "\n")
         terminalreporter.line(f"wrote {report}")
 
 
@@ -312,41 +312,60 @@ def _calls(terminalreporter: pytest.TerminalReporter) -> list[Any]:
     return [test for test in tests if test.when == "call"]
 
 
+def _rows(terminalreporter: pytest.TerminalReporter, share: float) -> dict[str, str]:
+    """A line of the torture report for each test of this run that says something."""
+    when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} | {share:.0%}"
+    return {
+        _name(test): f"| {_name(test)} | {test.outcome} | {test.duration:.0f} | {when} |"
+        f" {_counted(test.user_properties)} |"
+        for test in _calls(terminalreporter)
+        if test.user_properties or test.failed or test.duration > 1
+    }
+
+
+def _name(test: pytest.TestReport) -> str:
+    return test.nodeid.removeprefix("tests/")
+
+
 def _counted(properties: list[tuple[str, Any]]) -> str:
     """What a test counted; equal keys are summed."""
     sums: Counter[str] = Counter()
     for key, count in properties:
         sums[key] += count
-    return ", ".join(f"{key.removeprefix(KILLED)}: {count}" for key, count in sums.items())
+    return ", ".join(f"{key}: {count}" for key, count in sums.items())
 
 
-def _kill_table(kills: Counter[str]) -> list[str]:
-    rows = [f"| {instant} | {count} |" for instant, count in sorted(kills.items())]
-    return ["## Kills (SIGKILL) per instant", "", "| instant | kills |", "|---|---:|", *rows, ""]
+def _earlier(report: Path) -> dict[str, str]:
+    """The lines of the report that is there, by test: a long run may be done in parts."""
+    lines = report.read_text().splitlines() if report.exists() else []
+    return {
+        line.split(" | ")[0][2:]: line for line in lines if line.startswith("| ") and "::" in line
+    }
 
 
-def _proof(terminalreporter: pytest.TerminalReporter, exitstatus: int, share: float) -> list[str]:
-    """The torture report: what was counted, what failed, what was left out."""
-    calls = _calls(terminalreporter)
-    failed = len(terminalreporter.getreports("failed"))
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    minutes = sum(test.duration for test in calls) / 60
-    when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, Python {platform.python_version()}, {machine}"
-    counts = f"{len(calls)} tests, {failed} failed, {minutes:.0f} minutes, exit code {exitstatus:d}"
-    head = [
-        "# Torture: the latest run",
+def _proof(rows: dict[str, str]) -> list[str]:
+    """The torture report: what was counted, what failed, when, on what."""
+    kills: Counter[str] = Counter()
+    for line in rows.values():
+        for instant, count in re.findall(rf"{KILLED}([^:|]+): (\d+)", line):
+            kills[instant] += int(count)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    return [
+        "# Torture",
         "",
-        f"Repetitions: {share:.0%} of the full counts (`make torture` runs them all).",
+        "The tests of `make test` at full counts: `make torture` runs them all, writes this page;",
+        '`make torture PYTEST_ARGS="tests/system/test_kills.py"` renews the lines of one file.',
+        f"Last written on {machine}.",
         "",
-        f"{when}: {counts}.",
+        "## Kills (SIGKILL) per instant",
         "",
-        "| test | outcome | seconds | counted |",
-        "|---|---|---:|---|",
+        "| instant | kills |",
+        "|---|---:|",
+        *(f"| {instant} | {count} |" for instant, count in sorted(kills.items())),
+        "",
+        "## Tests",
+        "",
+        "| test | outcome | seconds | when (UTC) | counts | proven |",
+        "|---|---|---:|---|---:|---|",
+        *(rows[name] for name in sorted(rows)),
     ]
-    rows = [
-        f"| {test.nodeid.removeprefix('tests/')} | {test.outcome} | {test.duration:.0f} | "
-        f"{_counted(test.user_properties)} |"
-        for test in calls
-        if test.user_properties or test.failed or test.duration > 1
-    ]
-    return [*head, *rows]

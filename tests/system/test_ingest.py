@@ -105,7 +105,7 @@ def test_killed_amid_duplicates_everything_is_there_once(
             for number in range(1, sample_size(1, 40) + 1):
                 running.await_committed(running["committed"] + 1000 * number % 700 + 300)
                 serves.kill()
-                kills.count("ingest under load")
+                kills.count("a random moment of ingest")
                 life.close()
                 serves = life.enter_context(serving(house, dsn, tmp_path))
             running.await_committed(running["sent"])

@@ -41,7 +41,7 @@ def test_killed_at_random_moments(
         name = station.agent.name if victim == "agent" else victim
         _until_it_runs(world, drivers, name)
         world.network.kill(name)
-        kills.count(f"{victim} at random")
+        kills.count(f"a random moment of the {victim}")
         world.traffic(drivers, chance.uniform(0.0, 1.0))
         if victim == "agent":
             station.agent.kill()
