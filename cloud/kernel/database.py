@@ -98,6 +98,15 @@ class Database:
             yield cursor
 
     @asynccontextmanager
+    async def glance(self) -> AsyncIterator[Cursor]:
+        """For one SELECT of the commit path's role, without the turns that a transaction takes."""
+        async with (
+            self._commit.connection(UNIT_DEADLINE_S) as connection,
+            connection.cursor() as cursor,
+        ):
+            yield cursor
+
+    @asynccontextmanager
     async def listener(self) -> AsyncIterator[Connection]:
         """An autocommit connection of its own, for LISTEN."""
         connection = await psycopg.AsyncConnection.connect(self.dsn, autocommit=True)

@@ -96,11 +96,12 @@ class Users:
             return None
         key_id, secret = parts
         now = self._clock()
-        async with self._database.commit_unit() as cursor:
+        async with self._database.glance() as cursor:
             facts = await store.key_facts(cursor, key_id)
-            if facts is None or not keys.opens(facts, secret, now):
-                return None
-            if facts.last_used_at is None or now - facts.last_used_at > _USED_EVERY:
+        if facts is None or not keys.opens(facts, secret, now):
+            return None
+        if facts.last_used_at is None or now - facts.last_used_at > _USED_EVERY:
+            async with self._database.commit_unit() as cursor:
                 await store.touch_key(cursor, key_id, now)
         person = facts.person_id
         subject = f"key:{key_id}" if person is None else f"user:{person}"
