@@ -349,7 +349,10 @@ RESOURCES: Final = (
         ),
         filters=(
             STATION,
-            Field("status", "requested, sent, accepted, executed, rejected, failed or expired."),
+            Field(
+                "status",
+                "requested, sent, accepted, executed, rejected, failed …",
+            ),
             Field("kind", "Of this action, e.g. set_limit."),
             FROM,
             TO,

@@ -62,10 +62,11 @@ def test_a_watched_station_tells_every_second_what_it_does(world) -> None:
     world.agree(station)
 
 
-def test_following_events_outlives_the_cloud(own_world) -> None:
-    world, network = own_world, own_world.network
+def test_following_events_outlives_the_cloud(world) -> None:
+    network = world.network
     station = world.station("E")
-    with _cloud(world, "events", "follow", "--kind", "transaction.ended") as lines:
+    only = ("--kind", "transaction.ended", "--station", station.identity)
+    with _cloud(world, "events", "follow", *only) as lines:
         world.charge(station)
         first = next(lines)
         network.cloud.kill()
@@ -75,6 +76,6 @@ def test_following_events_outlives_the_cloud(own_world) -> None:
         second = next(lines)
     assert first["station"] == second["station"] == station.identity
     assert first["subject"] != second["subject"]
-    replay = ("--kind", "transaction.ended", "--cursor", first["cursor"], "--count", "1")
-    with _cloud(world, "events", "follow", *replay) as lines:
+    replay = ("--cursor", first["cursor"], "--count", "1")
+    with _cloud(world, "events", "follow", *only, *replay) as lines:
         assert next(lines)["id"] == second["id"]
