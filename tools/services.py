@@ -47,6 +47,7 @@ PG_SETTINGS = {
     "shared_preload_libraries": "timescaledb",
     "timescaledb.license": "apache",
     "timescaledb.telemetry_level": "off",
+    "timescaledb.max_background_workers": "0",
     "jit": "off",
     "max_connections": "200",
     "listen_addresses": "127.0.0.1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from datetime import UTC, datetime, timedelta
@@ -43,7 +44,8 @@ from cloud.users import rest as users_rest
 from cloud.users.service import DEFAULT_TENANT, Users
 from protocols.agent_link import Action, escape
 
-_migrated: set[str] = set()
+_migrated: dict[str, str] = {}
+"""Server -> a database to copy."""
 
 
 @pytest.fixture(scope="session")
@@ -56,20 +58,27 @@ def cloud_server(embedded_postgres_dsn: str) -> str:
 def cloud_dsn(cloud_server: str) -> Iterator[str]:
     """A migrated database of its own."""
     name = f"cloud_{secrets.token_hex(6)}"
-    hyper = "SELECT 1 FROM pg_available_extensions WHERE name = 'timescaledb'"
     with psycopg.connect(cloud_server, autocommit=True) as connection:
-        if connection.execute(hyper).fetchone():  # its workers keep a template from being copied
-            _create(connection, name, "template0")
-            migrate(make_conninfo(cloud_server, dbname=name))
-        else:
-            if cloud_server not in _migrated:
-                _create(connection, "cloud_migrated", "template0")
-                migrate(make_conninfo(cloud_server, dbname="cloud_migrated"))
-                _migrated.add(cloud_server)
-            _create(connection, name, "cloud_migrated")
+        if cloud_server not in _migrated:
+            template = f"cloud_migrated_{os.getpid()}"
+            _create(connection, template, "template0")
+            migrate(make_conninfo(cloud_server, dbname=template))
+            _close(connection, template)
+            _migrated[cloud_server] = template
+        _create(connection, name, _migrated[cloud_server])
     yield make_conninfo(cloud_server, dbname=name)
     with psycopg.connect(cloud_server, autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _close(connection: psycopg.Connection, template: str) -> None:
+    """Keep everybody out, so that it can be copied; TimescaleDB would look into it at any time."""
+    name = sql.Identifier(template)
+    connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
+    connection.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s",
+        (template,),
+    )
 
 
 def _create(connection: psycopg.Connection, name: str, template: str) -> None:
