@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from cloud.authorization import store
 from cloud.authorization.service import Authorization
@@ -43,10 +43,25 @@ class IdTokenRequest(Body):
     expires_at: Moment | None = None
 
 
-class IdTokenRow(IdTokenRequest):
-    """In a CSV, `true` and `yes` are texts."""
+_SPELLED = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
-    blocked: bool = False
+
+def _spelled(value: Any) -> bool:
+    """A boolean, or how a cell of a sheet spells it."""
+    found = value if isinstance(value, bool) else _SPELLED.get(str(value).lower())
+    if found is None or not isinstance(value, bool | str):
+        raise ValueError("write true or false")
+    return found
+
+
+class IdTokenRow(IdTokenRequest):
+    """A row of an import; in a CSV everything is text."""
+
+    blocked: Annotated[
+        bool,
+        BeforeValidator(_spelled),
+        WithJsonSchema({"anyOf": [{"type": "boolean"}, {"enum": list(_SPELLED)}]}),
+    ] = False
 
 
 class IdTokenChange(Body):
