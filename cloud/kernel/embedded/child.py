@@ -30,6 +30,8 @@ POLL_S: Final = 0.05
 SLOW_START_S: Final = 10.0
 FIRST_BACKOFF_S: Final = 0.2
 LONGEST_BACKOFF_S: Final = 30.0
+STEADY_S: Final = 3.0
+"""A child that ran so long was sound: what ended it came from outside."""
 
 
 class EmbeddedError(Exception):
@@ -153,7 +155,7 @@ class Supervised:
             since = clock()
             code = await process.wait()
             self._serving.clear()
-            if clock() - since > LONGEST_BACKOFF_S:
+            if clock() - since > STEADY_S:
                 pause = FIRST_BACKOFF_S
             self._report(ChildEvent(self.name, "died", _how(code)))
             process, pause = await self._restart(pause)
