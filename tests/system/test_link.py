@@ -33,6 +33,7 @@ from protocols.agent_link import (
     CommandStatus,
     SecurityEvent,
     SetAvailability,
+    SetLocalList,
     Stamp,
 )
 
@@ -44,7 +45,7 @@ TENANT = TenantId(1)
 class Directory:
     """The one station of these tests, as stations would know it."""
 
-    async def resolve(self, cursor, identity):
+    async def resolve(self, cursor, identity, *, hold=False):
         return Known(1, TENANT) if identity == STATION else None
 
     async def identities(self, cursor, stations):
@@ -58,6 +59,9 @@ class Directory:
 
     async def list_version(self, cursor, tenant):
         return 0
+
+    async def local_list(self, cursor, tenant):
+        return SetLocalList(0, ())
 
 
 class Seen:
@@ -126,7 +130,7 @@ async def _cloud(dsn: str, broker) -> AsyncIterator[tuple[Commands, Database]]:
         writers = [CommandResults(), Seen()]
         sink = await stack.enter_async_context(GroupCommitter(database, writers))
         receiver = await stack.enter_async_context(Receiver(settings))
-        commands = Commands(database, directory, clock)
+        commands = Commands(database, directory, directory, clock)
         link = AgentLink(
             database,
             receiver,
