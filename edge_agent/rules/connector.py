@@ -263,11 +263,14 @@ class Connector:
         running = self.state.session
         if running is None or running.record.id != event.transaction:
             return []
-        self._set(session=None, released=None, withheld_ms=now.mono_ms)
+        over = self.state.ended(event.transaction)
+        self._set(session=None, over=over, released=None, withheld_ms=now.mono_ms)
         return [Forget(event.transaction), Keep(self.state.meter.register)]
 
     def _adopt(self, event: Adopt, now: Stamp) -> list[Action]:
         known, running = event.known, self.state.session
+        if known.transaction in self.state.over:
+            return []  # it ended here after the cloud had looked
         if running is None:
             meter, adopted = take_over(self.state, known, now)
             self._set(meter=meter, session=adopted, step=Step.COUNTED)
@@ -335,7 +338,8 @@ class Connector:
             return self._announce_stop(running, now)
         state = ChargingState.EV_CONNECTED if self.state.plugged else ChargingState.IDLE
         actions = accounts.end(running, self._context(now), running.stop_trigger, state)
-        self._set(session=None, charging=state, released=None, idle_since_ms=None)
+        over = self.state.ended(running.record.id)
+        self._set(session=None, over=over, charging=state, released=None, idle_since_ms=None)
         return actions
 
     def _settled(self, running: Session, now: Stamp) -> bool:

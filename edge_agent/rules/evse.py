@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
+from uuid import UUID
 
 from edge_agent.hardware.board import EvseReading, IecState
 from edge_agent.rules.actions import Authorized
@@ -15,6 +16,7 @@ from protocols.quantities import MilliAmperes
 
 CLOSED: Final = {IecState.CHARGING, IecState.VENTILATION}
 FLOWING_MA: Final = 500
+MOST_OVER: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class EvseState:
     operative: bool = True
     waiting: Waiting | None = None
     session: Session | None = None
+    over: tuple[UUID, ...] = ()
+    """The latest transactions that ended here; the cloud may hear of their end later."""
     charging: ChargingState = ChargingState.IDLE
     idle_since_ms: int | None = None
     offer: Offer = NOTHING
@@ -50,6 +54,10 @@ class EvseState:
     alarmed: bool = False
     reported: EvseStatus | None = None
     step: Step = Step.COUNTED
+
+    def ended(self, transaction: UUID) -> tuple[UUID, ...]:
+        """`over` with this one."""
+        return (*self.over, transaction)[-MOST_OVER:]
 
     @property
     def plugged(self) -> bool:

@@ -426,6 +426,24 @@ def test_an_old_copy_goes_on_behind_the_clouds_numbers(bench: Bench) -> None:
     assert ended.seq_no == 41
 
 
+def test_what_ended_here_while_the_welcome_was_under_way_is_not_taken_up_again(
+    bench: Bench,
+) -> None:
+    """The welcome was written before the cloud heard of the end, and is handled after it."""
+    bench.charge(30)
+    (mine,) = bench.kept
+    bench.unplug()
+    bench.poll(2)
+    (ended,) = bench.events(ENDED)
+    assert ended.energy_wh > 0
+    late = Adopt(known(bench, transaction=mine, seq_no=0, energy_wh=WattHours(0)))
+    for beside in (False, True):  # with the EVSE idle, and with the next session in it
+        if beside:
+            bench.charge(30)
+        assert bench.tell(late) == []
+        assert bench.events(ENDED) == [ended]
+
+
 def test_what_the_cloud_has_ended_is_dropped_without_another_end(bench: Bench) -> None:
     bench.charge(30)
     (mine,) = bench.kept
