@@ -49,6 +49,7 @@ from protocols.agent_link import (
     Hello,
     LinkError,
     Presence,
+    Stamp,
     StateBatch,
     Stream,
     TelemetryBatch,
@@ -122,6 +123,8 @@ class AgentLink:
         self._seen: dict[int, datetime] = {}
         self._retry_s = retry_s
         self._greeting: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._newest: dict[str, Stamp] = {}
+        """When each station's latest hello was sent."""
         self._acks: dict[AckKey, set[int]] = defaultdict(set)
         self._acked: list[Received] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -189,6 +192,8 @@ class AgentLink:
         elif not message.retained:
             self._seen[known.id] = received_at
         if isinstance(content, Hello):
+            if not self._is_overtaken(identity, content):
+                self._newest[identity] = content.sent
             self._start([message], self._greet(message, identity, known, content))
         elif isinstance(content, Presence):
             self._start([message], self._note_presence(message, known, content))
@@ -266,11 +271,27 @@ class AgentLink:
     async def _greet(self, message: Received, identity: str, known: Known, hello: Hello) -> None:
         with log_context(station=identity):
             async with self._greeting[identity]:
+                if self._is_overtaken(identity, hello):
+                    self._receiver.done([message])
+                    return
                 welcome = await self._again(lambda: self._welcome(identity, hello))
             self._receiver.publish(down_topic(identity, Down.WELCOME), encode(welcome))
             self._receiver.done([message])
             if welcome.verdict is Verdict.GO_ON:
                 await self._again(lambda: self._commands.deliver(self._publish_command, known.id))
+
+    def _is_overtaken(self, identity: str, hello: Hello) -> bool:
+        """Whether the same life of the agent has greeted again since.
+
+        Hellos pile up while the database is away. Judged after the latest was welcomed and new
+        batches came, an old one would look like a journal from yesterday.
+        """
+        newest = self._newest.get(identity)
+        return (
+            newest is not None
+            and newest.boot == hello.sent.boot
+            and hello.sent.mono_ms < newest.mono_ms
+        )
 
     async def _welcome(self, identity: str, hello: Hello) -> Welcome:
         async with self._database.commit_unit() as cursor:

@@ -195,6 +195,19 @@ async def test_a_restored_journal_is_told_to_take_a_new_outbox(
     assert (welcome.verdict, welcome.committed) == (Verdict.NEW_OUTBOX, {})
 
 
+async def test_a_hello_that_was_overtaken_is_not_judged_any_more(
+    link: Driven, make_hello: Callable[..., Any], make_billing: Callable[..., Any]
+) -> None:
+    first = make_hello()
+    later = msgspec.structs.replace(
+        first, sent=msgspec.structs.replace(first.sent, mono_ms=first.sent.mono_ms + 10)
+    )
+    await link.receive((Up.HELLO, later))
+    await link.receive((Up.BILLING, make_billing(3)))
+    await link.receive((Up.HELLO, first))
+    assert [welcome.verdict for welcome in link.wire.of(Down.WELCOME)] == [Verdict.GO_ON]
+
+
 async def test_an_unknown_station_is_neither_welcomed_nor_kept_waiting(
     link: Driven, make_hello: Callable[..., Any]
 ) -> None:
