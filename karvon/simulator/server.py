@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import struct
 import termios
@@ -17,6 +18,8 @@ from karvon.simulator.bank import ILLEGAL_FUNCTION, ILLEGAL_VALUE, RefusedError,
 from protocols.modbus.planning import Span
 from protocols.modbus.profile import Profile
 from protocols.modbus.values import Words
+
+logger = logging.getLogger(__name__)
 
 
 class Device(Protocol):
@@ -185,8 +188,9 @@ class TcpServer:
                 buffer += octets
                 while (request := frames.take_tcp(buffer)) is not None:
                     await self._answer(writer, *request)
-        except (OSError, ValueError, TimeoutError, asyncio.CancelledError):
-            pass  # the peer left, spoke no Modbus, or idled: a device just closes
+        except (OSError, ValueError, TimeoutError, asyncio.CancelledError) as error:
+            # the peer left, spoke no Modbus, or idled: a device just closes
+            logger.debug("closing a connection: %s", str(error) or type(error).__name__)
         finally:
             self._writers.discard(writer)
             self._frozen.discard(writer)

@@ -129,7 +129,7 @@ def _await(holds: Any, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.01)
+        time.sleep(0.01)  # polls other processes, which send no signal when it holds
 
 
 def _configure(cloud: CloudProcess, folder: Path, ports: list[tuple[int, int]]) -> None:
@@ -187,13 +187,13 @@ def _steady(folder: Path, ports: list[tuple[int, int]]) -> dict[str, float]:
     try:
         for _, control in ports:
             _ask(control, {"do": "plug", "evse": 1, "wants_wh": 80000, "max_current_ma": 16000})
-        time.sleep(3)
+        time.sleep(3)  # the boards' vehicles negotiate in real time before a card counts
         _present(folder)
         _await(lambda: all(_draws(control) for _, control in ports), 60)
-        time.sleep(WARM_UP_S)
+        time.sleep(WARM_UP_S)  # the steady state is measured, not the start
         watched = psutil.Process(process.pid)
         cpu, written, began = _cpu(watched), watched.io_counters().write_bytes, time.monotonic()
-        time.sleep(MEASURED_S)
+        time.sleep(MEASURED_S)  # the stretch over which the agent's own work is counted
         passed = time.monotonic() - began
         return {
             "rss_mib": watched.memory_info().rss / 2**20,

@@ -73,7 +73,7 @@ def _in_house(house: House, runs: int, prefix: str) -> list[Figure]:
         with load(LoadPlan(house.broker, FLEET, str(prepared))) as running:
             limit = _limit(running)
             running.set_rate(max(1, round(limit / 2)))
-            time.sleep(SETTLE_S)
+            time.sleep(SETTLE_S)  # the new rate must hold before anything is timed
             busy, rate = _beside(running, lambda: _asked(served, mix, runs))
     return [
         _figure(f"{prefix}.p95_ms", busy, at_most=P95_MS, limit=limit, rate=rate),
@@ -84,9 +84,9 @@ def _in_house(house: House, runs: int, prefix: str) -> list[Figure]:
 def _limit(running: RunningLoad) -> float:
     """Messages a second that are committed when as many come as the window lets out."""
     running.await_committed(50)
-    time.sleep(SETTLE_S)
+    time.sleep(SETTLE_S)  # the first commits are slower
     began, first = time.monotonic(), running["committed"]
-    time.sleep(LIMIT_S)
+    time.sleep(LIMIT_S)  # the stretch over which the rate is counted
     return (running["committed"] - first) / (time.monotonic() - began)
 
 

@@ -189,7 +189,7 @@ def _serving(house: House, dsn: str) -> Iterator[Contestant]:
 def _timed(house: House, contestant: Contestant, running: RunningLoad, total: int) -> Measured:
     """Rates over some seconds in the midst of the load, CPU over the same."""
     running.await_committed(50)
-    time.sleep(WARM_UP_S)
+    time.sleep(WARM_UP_S)  # the steady state is measured, not the start
     costs: list[Callable[[], float]] = [
         contestant.cpu_ms,
         house.database_cpu_ms,
