@@ -16,9 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import itemgetter
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self, TypeVar, cast
 from uuid import UUID
 
+import msgspec
 import psycopg
 from psycopg.types.multirange import Multirange
 
@@ -26,6 +27,7 @@ from cloud.kernel import events, faultpoints
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.events import Event
+from cloud.kernel.fencing import unfenced
 from cloud.kernel.handover import rightly_owned
 from cloud.kernel.rows import literal
 from protocols.agent_link import (
@@ -36,6 +38,7 @@ from protocols.agent_link import (
     TelemetryBatch,
     encode,
 )
+from protocols.ocpp.messages import Answer, Told
 
 logger = logging.getLogger(__name__)
 COMMIT_DEADLINE_S: Final = 10.0
@@ -60,6 +63,22 @@ class Delivery(NamedTuple):
         return (self.station_id, self.outbox, self.stream)
 
 
+class Spoken(NamedTuple):
+    """One message of a station that speaks OCPP itself, over the connection with that epoch."""
+
+    station_id: int
+    tenant_id: TenantId
+    epoch: int
+    """0 for the connection's own beginning, which is what gives it its epoch."""
+    received_at: datetime
+    told: Told
+    answer: Answer
+    """Writers fill in what they know; it leaves after the commit."""
+
+
+Fact = Delivery | Spoken
+
+
 class FactWriter(Protocol):
     """A module's part of the commit path."""
 
@@ -76,12 +95,28 @@ class FactWriter(Protocol):
         ...
 
 
-class FactSink(Protocol):
-    async def append(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Commit these; returns those whose outbox the database knows and that are now committed.
+class SpokenWriter(Protocol):
+    """A module's part of the commit path for what OCPP stations say themselves."""
 
-        Raises Unavailable when the database is out of reach: nothing of it is acknowledged then,
-        and the same again is safe.
+    async def write_spoken(self, cursor: Cursor, spoken: Sequence[Spoken]) -> list[Event]:
+        """Store those messages that this module owns, and fill in its part of their answers.
+
+        The same message may come again, as stations repeat what was not answered: the effect is
+        that of once, and so is the answer. Exceptions are as in `FactWriter.write_batch`.
+        """
+        ...
+
+
+Appended = TypeVar("Appended", Delivery, Spoken)
+
+
+class FactSink(Protocol):
+    async def append(self, facts: Sequence[Appended]) -> list[Appended]:
+        """Commit these; returns those that are now committed.
+
+        Left out are deliveries whose outbox the database does not know, and what was spoken over
+        a connection that a newer one has replaced. Raises Unavailable when the database is out of
+        reach: nothing of it is acknowledged then, and the same again is safe.
         """
         ...
 
@@ -92,8 +127,8 @@ class UnknownOutboxError(Exception):
 
 @dataclass
 class _Waiting:
-    deliveries: Sequence[Delivery]
-    done: asyncio.Future[list[Delivery]] = field(
+    facts: Sequence[Fact]
+    done: asyncio.Future[list[Fact]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     since: float = field(default_factory=lambda: asyncio.get_running_loop().time())
@@ -111,6 +146,7 @@ class GroupCommitter:
         self,
         database: Database,
         writers: Sequence[FactWriter],
+        spoken_writers: Sequence[SpokenWriter] = (),
         *,
         linger_s: float = 0.02,
         max_deliveries: int = 500,
@@ -118,6 +154,7 @@ class GroupCommitter:
     ) -> None:
         self._database = database
         self._writers = writers
+        self._spoken_writers = spoken_writers
         self._linger_s = linger_s
         self._max = max_deliveries
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(max_deliveries * 2)
@@ -139,10 +176,10 @@ class GroupCommitter:
         while not self._queue.empty():
             self._queue.get_nowait().done.cancel()
 
-    async def append(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        waiting = _Waiting(deliveries)
+    async def append(self, facts: Sequence[Appended]) -> list[Appended]:
+        waiting = _Waiting(facts)
         await self._queue.put(waiting)
-        return await waiting.done
+        return cast("list[Appended]", await waiting.done)
 
     async def _run(self) -> None:
         while True:
@@ -150,7 +187,7 @@ class GroupCommitter:
             try:
                 async with self._gathering:
                     await self._gather(group)
-                committed = await self._commit([d for w in group for d in w.deliveries])
+                committed = await self._commit([d for w in group for d in w.facts])
             except asyncio.CancelledError:
                 for waiting in group:
                     waiting.done.cancel()
@@ -162,7 +199,7 @@ class GroupCommitter:
 
     async def _gather(self, group: list[_Waiting]) -> None:
         group.append(await self._queue.get())
-        count = len(group[0].deliveries)
+        count = len(group[0].facts)
         deadline = group[0].since + self._linger_s  # the commit before may have used it up
         while count < self._max:
             try:
@@ -170,71 +207,63 @@ class GroupCommitter:
                     group.append(await self._queue.get())
             except TimeoutError:
                 break
-            count += len(group[-1].deliveries)
+            count += len(group[-1].facts)
 
-    async def _commit(self, deliveries: Sequence[Delivery]) -> set[int]:
+    async def _commit(self, facts: Sequence[Fact]) -> set[int]:
         """Commit; returns the ids() of what is committed.
 
         What only the event log or the marks refuse is found by halving too.
         """
         try:
-            return await self._persistently(deliveries)
+            return await self._persistently(facts)
         except _UNFIT as error:
-            if len(deliveries) == 1:
-                return await self._persistently(deliveries, error)
-        middle = len(deliveries) // 2
-        first = await self._commit(deliveries[:middle])
-        return first | await self._commit(deliveries[middle:])
+            if len(facts) == 1:
+                return await self._persistently(facts, error)
+        middle = len(facts) // 2
+        first = await self._commit(facts[:middle])
+        return first | await self._commit(facts[middle:])
 
     async def _persistently(
-        self, deliveries: Sequence[Delivery], unfit: Exception | None = None
+        self, facts: Sequence[Fact], unfit: Exception | None = None
     ) -> set[int]:
         """Again after a lost race or connection."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return await self._commit_once(deliveries, unfit)
+                return await self._commit_once(facts, unfit)
             except Unavailable:
                 if attempt == ATTEMPTS:
                     raise
                 await asyncio.sleep(0.05 * attempt)
         raise AssertionError
 
-    async def _commit_once(
-        self, deliveries: Sequence[Delivery], unfit: Exception | None
-    ) -> set[int]:
-        lanes = _by_mark(deliveries)
+    async def _commit_once(self, facts: Sequence[Fact], unfit: Exception | None) -> set[int]:
+        lanes = _by_mark(fact for fact in facts if isinstance(fact, Delivery))
+        said = [fact for fact in facts if isinstance(fact, Spoken)]
+        fresh: list[Fact] = []
+        happened: list[Event] = []
         async with self._database.commit_unit(COMMIT_DEADLINE_S) as cursor:
-            marks = await _lock_marks(cursor, lanes)
-            lanes = {mark: lane for mark, lane in lanes.items() if mark in marks}
-            happened, fresh = [], []
-            for mark, lane in lanes.items():
-                numbered = [d for d in lane if _is_numbered(d)]
-                fresh += _unseen(numbered, marks[mark])
-                happened += [
-                    await _bury(cursor, d, ValueError("a number out of bounds"))
-                    for d in lane
-                    if not _is_numbered(d)
-                ]
-            fresh = await rightly_owned(cursor, fresh)
+            if lanes:
+                lanes, new, happened = await _unseen_of(cursor, lanes)
+                fresh += new
+            spoken = await unfenced(cursor, said) if said else {}
+            fresh += spoken.values()
             if unfit is None:
                 happened += await self._write(cursor, fresh)
             else:
                 happened += [await _bury(cursor, d, unfit) for d in fresh]
-            await _store_marks(cursor, lanes)
+            if lanes:
+                await _store_marks(cursor, lanes)
             await events.append(cursor, happened)
             faultpoints.reach(faultpoints.BEFORE_COMMIT)
         faultpoints.reach(faultpoints.AFTER_COMMIT)
-        return {id(d) for lane in lanes.values() for d in lane}
+        return {id(d) for lane in lanes.values() for d in lane} | spoken.keys()
 
-    async def _write(self, cursor: Cursor, fresh: Sequence[Delivery]) -> list[Event]:
+    async def _write(self, cursor: Cursor, fresh: Sequence[Fact]) -> list[Event]:
         if not fresh:
             return []
         try:
             async with cursor.connection.transaction():
-                happened: list[Event] = []
-                for writer in self._writers:
-                    happened += await writer.write_batch(cursor, fresh)
-                return happened
+                return await self._write_all(cursor, fresh)
         except Exception as error:  # whatever a writer trips over must not stop the stream
             if _is_ours(error):
                 raise
@@ -246,11 +275,21 @@ class GroupCommitter:
             *await self._write(cursor, fresh[middle:]),
         ]
 
+    async def _write_all(self, cursor: Cursor, fresh: Sequence[Fact]) -> list[Event]:
+        happened: list[Event] = []
+        if deliveries := [fact for fact in fresh if isinstance(fact, Delivery)]:
+            for writer in self._writers:
+                happened += await writer.write_batch(cursor, deliveries)
+        if spoken := [fact for fact in fresh if isinstance(fact, Spoken)]:
+            for listener in self._spoken_writers:
+                happened += await listener.write_spoken(cursor, spoken)
+        return happened
+
 
 def _answer(group: Iterable[_Waiting], committed: set[int]) -> None:
     for waiting in group:
         if not waiting.done.done():
-            waiting.done.set_result([d for d in waiting.deliveries if id(d) in committed])
+            waiting.done.set_result([d for d in waiting.facts if id(d) in committed])
 
 
 def _is_ours(error: Exception) -> bool:
@@ -292,6 +331,22 @@ def _by_mark(deliveries: Iterable[Delivery]) -> Lanes:
     for delivery in deliveries:
         lanes.setdefault(delivery.mark, []).append(delivery)
     return lanes
+
+
+async def _unseen_of(cursor: Cursor, lanes: Lanes) -> tuple[Lanes, list[Delivery], list[Event]]:
+    """The lanes of known outboxes, locked; what is new in them; and what was buried at once."""
+    marks = await _lock_marks(cursor, lanes)
+    lanes = {mark: lane for mark, lane in lanes.items() if mark in marks}
+    happened, fresh = [], []
+    for mark, lane in lanes.items():
+        numbered = [d for d in lane if _is_numbered(d)]
+        fresh += _unseen(numbered, marks[mark])
+        happened += [
+            await _bury(cursor, d, ValueError("a number out of bounds"))
+            for d in lane
+            if not _is_numbered(d)
+        ]
+    return lanes, await rightly_owned(cursor, fresh), happened
 
 
 async def _lock_marks(cursor: Cursor, marks: Iterable[Mark]) -> dict[Mark, Ranges]:
@@ -376,24 +431,21 @@ def to_ranges(committed: Multirange[int]) -> Ranges:
 LONGEST_PAYLOAD: Final = 8 * 1024 * 1024
 
 
-async def _bury(cursor: Cursor, delivery: Delivery, error: Exception) -> Event:
+async def _bury(cursor: Cursor, fact: Fact, error: Exception) -> Event:
     reason = f"{type(error).__name__}: {error}"
-    logger.error(
-        "dead letter: station %s, %s %s: %s",
-        delivery.station_id,
-        delivery.stream,
-        delivery.batch.seq,
-        reason,
-    )
-    topic = f"{delivery.stream} {delivery.outbox} {delivery.batch.seq}"
-    await dead_letter(
-        cursor, topic, reason, encode(delivery.batch), delivery.tenant_id, delivery.station_id
-    )
+    if isinstance(fact, Delivery):
+        topic = f"{fact.stream} {fact.outbox} {fact.batch.seq}"
+        payload = encode(fact.batch)
+    else:
+        topic = f"ocpp {type(fact.told).__name__}"
+        payload = msgspec.json.encode(fact.told)
+    logger.error("dead letter: station %s, %s: %s", fact.station_id, topic, reason)
+    await dead_letter(cursor, topic, reason, payload, fact.tenant_id, fact.station_id)
     return Event(
-        tenant_id=delivery.tenant_id,
+        tenant_id=fact.tenant_id,
         kind="fact.dead_lettered",
-        station_id=delivery.station_id,
-        subject=f"{delivery.outbox}:{delivery.stream}:{delivery.batch.seq}",
+        station_id=fact.station_id,
+        subject=topic.replace(" ", ":"),
         data={"reason": _text(reason)},
     )
 

@@ -45,6 +45,10 @@ async def hand_over(cursor: Cursor, move: Move) -> None:
         "UPDATE kernel.outbox SET tenant_id = %s WHERE station_id = %s",
         (move.new, move.station_id),
     )
+    await cursor.execute(
+        "UPDATE kernel.live SET tenant_id = %s WHERE station_id = %s",
+        (move.new, move.station_id),
+    )
 
 
 async def rightly_owned(cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Delivery]:
