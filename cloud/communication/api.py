@@ -63,6 +63,14 @@ class TransactionBook(Protocol):
         ...
 
 
+class NativeTransactions(Protocol):
+    """What stations that speak OCPP call their transactions (transactions implements it)."""
+
+    async def native(self, cursor: Cursor, transactions: Collection[UUID]) -> dict[UUID, str]:
+        """2.x's transactionId, 1.6's number in digits; those not told are left out."""
+        ...
+
+
 class ListVersion(Protocol):
     """The local list that a station should hold (authorization implements it)."""
 
