@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Literal, Protocol
 from uuid import UUID
 
 from cloud.kernel.database import Cursor, TenantId
@@ -21,6 +21,40 @@ class CommandNotFound(KarvonError):
 class CommandUnderWay(KarvonError):
     kind = Kind.CONFLICT
     code = "command.under_way"
+
+
+class CertificateRefused(KarvonError):
+    """A signing request that the station may not make; `why` stands in the params."""
+
+    kind = Kind.INVALID
+    code = "certificate.refused"
+
+
+class CertificateNotFound(KarvonError):
+    kind = Kind.NOT_FOUND
+    code = "certificate.not_found"
+
+
+class CertificateRevoked(KarvonError):
+    kind = Kind.CONFLICT
+    code = "certificate.revoked"
+
+
+class NoAuthority(KarvonError):
+    kind = Kind.CONFLICT
+    code = "certificate.no_authority"
+
+
+class TooManyCertificates(KarvonError):
+    kind = Kind.RATE_LIMITED
+    code = "certificate.too_often"
+
+
+class OcppContradiction(KarvonError):
+    """A station could not connect any more as it would have to."""
+
+    kind = Kind.CONFLICT
+    code = "ocpp.contradiction"
 
 
 @dataclass(frozen=True)
@@ -42,6 +76,31 @@ class StationDirectory(Protocol):
 
     async def key_of(self, cursor: Cursor, identity: str) -> int:
         """The station of the cursor's tenant; raises its own not-found error."""
+        ...
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A station as it stands in the register."""
+
+    id: int
+    tenant_id: TenantId
+    standing: Literal["pending", "expected", "registered"]
+
+
+class StationRegister(Protocol):
+    """Which stations may join over OCPP (stations implements it)."""
+
+    async def residents(
+        self, cursor: Cursor, identities: Collection[str]
+    ) -> dict[str, Resident]: ...
+
+    async def enter_unannounced(self, cursor: Cursor, identity: str) -> Resident | None:
+        """Create it, or put it on the list, by the registration policy; None: the list is full."""
+        ...
+
+    async def has_joined(self, cursor: Cursor, station_id: int) -> None:
+        """One that was expected has come."""
         ...
 
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from cloud.communication.api import Credential, Known, Presence
+from cloud.communication.api import Credential, Known, Presence, Resident
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import KarvonError
 from cloud.kernel.etags import Expected, version_of
@@ -130,6 +130,32 @@ class Stations:
     async def identities(self, cursor: Cursor, stations: Collection[int]) -> dict[int, str]:
         """Wire identities by key; those that are not there are left out."""
         return await store.identities(cursor, stations)
+
+    async def residents(self, cursor: Cursor, identities: Collection[str]) -> dict[str, Resident]:
+        """How the stations of these identities stand in the register."""
+        return await store.residents(cursor, identities)
+
+    async def enter_unannounced(self, cursor: Cursor, identity: str) -> Resident | None:
+        """One that came over OCPP unheard of: as the policy says; None while the list is full."""
+        policy, now = self._settings.policy, self._clock()
+        if policy is Policy.PENDING and await store.count_pending(cursor) >= MOST_PENDING:
+            return None
+        standing = Standing.PENDING if policy is Policy.PENDING else Standing.EXPECTED
+        await store.add_station(
+            cursor,
+            self._settings.tenant,
+            identity,
+            name="",
+            site_id=None,
+            registration=standing,
+            now=now,
+        )
+        return (await store.residents(cursor, [identity])).get(identity)
+
+    async def has_joined(self, cursor: Cursor, station_id: int) -> None:
+        """One that was expected has come over OCPP; a claim code stays good for an agent."""
+        now = self._clock()
+        await store.set_registration(cursor, station_id, Standing.REGISTERED, now, now)
 
     async def evse(self, cursor: Cursor, station: StationRef, evse: int) -> None:
         """Raises EvseNotFound when the station has told its EVSEs and this is none of them."""

@@ -11,6 +11,7 @@ from uuid import UUID
 from psycopg import errors
 from psycopg.types.json import Jsonb
 
+from cloud.communication.api import Resident
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.paging import Column, Cut, Part, Sorts, Where, select_page
 from cloud.kernel.rows import row, rows
@@ -217,6 +218,15 @@ async def station(cursor: Cursor, identity: str, *, lock: bool = False) -> Stati
     locked = " FOR UPDATE" if lock else ""
     sql = f"SELECT {_STATION} FROM stations.station WHERE identity = %s{locked}"
     return await row(cursor, Station, sql, (identity,))
+
+
+async def residents(cursor: Cursor, identities_: Collection[str]) -> dict[str, Resident]:
+    await cursor.execute(
+        "SELECT identity, id, tenant_id, registration FROM stations.station"
+        " WHERE identity = ANY(%s)",
+        (list(identities_),),
+    )
+    return {found[0]: Resident(*found[1:]) for found in await cursor.fetchall()}
 
 
 STATIONS: Final = Sorts(
