@@ -24,13 +24,17 @@ from cloud.api.watching import Sources, Watching
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
 from cloud.broker import Broker, embedded_broker, outside_broker
+from cloud.communication import asks_rest
 from cloud.communication import rest as communication_rest
 from cloud.communication import store as communication_store
+from cloud.communication.answers import Answers
 from cloud.communication.api import Credential, Known, Presence
+from cloud.communication.calls import Calls
 from cloud.communication.commands import CommandResults, Commands
 from cloud.communication.credentials import Credentials
 from cloud.communication.link import AgentLink
 from cloud.communication.receiver import Receiver
+from cloud.communication.transfers import Allowed
 from cloud.kernel.config import CloudConfig
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.embedded import ChildEvent, EmbeddedPostgres
@@ -155,6 +159,8 @@ class Modules:
     transactions: Transactions
     commands: Commands
     credentials: Credentials
+    answers: Answers
+    calls: Calls
 
     @classmethod
     def over(cls, database: Database, broker: Broker, config: CloudConfig) -> Self:
@@ -166,6 +172,7 @@ class Modules:
         stations = Stations(database, link, settings, utc_now)
         directory.stations = stations
         lists.authorization = authorization = Authorization(database, link, utc_now)
+        answers, allowed = Answers(database), Allowed(config.transfer_hosts)
         return cls(
             users=Users(database, utc_now),
             stations=stations,
@@ -174,6 +181,8 @@ class Modules:
             transactions=Transactions(database, stations, authorization, link),
             commands=commands,
             credentials=credentials,
+            answers=answers,
+            calls=Calls(database, directory, lists, answers, utc_now, allowed),
         )
 
     def routers(self, database: Database, feed: EventFeed, watching: Watching) -> list[APIRouter]:
@@ -185,6 +194,7 @@ class Modules:
             telemetry_rest.router(self.telemetry, utc_now),
             transactions_rest.router(self.transactions),
             communication_rest.routes(self.commands),
+            asks_rest.router(self.calls),
             api_rest.router(database, self.stations, feed),
             watching_rest.router(watching),
         ]
@@ -271,6 +281,7 @@ class Cloud:
         if config.role != "ingest":
             lists = modules.authorization.run
             await stack.enter_async_context(supervised("authorization lists", lists))
+            await stack.enter_async_context(supervised("answers", modules.answers.run))
             await stack.enter_async_context(feed.serving())
             await stack.enter_async_context(watching.serving())
         port = listener.getsockname()[1]

@@ -12,8 +12,11 @@ import msgspec
 
 from cloud.communication.store import COMMAND_CHANNEL
 from cloud.kernel.database import Cursor, TenantId
+from cloud.kernel.http import Caller
 from cloud.kernel.rows import literal, row, rows
 
+OCPP_CALL: Final = "ocpp"
+"""The action of a command that is a call in the station's own words."""
 ANSWER_CHANNEL: Final = "karvon_answer"
 
 
@@ -52,6 +55,7 @@ class Ended:
     tenant_id: int
     station_id: int
     action: dict[str, Any]
+    request: dict[str, Any] | None
     status: str
     result: str
 
@@ -142,6 +146,47 @@ async def note_learned(cursor: Cursor, learned: Mapping[int, Mapping[str, str]])
     )
 
 
+# --------------------------------------------------------------------------- asking
+
+
+async def next_number(cursor: Cursor) -> int:
+    await cursor.execute("SELECT nextval('communication.ocpp_number')")
+    found = await cursor.fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+async def add_call(
+    cursor: Cursor,
+    command: UUID,
+    caller: Caller,
+    station_id: int,
+    action: str,
+    request: dict[str, Any],
+    requested_at: datetime,
+    expires_at: datetime,
+) -> None:
+    """Store a call, and wake its gateway when this transaction commits."""
+    await cursor.execute(
+        "INSERT INTO communication.command (id, tenant_id, station_id, action, actor, status,"
+        " requested_at, expires_at, link, ocpp_action, request)"
+        " VALUES (%s, %s, %s, %s, %s, 'requested', %s, %s, 'ocpp', %s, %s)"
+        " ON CONFLICT (id) DO NOTHING",
+        (
+            command,
+            caller.tenant_id,
+            station_id,
+            _json({"action": OCPP_CALL, "ocpp": action}),
+            caller.subject,
+            requested_at,
+            expires_at,
+            action,
+            _json(request),
+        ),
+    )
+    await cursor.execute("SELECT pg_notify(%s, %s)", (COMMAND_CHANNEL, str(station_id)))
+
+
 # --------------------------------------------------------------------------- delivery
 
 
@@ -165,7 +210,7 @@ async def give_up_lost(
         " error = 'ConnectionLost', result = 'the connection was lost before the answer: it"
         " is not known whether it was done' FROM lost"
         " WHERE c.id = lost.id AND c.ocpp_action = ANY(%(once)s)"
-        " RETURNING c.id, c.tenant_id, c.station_id, c.action, c.status, c.result",
+        " RETURNING c.id, c.tenant_id, c.station_id, c.action, c.request, c.status, c.result",
         {"gateway": gateway, "once": list(once), "now": now},
     )
 
@@ -231,7 +276,7 @@ async def fail(cursor: Cursor, unfit: Mapping[UUID, str], now: datetime) -> list
         "UPDATE communication.command c SET status = 'failed', finished_at = %s,"
         " link = 'ocpp', error = 'NotSupported', result = u.reason"
         " FROM unnest(%s::uuid[], %s::text[]) AS u (id, reason) WHERE c.id = u.id"
-        " RETURNING c.id, c.tenant_id, c.station_id, c.action, c.status, c.result",
+        " RETURNING c.id, c.tenant_id, c.station_id, c.action, c.request, c.status, c.result",
         (now, literal(unfit), list(unfit.values())),
     )
 
@@ -257,7 +302,7 @@ async def settle(cursor: Cursor, results: Sequence[Result]) -> list[Ended]:
         " AS r (id, station_id, status, text, action, request, response, at)"
         " WHERE c.id = r.id AND c.station_id = r.station_id"
         " AND c.status IN ('requested', 'sent', 'accepted', 'expired', 'cancelled')"
-        " RETURNING c.id, c.tenant_id, c.station_id, c.action, c.status, c.result",
+        " RETURNING c.id, c.tenant_id, c.station_id, c.action, c.request, c.status, c.result",
         (
             literal(one.id for one in results),
             literal(one.station_id for one in results),
@@ -278,6 +323,22 @@ async def wake_askers(cursor: Cursor, ended: Collection[UUID]) -> None:
             "SELECT pg_notify(%s, id) FROM unnest(%s::text[]) AS id",
             (ANSWER_CHANNEL, literal(ended)),
         )
+
+
+async def hide(
+    cursor: Cursor, shown: Mapping[UUID, tuple[dict[str, Any], dict[str, Any] | None]]
+) -> None:
+    """Keep of these commands' actions and requests only what may be shown."""
+    await cursor.execute(
+        "UPDATE communication.command c SET action = s.action::jsonb, request = s.request::jsonb"
+        " FROM unnest(%s::uuid[], %s::text[], %s::text[]) AS s (id, action, request)"
+        " WHERE c.id = s.id",
+        (
+            literal(shown),
+            [_json(action) for action, _ in shown.values()],
+            [None if request is None else _json(request) for _, request in shown.values()],
+        ),
+    )
 
 
 def _json(value: Any) -> str:

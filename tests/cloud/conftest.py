@@ -19,9 +19,13 @@ from cloud.api.app import create_app
 from cloud.api.live import EventFeed
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
+from cloud.communication import asks_rest
 from cloud.communication import rest as communication_rest
+from cloud.communication.answers import Answers
 from cloud.communication.api import Credential, Presence
+from cloud.communication.calls import Calls
 from cloud.communication.commands import Commands
+from cloud.communication.transfers import Allowed
 from cloud.kernel import events
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.events import Event
@@ -164,6 +168,10 @@ class World:
         self.authorization = Authorization(database, self.link, self.clock)
         self.transactions = Transactions(database, self.stations, self.authorization, self.link)
         self.commands = Commands(database, self.stations, self.authorization, self.clock)
+        self.answers = Answers(database)
+        self.calls = Calls(
+            database, self.stations, self.authorization, self.answers, self.clock, Allowed()
+        )
         self.telemetry = Telemetry(database, self.stations)
         self.feed = EventFeed(database, self.stations)
         self.app = create_app(
@@ -175,6 +183,7 @@ class World:
                 telemetry_rest.router(self.telemetry, self.clock),
                 transactions_rest.router(self.transactions),
                 communication_rest.routes(self.commands),
+                asks_rest.router(self.calls),
                 api_rest.router(database, self.stations, self.feed),
             ],
             database,
