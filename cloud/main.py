@@ -33,12 +33,17 @@ from cloud.communication.calls import Calls
 from cloud.communication.commands import CommandResults, Commands
 from cloud.communication.credentials import Credentials
 from cloud.communication.link import AgentLink
+from cloud.communication.ocpp_commands import OcppAnswers
 from cloud.communication.receiver import Receiver
 from cloud.communication.transfers import Allowed
+from cloud.configuration import rest as configuration_rest
+from cloud.configuration import store as configuration_store
+from cloud.configuration.service import Configuration, ConfigurationHandover
+from cloud.configuration.writer import ConfigurationWriter
 from cloud.kernel.config import CloudConfig
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.embedded import ChildEvent, EmbeddedPostgres
-from cloud.kernel.facts import FactWriter, GroupCommitter
+from cloud.kernel.facts import FactWriter, GroupCommitter, SpokenWriter
 from cloud.kernel.handover import Follower
 from cloud.kernel.http import Caller
 from cloud.kernel.migrate import migrate
@@ -110,6 +115,7 @@ class Link(CommandLink):
 
     async def forget(self, cursor: Cursor, station_id: int) -> None:
         await communication_store.forget_station(cursor, station_id)
+        await configuration_store.forget_station(cursor, station_id)
 
     async def publish_credentials(self) -> None:
         await self._credentials.publish()
@@ -144,7 +150,12 @@ def tenancy(database: Database) -> Tenancy:
     lists = Lists()
     commands = Commands(database, Directory(), lists, utc_now)
     lists.authorization = Authorization(database, CommandLink(commands), utc_now)
-    followers: list[Follower] = [commands, TelemetryHandover(), lists.authorization]
+    followers: list[Follower] = [
+        commands,
+        TelemetryHandover(),
+        ConfigurationHandover(),
+        lists.authorization,
+    ]
     return Tenancy(database, followers, utc_now)
 
 
@@ -161,6 +172,7 @@ class Modules:
     credentials: Credentials
     answers: Answers
     calls: Calls
+    configuration: Configuration
 
     @classmethod
     def over(cls, database: Database, broker: Broker, config: CloudConfig) -> Self:
@@ -183,6 +195,7 @@ class Modules:
             credentials=credentials,
             answers=answers,
             calls=Calls(database, directory, lists, answers, utc_now, allowed),
+            configuration=Configuration(database, stations, utc_now),
         )
 
     def routers(self, database: Database, feed: EventFeed, watching: Watching) -> list[APIRouter]:
@@ -195,6 +208,7 @@ class Modules:
             transactions_rest.router(self.transactions),
             communication_rest.routes(self.commands),
             asks_rest.router(self.calls),
+            configuration_rest.router(self.configuration),
             api_rest.router(database, self.stations, feed),
             watching_rest.router(watching),
         ]
@@ -297,7 +311,13 @@ class Cloud:
             TransactionWriter(),
             CommandResults(),
         ]
-        committer = await stack.enter_async_context(GroupCommitter(database, writers))
+        spoken_writers: list[SpokenWriter] = [
+            OcppAnswers(),
+            ConfigurationWriter(),
+        ]
+        committer = await stack.enter_async_context(
+            GroupCommitter(database, writers, spoken_writers)
+        )
         topics = tuple(up_filter(shard) for shard in self._config.shard_ids()) or (up_filter(),)
         settings = replace(broker.settings, topics=topics)
         receiver = await stack.enter_async_context(Receiver(settings))

@@ -31,7 +31,15 @@ _EVSES: Final = 1000
 Evse = Annotated[int, Field(ge=1, le=_EVSES)]
 Seconds = Annotated[int, Field(ge=0, le=_LONGEST_VALID_S)]
 Tries = Annotated[int, Field(ge=0, le=100)]
-Url = Annotated[str, Field(min_length=1, max_length=512)]
+Url = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=512,
+        description="http(s):// or ftp(s)://, of a public host or one of KARVON_TRANSFER_HOSTS",
+        json_schema_extra={"format": "transfer-url"},
+    ),
+]
 Text = Annotated[str, Field(min_length=1, max_length=255)]
 Number = Annotated[int, Field(ge=0, le=LARGEST_ID)]
 

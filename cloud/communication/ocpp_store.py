@@ -8,12 +8,10 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-import msgspec
-
 from cloud.communication.store import COMMAND_CHANNEL
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.http import Caller
-from cloud.kernel.rows import literal, row, rows
+from cloud.kernel.rows import jsonb, literal, row, rows
 
 OCPP_CALL: Final = "ocpp"
 """The action of a command that is a call in the station's own words."""
@@ -142,7 +140,7 @@ async def note_learned(cursor: Cursor, learned: Mapping[int, Mapping[str, str]])
         "UPDATE communication.ocpp_link k SET learned = k.learned || n.learned::jsonb"
         " FROM unnest(%s::int[], %s::text[]) AS n (station_id, learned)"
         " WHERE k.station_id = n.station_id",
-        (literal(learned), [_json(ways) for ways in learned.values()]),
+        (literal(learned), [jsonb(ways) for ways in learned.values()]),
     )
 
 
@@ -176,12 +174,12 @@ async def add_call(
             command,
             caller.tenant_id,
             station_id,
-            _json({"action": OCPP_CALL, "ocpp": action}),
+            jsonb({"action": OCPP_CALL, "ocpp": action}),
             caller.subject,
             requested_at,
             expires_at,
             action,
-            _json(request),
+            jsonb(request),
         ),
     )
     await cursor.execute("SELECT pg_notify(%s, %s)", (COMMAND_CHANNEL, str(station_id)))
@@ -253,7 +251,7 @@ async def note_sent(cursor: Cursor, sent: Sequence[Sent], now: datetime) -> None
             literal(one.id for one in sent),
             literal(one.epoch for one in sent),
             [one.action for one in sent],
-            [_json(one.payload) for one in sent],
+            [jsonb(one.payload) for one in sent],
         ),
     )
 
@@ -309,8 +307,8 @@ async def settle(cursor: Cursor, results: Sequence[Result]) -> list[Ended]:
             [one.status for one in results],
             [one.text for one in results],
             [one.action for one in results],
-            [_json(one.request) for one in results],
-            [None if one.response is None else _json(one.response) for one in results],
+            [jsonb(one.request) for one in results],
+            [None if one.response is None else jsonb(one.response) for one in results],
             [one.at for one in results],
         ),
     )
@@ -335,25 +333,7 @@ async def hide(
         " WHERE c.id = s.id",
         (
             literal(shown),
-            [_json(action) for action, _ in shown.values()],
-            [None if request is None else _json(request) for _, request in shown.values()],
+            [jsonb(action) for action, _ in shown.values()],
+            [None if request is None else jsonb(request) for _, request in shown.values()],
         ),
     )
-
-
-def _json(value: Any) -> str:
-    """JSON that jsonb takes: a station may have put a NUL into a text."""
-    encoded = msgspec.json.encode(value)
-    if rb"\u0000" in encoded:
-        encoded = msgspec.json.encode(_without_nul(value))
-    return encoded.decode()
-
-
-def _without_nul(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    if isinstance(value, Mapping):
-        return {_without_nul(key): _without_nul(below) for key, below in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nul(below) for below in value]
-    return value

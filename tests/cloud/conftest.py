@@ -26,6 +26,8 @@ from cloud.communication.api import Credential, Presence
 from cloud.communication.calls import Calls
 from cloud.communication.commands import Commands
 from cloud.communication.transfers import Allowed
+from cloud.configuration import rest as configuration_rest
+from cloud.configuration.service import Configuration
 from cloud.kernel import events
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.events import Event
@@ -172,6 +174,7 @@ class World:
         self.calls = Calls(
             database, self.stations, self.authorization, self.answers, self.clock, Allowed()
         )
+        self.configuration = Configuration(database, self.stations, self.clock)
         self.telemetry = Telemetry(database, self.stations)
         self.feed = EventFeed(database, self.stations)
         self.app = create_app(
@@ -184,6 +187,7 @@ class World:
                 transactions_rest.router(self.transactions),
                 communication_rest.routes(self.commands),
                 asks_rest.router(self.calls),
+                configuration_rest.router(self.configuration),
                 api_rest.router(database, self.stations, self.feed),
             ],
             database,
