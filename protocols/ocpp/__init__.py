@@ -1,1 +1,18 @@
-"""OCPP 1.6J, 2.0.1, 2.1: framing, typed payloads, and messages that no longer show the version."""
+"""OCPP-J on the wire, sans-IO: versions, messages, tolerances, and the calls of one connection.
+
+| module          | owns                                                                          |
+|-----------------|-------------------------------------------------------------------------------|
+| `version`       | the WebSocket subprotocols                                                    |
+| `shapes`        | what the official JSON schemas demand, as a small language of our own         |
+| `schemas`       | typed messages built from it; strict: parser and validator in one             |
+| `deviations`    | what chargers do against the specification, by name                           |
+| `timestamps`    | every way in which a charger wrote a time                                     |
+| `tolerance`     | reads what deviates, and says in what                                         |
+| `frames`        | from text to CALL, CALLRESULT, CALLERROR, SEND, whatever is wrong with it     |
+| `rpc`           | one connection's calls in both directions                                     |
+| `messages`      | what is said, whichever version says it                                       |
+| `dialect`       | from a version's messages to those and back: `v16`, `v201`, `v21`             |
+| `sampling`      | measured values of any version                                                |
+
+Receive liberally, send strictly.
+"""
