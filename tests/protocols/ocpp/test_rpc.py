@@ -9,22 +9,21 @@ from typing import Any
 
 import pytest
 
-from protocols.ocpp.frames import Fault, read
-from protocols.ocpp.rpc import (
+from protocols.ocpp.events import (
     Answered,
     AnswerRefused,
     CallReceived,
     Close,
     Failed,
-    Limits,
     Note,
     Output,
     Refused,
-    Rpc,
     Send,
     SendReceived,
     TimedOut,
 )
+from protocols.ocpp.frames import Fault, read
+from protocols.ocpp.rpc import Limits, Rpc
 from protocols.ocpp.version import Version
 
 V16, V201, V21 = Version

@@ -17,19 +17,18 @@ from ocpp_instances import Instances
 from ocpp_messages import cycle_16, cycle_201
 
 from protocols.ocpp.deviations import DEVIATIONS
-from protocols.ocpp.rpc import (
+from protocols.ocpp.events import (
     Answered,
     CallReceived,
     Close,
     Failed,
-    Limits,
     Note,
     Output,
     Refused,
-    Rpc,
     Send,
     TimedOut,
 )
+from protocols.ocpp.rpc import Limits, Rpc
 from protocols.ocpp.schemas import Codec, SchemaError, codec
 from protocols.ocpp.tolerance import read_request
 from protocols.ocpp.version import Version

@@ -331,6 +331,12 @@ def test_times_of_plans_are_never_made_up() -> None:
     with pytest.raises(SchemaError, match="/expiryDate"):
         _read(V16, "ReserveNow", fields, now=NOW)
 
+    signal = {"timestamp": "soon", "signal": 1}
+    with pytest.raises(SchemaError, match="/timestamp"):
+        _read(V21, "AFRRSignal", signal, now=NOW)
+    with pytest.raises(SchemaError, match="status is required"):
+        read_response(codec(V201), "Authorize", b'{"idTokenInfo":{}}')
+
 
 def test_an_empty_time_is_absent_where_it_is_optional() -> None:
     message, deviations = _read(V16, "StatusNotification", {**STATUS, "timestamp": ""}, now=NOW)
