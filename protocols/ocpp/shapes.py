@@ -93,6 +93,7 @@ class Shapes:
 
     def __init__(self, version: Version) -> None:
         self._files = _files(version)
+        self._messages: dict[str, Shape] = {}
         self._known: dict[str, Shape] = {}
         responses = {n.removesuffix("Response") for n in self._files if n.endswith("Response")}
         requests = {n.removesuffix("Request") for n in self._files if not n.endswith("Response")}
@@ -101,19 +102,33 @@ class Shapes:
 
     def request(self, action: str) -> Shape:
         """Raises KeyError for an action that has no such message."""
-        if action not in self.requests:
-            raise KeyError(action)
-        name = action if action in self._files else f"{action}Request"
-        return self._read(name, action)
+        return self._read(self._request_file(action), action)
 
     def response(self, action: str) -> Shape:
         """Raises KeyError for an action that has no such message."""
         name = f"{action}Response"
         return self._read(name, name)
 
+    def request_text(self, action: str) -> str:
+        """The official JSON schema. Raises KeyError."""
+        return self._files[self._request_file(action)].read_text("utf-8-sig")
+
+    def response_text(self, action: str) -> str:
+        """The official JSON schema. Raises KeyError."""
+        return self._files[f"{action}Response"].read_text("utf-8-sig")
+
+    def _request_file(self, action: str) -> str:
+        if action not in self.requests:
+            raise KeyError(action)
+        return action if action in self._files else f"{action}Request"
+
     def _read(self, file: str, name: str) -> Shape:
-        schema = json.loads(self._files[file].read_text("utf-8-sig"))
-        return self._shape(schema, schema.get("definitions", {}), name)
+        read = self._messages.get(file)
+        if read is None:
+            schema = json.loads(self._files[file].read_text("utf-8-sig"))
+            read = self._shape(schema, schema.get("definitions", {}), name)
+            self._messages[file] = read
+        return read
 
     def _shape(self, node: dict[str, Any], known: dict[str, Any], name: str) -> Shape:
         if "$ref" in node:
