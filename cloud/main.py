@@ -25,12 +25,15 @@ from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
 from cloud.broker import Broker, embedded_broker, outside_broker
 from cloud.communication import rest as communication_rest
+from cloud.communication import security_rest
 from cloud.communication import store as communication_store
 from cloud.communication.api import Credential, Known, Presence
 from cloud.communication.commands import CommandResults, Commands
 from cloud.communication.credentials import Credentials
 from cloud.communication.link import AgentLink
+from cloud.communication.pki import Pki, PkiSettings
 from cloud.communication.receiver import Receiver
+from cloud.communication.security import OcppSecurity
 from cloud.kernel.config import CloudConfig
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.embedded import ChildEvent, EmbeddedPostgres
@@ -155,9 +158,10 @@ class Modules:
     transactions: Transactions
     commands: Commands
     credentials: Credentials
+    security: OcppSecurity
 
     @classmethod
-    def over(cls, database: Database, broker: Broker, config: CloudConfig) -> Self:
+    def over(cls, database: Database, broker: Broker, config: CloudConfig, pki: Pki | None) -> Self:
         directory, lists = Directory(), Lists()
         commands = Commands(database, directory, lists, utc_now)
         credentials = Credentials(database, broker.accounts, utc_now)
@@ -174,6 +178,9 @@ class Modules:
             transactions=Transactions(database, stations, authorization, link),
             commands=commands,
             credentials=credentials,
+            security=OcppSecurity(
+                database, directory, None if pki is None else pki.authority, utc_now
+            ),
         )
 
     def routers(self, database: Database, feed: EventFeed, watching: Watching) -> list[APIRouter]:
@@ -185,6 +192,7 @@ class Modules:
             telemetry_rest.router(self.telemetry, utc_now),
             transactions_rest.router(self.transactions),
             communication_rest.routes(self.commands),
+            security_rest.routes(self.security),
             api_rest.router(database, self.stations, feed),
             watching_rest.router(watching),
         ]
@@ -252,7 +260,9 @@ class Cloud:
         await asyncio.to_thread(migrate, dsn)
         database = await stack.enter_async_context(Database.open(dsn))
         broker = await self._broker(stack)
-        modules = Modules.over(database, broker, config)
+        pki_settings = PkiSettings.of(config)
+        pki = None if pki_settings is None else Pki.open(pki_settings, utc_now())
+        modules = Modules.over(database, broker, config, pki)
         await modules.credentials.publish()
         if config.admin_key_file is not None:
             await modules.users.ensure_admin_key(config.admin_key_file)
