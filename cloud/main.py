@@ -24,7 +24,7 @@ from cloud.api.watching import Sources, Watching
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
 from cloud.broker import Broker, embedded_broker, outside_broker
-from cloud.communication import asks_rest
+from cloud.communication import asks_rest, security_rest
 from cloud.communication import rest as communication_rest
 from cloud.communication import store as communication_store
 from cloud.communication.answers import Answers
@@ -34,7 +34,9 @@ from cloud.communication.commands import CommandResults, Commands
 from cloud.communication.credentials import Credentials
 from cloud.communication.link import AgentLink
 from cloud.communication.ocpp_commands import OcppAnswers
+from cloud.communication.pki import Pki, PkiSettings
 from cloud.communication.receiver import Receiver
+from cloud.communication.security import OcppSecurity
 from cloud.communication.transfers import Allowed
 from cloud.configuration import rest as configuration_rest
 from cloud.configuration import store as configuration_store
@@ -173,9 +175,10 @@ class Modules:
     answers: Answers
     calls: Calls
     configuration: Configuration
+    security: OcppSecurity
 
     @classmethod
-    def over(cls, database: Database, broker: Broker, config: CloudConfig) -> Self:
+    def over(cls, database: Database, broker: Broker, config: CloudConfig, pki: Pki | None) -> Self:
         directory, lists = Directory(), Lists()
         commands = Commands(database, directory, lists, utc_now)
         credentials = Credentials(database, broker.accounts, utc_now)
@@ -196,6 +199,9 @@ class Modules:
             answers=answers,
             calls=Calls(database, directory, lists, answers, utc_now, allowed),
             configuration=Configuration(database, stations, utc_now),
+            security=OcppSecurity(
+                database, directory, None if pki is None else pki.authority, utc_now
+            ),
         )
 
     def routers(self, database: Database, feed: EventFeed, watching: Watching) -> list[APIRouter]:
@@ -209,6 +215,7 @@ class Modules:
             communication_rest.routes(self.commands),
             asks_rest.router(self.calls),
             configuration_rest.router(self.configuration),
+            security_rest.routes(self.security),
             api_rest.router(database, self.stations, feed),
             watching_rest.router(watching),
         ]
@@ -276,7 +283,9 @@ class Cloud:
         await asyncio.to_thread(migrate, dsn)
         database = await stack.enter_async_context(Database.open(dsn))
         broker = await self._broker(stack)
-        modules = Modules.over(database, broker, config)
+        pki_settings = PkiSettings.of(config)
+        pki = None if pki_settings is None else Pki.open(pki_settings, utc_now())
+        modules = Modules.over(database, broker, config, pki)
         await modules.credentials.publish()
         if config.admin_key_file is not None:
             await modules.users.ensure_admin_key(config.admin_key_file)

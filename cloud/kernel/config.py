@@ -45,6 +45,28 @@ class CloudConfig(BaseSettings):
     mosquitto_pid_file: Path | None = Field(
         None, description="pid file of that broker, which gets SIGHUP after a change"
     )
+    ocpp_least_profile: int = Field(
+        0, ge=0, le=3, description="security profile that every OCPP station must reach at least"
+    )
+    ocpp_organization: str = Field(
+        "Karvon",
+        min_length=1,
+        max_length=64,
+        description="the operator's name in stations' certificates",
+    )
+    ocpp_certificate_days: int = Field(
+        365, ge=1, le=3650, description="days that a station's certificate lives"
+    )
+    ocpp_ca_file: Path | None = Field(
+        None,
+        description="authority that signs stations' certificates, with those above it; default:"
+        " our own in the data folder",
+    )
+    ocpp_ca_key_file: Path | None = Field(None, description="that authority's key")
+    ocpp_certificate_file: Path | None = Field(
+        None, description="certificate of the OCPP port, with its chain; default: that authority's"
+    )
+    ocpp_key_file: Path | None = Field(None, description="that certificate's key")
     role: Literal["all", "ingest", "api"] = Field(
         "all", description="ingest: only the agents' link; api: only REST; all: both"
     )
@@ -82,6 +104,16 @@ class CloudConfig(BaseSettings):
         for name in _SERVERS:
             if getattr(self, name) and getattr(self, f"{name}_file"):
                 raise ValueError(f"give {name} or {name}_file, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs(self) -> CloudConfig:
+        for name, key in (
+            ("ocpp_ca_file", "ocpp_ca_key_file"),
+            ("ocpp_certificate_file", "ocpp_key_file"),
+        ):
+            if bool(getattr(self, name)) != bool(getattr(self, key)):
+                raise ValueError(f"give {name} and {key} together")
         return self
 
     @model_validator(mode="after")

@@ -3,7 +3,6 @@
 | module          | owns                                                                          |
 |-----------------|-------------------------------------------------------------------------------|
 | `version`       | the WebSocket subprotocols                                                    |
-| `messages`      | what a station tells and is told, whichever version it speaks                 |
 | `shapes`        | what the official JSON schemas demand, as a small language of our own         |
 | `schemas`       | typed messages built from it; strict: parser and validator in one             |
 | `deviations`    | what chargers do against the specification, by name                           |
@@ -16,6 +15,9 @@
 | `messages`      | what is said, whichever version says it                                       |
 | `dialect`       | from a version's messages to those and back: `v16`, `v201`, `v21`             |
 | `sampling`      | measured values of any version                                                |
+| `asks`          | what else stations are asked, with its words: `asks_v16`, `asks_v2`           |
+| `actions`       | which actions go down to stations, which never twice, what in them is secret  |
+| `effects`       | what an answer means for what a station holds from then on                    |
 
 Receive liberally, send strictly.
 """

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import httpx
@@ -19,12 +22,14 @@ from cloud.api.app import create_app
 from cloud.api.live import EventFeed
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
-from cloud.communication import asks_rest
+from cloud.communication import asks_rest, security_rest
 from cloud.communication import rest as communication_rest
 from cloud.communication.answers import Answers
 from cloud.communication.api import Credential, Presence
 from cloud.communication.calls import Calls
 from cloud.communication.commands import Commands
+from cloud.communication.pki import CertificateAuthority, Pki, PkiSettings
+from cloud.communication.security import OcppSecurity
 from cloud.communication.transfers import Allowed
 from cloud.configuration import rest as configuration_rest
 from cloud.configuration.service import Configuration
@@ -156,6 +161,14 @@ class Clock:
         self.now += timedelta(**step)
 
 
+@functools.cache
+def certificate_authority() -> CertificateAuthority:
+    """One for all tests of a process; its files are not needed again."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = PkiSettings(Path(folder), ["localhost"], "Registan Energy")
+        return Pki.open(settings, Clock()()).authority
+
+
 class World:
     """Every service over one database, and clients of every role."""
 
@@ -176,6 +189,7 @@ class World:
         )
         self.configuration = Configuration(database, self.stations, self.clock)
         self.telemetry = Telemetry(database, self.stations)
+        self.security = OcppSecurity(database, self.stations, certificate_authority(), self.clock)
         self.feed = EventFeed(database, self.stations)
         self.app = create_app(
             self.users,
@@ -188,6 +202,7 @@ class World:
                 communication_rest.routes(self.commands),
                 asks_rest.router(self.calls),
                 configuration_rest.router(self.configuration),
+                security_rest.routes(self.security),
                 api_rest.router(database, self.stations, self.feed),
             ],
             database,
