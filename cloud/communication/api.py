@@ -10,7 +10,8 @@ from uuid import UUID
 
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.errors import KarvonError, Kind
-from protocols.agent_link import Hello, OpenTransaction, SetLocalList
+from protocols.agent_link import Hello, IdToken, OpenTransaction, SetLocalList
+from protocols.ocpp.messages import TokenInfo
 
 
 class CommandNotFound(KarvonError):
@@ -42,6 +43,41 @@ class StationDirectory(Protocol):
 
     async def key_of(self, cursor: Cursor, identity: str) -> int:
         """The station of the cursor's tenant; raises its own not-found error."""
+        ...
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """A station as a gateway lets it in."""
+
+    id: int
+    tenant_id: TenantId
+    identity: str
+    pending: bool
+    """It waits for an operator's approval."""
+
+
+class OcppDirectory(Protocol):
+    """Which stations may connect over OCPP (stations implements it)."""
+
+    async def enrolled(self, cursor: Cursor, identities: Collection[str] | None) -> list[Enrolled]:
+        """Those of these identities that exist (None: every station)."""
+        ...
+
+    async def enroll(self, cursor: Cursor, identities: Collection[str]) -> list[Enrolled]:
+        """Stations that nobody announced, entered by the registration policy: all or none."""
+        ...
+
+
+class TokenJudge(Protocol):
+    """Whether id tokens may charge, from memory (authorization implements it)."""
+
+    def at_hand(self, tenant: TenantId, token: IdToken, now: datetime) -> TokenInfo | None:
+        """None when it must be looked up first."""
+        ...
+
+    async def look_up(self, tokens: Collection[tuple[TenantId, IdToken]]) -> None:
+        """Bring these into memory, for `at_hand`. Raises Unavailable."""
         ...
 
 
@@ -83,6 +119,10 @@ class Presence:
 
     online: bool
     last_seen: datetime
+    link: str = "agent"
+    """`agent`, or the OCPP version as the WebSocket's subprotocol names it."""
+    since: datetime | None = None
+    """When this connection began."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from cloud.communication.api import Credential, Known, Presence
+from cloud.communication.api import Credential, Enrolled, Known, Presence
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import KarvonError
 from cloud.kernel.etags import Expected, version_of
@@ -30,8 +30,17 @@ from cloud.stations.api import (
 )
 from cloud.stations.imports import Entry
 from cloud.stations.ports import AgentEndpoint, Link
-from cloud.stations.registration import ClaimCode, Policy, Standing, Verdict
-from cloud.stations.store import Connector, Evse, EvseState, Filters, Site, Station, StationState
+from cloud.stations.registration import ClaimCode, Policy, Standing, Verdict, on_the_wire
+from cloud.stations.store import (
+    Connector,
+    Evse,
+    EvseState,
+    Filters,
+    Hardware,
+    Site,
+    Station,
+    StationState,
+)
 from cloud.stations.tenancy_store import keys_of, owner_held, stations_at
 from protocols.agent_link import Action, Hello
 
@@ -55,6 +64,7 @@ class StationDetail:
     evses: list[Evse] = field(default_factory=list)
     states: dict[int, EvseState] = field(default_factory=dict)
     agent: StationState | None = None
+    hardware: Hardware | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,20 @@ class Stations:
         """Who speaks under that identity; None when nobody may."""
         station = await (owner_held if hold else store.station)(cursor, identity)
         return None if station is None else Known(station.id, station.tenant_id)
+
+    async def enrolled(self, cursor: Cursor, identities: Collection[str] | None) -> list[Enrolled]:
+        """Implements OcppDirectory."""
+        return await store.enrolled(cursor, identities)
+
+    async def enroll(self, cursor: Cursor, identities: Collection[str]) -> list[Enrolled]:
+        """Enter stations that connect unannounced, if the policy lets them; returns those there."""
+        policy = self._settings.policy
+        full = policy is Policy.PENDING and await store.count_pending(cursor) >= MOST_PENDING
+        if policy is not Policy.KNOWN and not full:
+            standing = Standing.PENDING if policy is Policy.PENDING else Standing.EXPECTED
+            fit = [identity for identity in identities if on_the_wire(identity)]
+            await store.enlist(cursor, self._settings.tenant, fit, standing, self._clock())
+        return await store.enrolled(cursor, identities)
 
     async def key_of(self, cursor: Cursor, identity: str) -> int:
         """Raises StationNotFound."""
@@ -299,6 +323,7 @@ class Stations:
         for state in await store.evse_states(cursor, ids):
             states[state.station_id][state.evse] = state
         agents = {state.station_id: state for state in await store.station_states(cursor, ids)}
+        hardware = {one.station_id: one for one in await store.hardware(cursor, ids)}
         return [
             StationDetail(
                 station,
@@ -306,6 +331,7 @@ class Stations:
                 evses[station.id],
                 states[station.id],
                 agents.get(station.id),
+                hardware.get(station.id),
             )
             for station in stations
         ]
