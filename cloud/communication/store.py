@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 from psycopg.types.multirange import Int8Multirange
 from psycopg.types.range import Range
 
+from cloud.communication import security_store
 from cloud.communication.api import Presence
 from cloud.communication.greeting import KnownOutbox
 from cloud.kernel.database import Cursor, TenantId
@@ -125,7 +126,8 @@ async def presence(cursor: Cursor, stations: Collection[int]) -> dict[int, Prese
 
 
 async def hand_over(cursor: Cursor, station_id: int, tenant: TenantId, now: datetime) -> None:
-    """The station's connection and credential to the tenant; withdraw what it was still to do."""
+    """The station's ways to connect to the tenant; withdraw what it was still to do."""
+    await security_store.hand_over(cursor, station_id, tenant)
     await cursor.execute(
         "UPDATE communication.connection SET tenant_id = %s WHERE station_id = %s",
         (tenant, station_id),
@@ -182,7 +184,8 @@ async def put_credential(
 
 
 async def forget_station(cursor: Cursor, station_id: int) -> None:
-    """Void the station's credential and forget its connection; its commands stay as history."""
+    """Void the station's credentials and forget its connection; its commands stay as history."""
+    await security_store.forget_station(cursor, station_id)
     for sql in (
         "DELETE FROM communication.credential WHERE station_id = %s",
         "DELETE FROM communication.connection WHERE station_id = %s",

@@ -24,3 +24,8 @@ class Limiter:
             self._spent = {who: until for who, until in self._spent.items() if until > now}
         self._spent[asker] = full
         return True
+
+    def give_back(self, asker: str) -> None:
+        """Undo one allowed attempt, which proved to be none that counts."""
+        if asker in self._spent:
+            self._spent[asker] -= self._every
