@@ -101,15 +101,25 @@ class Shapes:
 
     def request(self, action: str) -> Shape:
         """Raises KeyError for an action that has no such message."""
-        if action not in self.requests:
-            raise KeyError(action)
-        name = action if action in self._files else f"{action}Request"
-        return self._read(name, action)
+        return self._read(self._request_file(action), action)
 
     def response(self, action: str) -> Shape:
         """Raises KeyError for an action that has no such message."""
         name = f"{action}Response"
         return self._read(name, name)
+
+    def request_text(self, action: str) -> str:
+        """The official JSON schema. Raises KeyError."""
+        return self._files[self._request_file(action)].read_text("utf-8-sig")
+
+    def response_text(self, action: str) -> str:
+        """The official JSON schema. Raises KeyError."""
+        return self._files[f"{action}Response"].read_text("utf-8-sig")
+
+    def _request_file(self, action: str) -> str:
+        if action not in self.requests:
+            raise KeyError(action)
+        return action if action in self._files else f"{action}Request"
 
     def _read(self, file: str, name: str) -> Shape:
         schema = json.loads(self._files[file].read_text("utf-8-sig"))
