@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Literal, Protocol
 from uuid import UUID
 
 from cloud.kernel.database import Cursor, TenantId
@@ -22,6 +22,40 @@ class CommandNotFound(KarvonError):
 class CommandUnderWay(KarvonError):
     kind = Kind.CONFLICT
     code = "command.under_way"
+
+
+class CertificateRefused(KarvonError):
+    """A signing request that the station may not make; `why` stands in the params."""
+
+    kind = Kind.INVALID
+    code = "certificate.refused"
+
+
+class CertificateNotFound(KarvonError):
+    kind = Kind.NOT_FOUND
+    code = "certificate.not_found"
+
+
+class CertificateRevoked(KarvonError):
+    kind = Kind.CONFLICT
+    code = "certificate.revoked"
+
+
+class NoAuthority(KarvonError):
+    kind = Kind.CONFLICT
+    code = "certificate.no_authority"
+
+
+class TooManyCertificates(KarvonError):
+    kind = Kind.RATE_LIMITED
+    code = "certificate.too_often"
+
+
+class OcppContradiction(KarvonError):
+    """A station could not connect any more as it would have to."""
+
+    kind = Kind.CONFLICT
+    code = "ocpp.contradiction"
 
 
 @dataclass(frozen=True)
@@ -47,25 +81,27 @@ class StationDirectory(Protocol):
 
 
 @dataclass(frozen=True)
-class Enrolled:
-    """A station as a gateway lets it in."""
+class Resident:
+    """A station as it stands in the register."""
 
     id: int
     tenant_id: TenantId
-    identity: str
-    pending: bool
-    """It waits for an operator's approval."""
+    standing: Literal["pending", "expected", "registered"]
 
 
-class OcppDirectory(Protocol):
-    """Which stations may connect over OCPP (stations implements it)."""
+class StationRegister(Protocol):
+    """Which stations may join over OCPP (stations implements it)."""
 
-    async def enrolled(self, cursor: Cursor, identities: Collection[str] | None) -> list[Enrolled]:
-        """Those of these identities that exist (None: every station)."""
+    async def residents(
+        self, cursor: Cursor, identities: Collection[str]
+    ) -> dict[str, Resident]: ...
+
+    async def enter_unannounced(self, cursor: Cursor, identity: str) -> Resident | None:
+        """Create it, or put it on the list, by the registration policy; None: the list is full."""
         ...
 
-    async def enroll(self, cursor: Cursor, identities: Collection[str]) -> list[Enrolled]:
-        """Stations that nobody announced, entered by the registration policy: all or none."""
+    async def has_joined(self, cursor: Cursor, station_id: int) -> None:
+        """One that was expected has come."""
         ...
 
 
@@ -96,6 +132,14 @@ class TransactionBook(Protocol):
         self, cursor: Cursor, station_id: int, told: Collection[UUID]
     ) -> tuple[tuple[OpenTransaction, ...], tuple[UUID, ...]]:
         """Those open for the station, and which of the told ones are over."""
+        ...
+
+
+class NativeTransactions(Protocol):
+    """What stations that speak OCPP call their transactions (transactions implements it)."""
+
+    async def native(self, cursor: Cursor, transactions: Collection[UUID]) -> dict[UUID, str]:
+        """2.x's transactionId, 1.6's number in digits; those not told are left out."""
         ...
 
 

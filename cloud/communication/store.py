@@ -137,6 +137,10 @@ async def hand_over(cursor: Cursor, station_id: int, tenant: TenantId, now: date
         (tenant, station_id),
     )
     await cursor.execute(
+        "UPDATE communication.ocpp_link SET tenant_id = %s WHERE station_id = %s",
+        (tenant, station_id),
+    )
+    await cursor.execute(
         "UPDATE communication.command SET status = 'cancelled', finished_at = %s,"
         " result = 'the station went to another tenant'"
         " WHERE station_id = %s AND status IN ('requested', 'sent')",
@@ -189,6 +193,7 @@ async def forget_station(cursor: Cursor, station_id: int) -> None:
     for sql in (
         "DELETE FROM communication.credential WHERE station_id = %s",
         "DELETE FROM communication.connection WHERE station_id = %s",
+        "DELETE FROM communication.ocpp_link WHERE station_id = %s",
     ):
         await cursor.execute(sql, (station_id,))
     await cursor.execute(
@@ -224,11 +229,16 @@ class CommandRow:
     finished_at: datetime | None
     result: str
     transaction_id: UUID | None
+    link: str | None
+    ocpp_action: str | None
+    request: dict[str, Any] | None
+    response: dict[str, Any] | None
+    error: str
 
 
 _COLUMNS: Final = (
     "id, tenant_id, station_id, action, actor, status, requested_at, expires_at, sent_at,"
-    " accepted_at, finished_at, result, transaction_id"
+    " accepted_at, finished_at, result, transaction_id, link, ocpp_action, request, response, error"
 )
 _COMMAND: Final = f"SELECT {_COLUMNS} FROM communication.command "
 
@@ -327,6 +337,9 @@ async def due_commands(
         " AND (sent_at IS NULL OR sent_at < %(before)s)"
         " AND (%(station)s::int IS NULL OR station_id = %(station)s)"
         " AND station_id IN (SELECT station_id FROM communication.connection WHERE online)"
+        " AND link IS DISTINCT FROM 'ocpp' AND ocpp_action IS NULL AND NOT EXISTS"
+        "  (SELECT FROM kernel.live l WHERE l.station_id = command.station_id"
+        "   AND l.gateway IS NOT NULL)"
         " ORDER BY requested_at, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED",
         {"now": now, "before": sent_before, "station": station_id, "limit": limit},
     )
@@ -334,7 +347,7 @@ async def due_commands(
 
 async def note_sent(cursor: Cursor, ids: Sequence[UUID], now: datetime) -> None:
     await cursor.execute(
-        "UPDATE communication.command SET sent_at = %s,"
+        "UPDATE communication.command SET sent_at = %s, link = 'agent',"
         " status = CASE status WHEN 'requested' THEN 'sent' ELSE status END WHERE id = ANY(%s)",
         (now, list(ids)),
     )

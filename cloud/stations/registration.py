@@ -9,20 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from protocols.agent_link import LinkError, escape
-
 _ALPHABET = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
 """No letters that a technician on a ladder takes for digits."""
 _GROUPS, _GROUP = 3, 5
-
-
-def on_the_wire(identity: str) -> bool:
-    """Whether a station may be called so: printable, no slash, as long as OCPP lets it be."""
-    try:
-        escape(identity)
-    except LinkError:
-        return False
-    return identity.isprintable() and "/" not in identity
 
 
 class Policy(StrEnum):

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from cloud.communication.api import Credential, Enrolled, Known, Presence
+from cloud.communication.api import Credential, Known, Presence, Resident
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import KarvonError
 from cloud.kernel.etags import Expected, version_of
@@ -30,7 +30,7 @@ from cloud.stations.api import (
 )
 from cloud.stations.imports import Entry
 from cloud.stations.ports import AgentEndpoint, Link
-from cloud.stations.registration import ClaimCode, Policy, Standing, Verdict, on_the_wire
+from cloud.stations.registration import ClaimCode, Policy, Standing, Verdict
 from cloud.stations.store import (
     Connector,
     Evse,
@@ -124,20 +124,6 @@ class Stations:
         station = await (owner_held if hold else store.station)(cursor, identity)
         return None if station is None else Known(station.id, station.tenant_id)
 
-    async def enrolled(self, cursor: Cursor, identities: Collection[str] | None) -> list[Enrolled]:
-        """Implements OcppDirectory."""
-        return await store.enrolled(cursor, identities)
-
-    async def enroll(self, cursor: Cursor, identities: Collection[str]) -> list[Enrolled]:
-        """Enter stations that connect unannounced, if the policy lets them; returns those there."""
-        policy = self._settings.policy
-        full = policy is Policy.PENDING and await store.count_pending(cursor) >= MOST_PENDING
-        if policy is not Policy.KNOWN and not full:
-            standing = Standing.PENDING if policy is Policy.PENDING else Standing.EXPECTED
-            fit = [identity for identity in identities if on_the_wire(identity)]
-            await store.enlist(cursor, self._settings.tenant, fit, standing, self._clock())
-        return await store.enrolled(cursor, identities)
-
     async def key_of(self, cursor: Cursor, identity: str) -> int:
         """Raises StationNotFound."""
         return (await self.find(cursor, identity)).id
@@ -154,6 +140,32 @@ class Stations:
     async def identities(self, cursor: Cursor, stations: Collection[int]) -> dict[int, str]:
         """Wire identities by key; those that are not there are left out."""
         return await store.identities(cursor, stations)
+
+    async def residents(self, cursor: Cursor, identities: Collection[str]) -> dict[str, Resident]:
+        """How the stations of these identities stand in the register."""
+        return await store.residents(cursor, identities)
+
+    async def enter_unannounced(self, cursor: Cursor, identity: str) -> Resident | None:
+        """One that came over OCPP unheard of: as the policy says; None while the list is full."""
+        policy, now = self._settings.policy, self._clock()
+        if policy is Policy.PENDING and await store.count_pending(cursor) >= MOST_PENDING:
+            return None
+        standing = Standing.PENDING if policy is Policy.PENDING else Standing.EXPECTED
+        await store.add_station(
+            cursor,
+            self._settings.tenant,
+            identity,
+            name="",
+            site_id=None,
+            registration=standing,
+            now=now,
+        )
+        return (await store.residents(cursor, [identity])).get(identity)
+
+    async def has_joined(self, cursor: Cursor, station_id: int) -> None:
+        """One that was expected has come over OCPP; a claim code stays good for an agent."""
+        now = self._clock()
+        await store.set_registration(cursor, station_id, Standing.REGISTERED, now, now)
 
     async def evse(self, cursor: Cursor, station: StationRef, evse: int) -> None:
         """Raises EvseNotFound when the station has told its EVSEs and this is none of them."""

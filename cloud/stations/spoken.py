@@ -110,7 +110,6 @@ def _charging(status: Status, before: EvseState | None) -> str:
 
 async def _booted(cursor: Cursor, boots: Sequence[tuple[Spoken, Boot]]) -> list[Event]:
     latest = {one.station_id: (one, boot) for one, boot in boots}
-    await store.joined(cursor, list(latest), boots[-1][0].received_at)
     await store.put_hardware(
         cursor, [(one.tenant_id, _hardware(one, boot)) for one, boot in latest.values()]
     )

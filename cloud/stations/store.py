@@ -11,7 +11,7 @@ from uuid import UUID
 from psycopg import errors
 from psycopg.types.json import Jsonb
 
-from cloud.communication.api import Enrolled
+from cloud.communication.api import Resident
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.paging import Column, Cut, Part, Sorts, Where, select_page
 from cloud.kernel.rows import row, rows
@@ -246,6 +246,15 @@ async def station(cursor: Cursor, identity: str, *, lock: bool = False) -> Stati
     return await row(cursor, Station, sql, (identity,))
 
 
+async def residents(cursor: Cursor, identities_: Collection[str]) -> dict[str, Resident]:
+    await cursor.execute(
+        "SELECT identity, id, tenant_id, registration FROM stations.station"
+        " WHERE identity = ANY(%s)",
+        (list(identities_),),
+    )
+    return {found[0]: Resident(*found[1:]) for found in await cursor.fetchall()}
+
+
 STATIONS: Final = Sorts(
     "station",
     Column("s.id", int),
@@ -393,29 +402,6 @@ async def add_stations(
         },
     )
     return {identity for (identity,) in await cursor.fetchall()}
-
-
-async def enlist(
-    cursor: Cursor, tenant: TenantId, identities_: Sequence[str], registration: str, now: datetime
-) -> None:
-    """Enter stations that connected without being announced."""
-    await cursor.execute(
-        "INSERT INTO stations.station (tenant_id, identity, registration, created_at, updated_at)"
-        " SELECT %s, identity, %s, %s, %s FROM unnest(%s::text[]) AS g (identity)"
-        " ON CONFLICT DO NOTHING",
-        (tenant, registration, now, now, sorted(set(identities_))),
-    )
-
-
-async def enrolled(cursor: Cursor, identities_: Collection[str] | None) -> list[Enrolled]:
-    """Who the stations of these identities are (None: all stations there are)."""
-    everyone = "SELECT id, tenant_id, identity, registration = 'pending' AS pending"
-    return await rows(
-        cursor,
-        Enrolled,
-        f"{everyone} FROM stations.station WHERE %s::text[] IS NULL OR identity = ANY(%s)",
-        (None, None) if identities_ is None else (list(identities_), list(identities_)),
-    )
 
 
 async def change_stations(
@@ -689,15 +675,6 @@ async def put_hardware(cursor: Cursor, booted: Sequence[tuple[TenantId, Hardware
         " meter_serial = excluded.meter_serial, reason = excluded.reason,"
         " booted_at = excluded.booted_at",
         [list(column) for column in columns],
-    )
-
-
-async def joined(cursor: Cursor, stations_: Sequence[int], now: datetime) -> None:
-    """Expected stations that are here now."""
-    await cursor.execute(
-        "UPDATE stations.station SET registration = 'registered', registered_at = %s,"
-        " updated_at = %s WHERE id = ANY(%s) AND registration = 'expected'",
-        (now, now, list(stations_)),
     )
 
 

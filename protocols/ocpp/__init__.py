@@ -1,1 +1,16 @@
-"""OCPP 1.6J, 2.0.1, 2.1: framing, typed payloads, and messages that no longer show the version."""
+"""OCPP-J on the wire, sans-IO: versions, messages, tolerances, and the calls of one connection.
+
+| module          | owns                                                                          |
+|-----------------|-------------------------------------------------------------------------------|
+| `version`       | the WebSocket subprotocols                                                    |
+| `messages`      | what a station tells and is told, whichever version it speaks                 |
+| `shapes`        | what the official JSON schemas demand, as a small language of our own         |
+| `schemas`       | typed messages built from it; strict: parser and validator in one             |
+| `deviations`    | what chargers do against the specification, by name                           |
+| `timestamps`    | every way in which a charger wrote a time                                     |
+| `tolerance`     | reads what deviates, and says in what                                         |
+| `frames`        | from text to CALL, CALLRESULT, CALLERROR, SEND, whatever is wrong with it     |
+| `rpc`           | one connection's calls in both directions                                     |
+
+Receive liberally, send strictly.
+"""

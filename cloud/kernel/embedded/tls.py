@@ -1,4 +1,4 @@
-"""A certificate authority of our own, for a broker that nobody else has given a certificate.
+"""A certificate authority of our own, for servers that nobody else has given a certificate.
 
 Agents trust `ca.pem`, which they get when they are commissioned; it lives ten years. The server's
 certificate lives 397 days and is renewed a month before its end or when the host names change.
@@ -6,6 +6,7 @@ certificate lives 397 days and is renewed a month before its end or when the hos
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import os
 from collections.abc import Sequence
@@ -15,14 +16,26 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA_LIFE: Final = timedelta(days=3650)
 SERVER_LIFE: Final = timedelta(days=397)
 RENEW_BEFORE: Final = timedelta(days=30)
 CLOCK_SLACK: Final = timedelta(days=1)
+
+
+SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+
+@dataclass(frozen=True)
+class AuthorityFiles:
+    """Somebody's authority: its certificate, behind it those up to the root's, and its key."""
+
+    certificate: Path
+    key: Path
 
 
 @dataclass(frozen=True)
@@ -34,25 +47,59 @@ class TlsFiles:
     key: Path
 
 
-def ensure_certificates(folder: Path, hostnames: Sequence[str], now: datetime) -> TlsFiles:
-    """Make or renew what is missing, near its end, or made for other names."""
+def ensure_certificates(
+    folder: Path,
+    hostnames: Sequence[str],
+    now: datetime,
+    *,
+    common_name: str = "Karvon broker",
+    authority: AuthorityFiles | None = None,
+) -> TlsFiles:
+    """Make or renew what is missing, near its end, or made for other names.
+
+    One process makes, others that share the folder wait for it. An authority that is given signs
+    instead of our own.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files = TlsFiles(folder / "ca.pem", folder / "server.pem", folder / "server.key")
-    ca_key_file = folder / "ca.key"
-    if not (files.ca.exists() and ca_key_file.exists()):
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        signer = authority or _own_authority(folder, now)
+        files = TlsFiles(signer.certificate, folder / "server.pem", folder / "server.key")
+        names = [*dict.fromkeys(["localhost", "127.0.0.1", *hostnames])]
+        if _needs_renewal(files, names, now):
+            chain = x509.load_pem_x509_certificates(signer.certificate.read_bytes())
+            key = ec.generate_private_key(ec.SECP256R1())
+            made = _server(chain[0], signing_key(signer.key), key, common_name, names, now)
+            _write_key(files.key, key)
+            _write(files.certificate, pem_chain([made, *chain]))
+        return files
+
+
+def _own_authority(folder: Path, now: datetime) -> AuthorityFiles:
+    files = AuthorityFiles(folder / "ca.pem", folder / "ca.key")
+    if not (files.certificate.exists() and files.key.exists()):
         key = ec.generate_private_key(ec.SECP256R1())
-        _write_key(ca_key_file, key)
-        _write(files.ca, _authority(key, now).public_bytes(serialization.Encoding.PEM))
-    names = [*dict.fromkeys(["localhost", "127.0.0.1", *hostnames])]
-    if _needs_renewal(files, names, now):
-        ca = x509.load_pem_x509_certificate(files.ca.read_bytes())
-        ca_key = serialization.load_pem_private_key(ca_key_file.read_bytes(), None)
-        assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _server(ca, ca_key, key, names, now)
         _write_key(files.key, key)
-        _write(files.certificate, certificate.public_bytes(serialization.Encoding.PEM))
+        _write(files.certificate, _authority(key, now).public_bytes(serialization.Encoding.PEM))
     return files
+
+
+def signing_key(file: Path) -> SigningKey:
+    """Raises ValueError for a key that is encrypted, or neither ECDSA nor RSA."""
+    try:
+        key = serialization.load_pem_private_key(file.read_bytes(), None)
+    except TypeError:
+        raise ValueError(f"{file} is encrypted; give the key without a password") from None
+    if not isinstance(key, SigningKey):
+        raise ValueError(f"{file} holds neither an ECDSA nor an RSA key")  # noqa: TRY004  # a file's content
+    return key
+
+
+def pem_chain(certificates: Sequence[x509.Certificate]) -> bytes:
+    """A certificate and those between it and the root, which the other side has."""
+    own, *above = certificates
+    between = [one for one in above if one.issuer != one.subject]
+    return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in (own, *between))
 
 
 def _needs_renewal(files: TlsFiles, names: list[str], now: datetime) -> bool:
@@ -64,10 +111,18 @@ def _needs_renewal(files: TlsFiles, names: list[str], now: datetime) -> bool:
     alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     return (
         certificate.not_valid_after_utc - now < RENEW_BEFORE
-        or certificate.issuer != authority.subject
+        or not _signed_by(certificate, authority)
         or certificate.public_key() != key.public_key()  # the run before ended between two writes
         or list(alternative.value) != [_general_name(name) for name in names]
     )
+
+
+def _signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def _authority(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
@@ -83,8 +138,9 @@ def _authority(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certifica
 
 def _server(
     ca: x509.Certificate,
-    ca_key: ec.EllipticCurvePrivateKey,
+    ca_key: SigningKey,
     key: ec.EllipticCurvePrivateKey,
+    common_name: str,
     names: list[str],
     now: datetime,
 ) -> x509.Certificate:
@@ -92,7 +148,7 @@ def _server(
     alternatives = x509.SubjectAlternativeName([_general_name(name) for name in names])
     server_auth = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
     return (
-        _builder(ca.subject, _name("Karvon broker"), key.public_key(), now, SERVER_LIFE)
+        _builder(ca.subject, _name(common_name[:64]), key.public_key(), now, SERVER_LIFE)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(sign_certificates=False), critical=True)
         .add_extension(server_auth, critical=False)

@@ -1,4 +1,4 @@
-"""Stations that speak OCPP themselves: what hardware they say they are; who is told of changes."""
+"""Stations that speak OCPP themselves: what hardware they say they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add hardware and a notification; an EVSE need not tell phases and current any more."""
+    """Add hardware; an EVSE need not tell phases and current any more."""
     op.execute("""
         CREATE TABLE stations.hardware (
             station_id integer PRIMARY KEY,
@@ -35,18 +35,4 @@ def upgrade() -> None:
             ALTER COLUMN max_ma DROP NOT NULL,
             ALTER COLUMN energy_step_wh DROP NOT NULL,
             ALTER COLUMN billing_grade DROP NOT NULL;
-
-        -- Gateways keep who may connect in memory.
-        CREATE FUNCTION stations.tell_change() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN
-            IF TG_OP = 'DELETE' THEN
-                PERFORM pg_notify('karvon_station', OLD.identity);
-            ELSE
-                PERFORM pg_notify('karvon_station', NEW.identity);
-            END IF;
-            RETURN NULL;
-        END $$;
-        CREATE TRIGGER tell_change AFTER INSERT OR DELETE
-            OR UPDATE OF tenant_id, identity, registration ON stations.station
-            FOR EACH ROW EXECUTE FUNCTION stations.tell_change();
     """)

@@ -269,7 +269,7 @@ def test_the_newest_version_is_chosen() -> None:
 
 
 def test_missing_schemas_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from protocols.ocpp import shapes  # noqa: PLC0415
+    from protocols.ocpp import shapes
 
     monkeypatch.setattr(shapes, "find_spec", lambda _name: None)
     with pytest.raises(shapes.SchemasMissing, match="is not installed"):

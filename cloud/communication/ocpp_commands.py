@@ -1,0 +1,383 @@
+"""Commands to stations that speak OCPP: claimed by the gateway that holds one, answered by facts.
+
+A row of `communication.command` is all that the asker and the gateway share, so they may be two
+processes. NOTIFY wakes the gateway; the answer comes up the commit path as `Answered`, and the same
+commit's NOTIFY wakes who waits for it (`answers.py`).
+
+A command is put on the wire once. When its connection is lost first, what only states how
+something shall be is asked again over the next one; what another time might do another thing
+(`NEVER_TWICE`) has failed, since whether it was done is not known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+import msgspec
+import psycopg
+
+from cloud.communication import ocpp_store as store
+from cloud.communication.api import LocalLists, NativeTransactions
+from cloud.communication.commands import LATE_ANSWERS, SWEEP_S
+from cloud.communication.ocpp_store import Ended, Result, Sent, Waiting
+from cloud.communication.store import COMMAND_CHANNEL, SET_LOCAL_LIST, expire_commands
+from cloud.kernel import events
+from cloud.kernel.database import Cursor, Database, TenantId
+from cloud.kernel.errors import Unavailable
+from cloud.kernel.events import Event
+from cloud.kernel.facts import Spoken
+from protocols.agent_link import Action, RemoteStop, SetLocalList
+from protocols.ocpp.actions import NEVER_TWICE, without_secrets
+from protocols.ocpp.messages import Answered, Boot, Connected, Variable
+
+logger = logging.getLogger(__name__)
+AT_ONCE: Final = 500
+
+
+class Unspeakable(Exception):
+    """A station's version has no words for what it shall do; the text says so."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a request's payload depends on besides what is to be done."""
+
+    number: int
+    """The command's own, as remoteStartId, requestId, chargingProfileId."""
+    now: datetime
+    attempt: int = 0
+    """Which of several ways, the best first (S26)."""
+    transaction: str | None = None
+    """The station's own name of the transaction concerned; 1.6's number in digits."""
+
+
+class Outcome(Protocol):
+    """What an answer amounts to."""
+
+    @property
+    def accepted(self) -> bool: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def variables(self) -> tuple[Variable, ...]: ...
+
+
+class Dialect(Protocol):
+    """A version's words for what stations are asked."""
+
+    def request(self, do: Any, context: Context) -> tuple[str, dict[str, Any]]:
+        """Raises Unspeakable, also for an attempt behind the last way."""
+        ...
+
+    def outcome(
+        self, action: str, request: Mapping[str, Any], response: Mapping[str, Any]
+    ) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class Due:
+    """A command, ready to go out over the connection with that epoch."""
+
+    command: UUID
+    tenant_id: TenantId
+    station_id: int
+    epoch: int
+    action: str
+    payload: dict[str, Any]
+    expires_at: datetime
+    do: Any = field(default=None, repr=False)
+    """None for a call that somebody put into the station's own words."""
+    context: Context | None = field(default=None, repr=False)
+    version: str = ""
+
+    @property
+    def may_be_asked_again(self) -> bool:
+        return self.action not in NEVER_TWICE
+
+    def answered(self, outcome: Outcome, response: dict[str, Any]) -> Answered:
+        """The fact of an answer, to be committed as `Spoken` of this station and epoch."""
+        return Answered(
+            command=self.command,
+            action=self.action,
+            request=self.payload,
+            response=response,
+            accepted=outcome.accepted,
+            text=outcome.text,
+            variables=outcome.variables,
+        )
+
+    def failed(self, text: str) -> Answered:
+        """The fact that it was refused with CALLERROR, or not answered."""
+        return Answered(
+            command=self.command,
+            action=self.action,
+            request=self.payload,
+            response=None,
+            text=text,
+        )
+
+
+class OcppCommands:
+    """What a gateway has to send; `run` hands it over for ever."""
+
+    def __init__(
+        self,
+        database: Database,
+        dialect_of: Callable[[str], Dialect],
+        lists: LocalLists,
+        transactions: NativeTransactions,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._dialect_of = dialect_of
+        self._lists = lists
+        self._transactions = transactions
+        self._clock = clock
+        self._claiming = asyncio.Lock()
+        self._woken = asyncio.Event()
+        self._learned: dict[int, dict[str, int]] = {}
+
+    def wake(self) -> None:
+        """Look again: a station connected, or has answered and may be asked the next thing."""
+        self._woken.set()
+
+    async def run(self, gateway: UUID, hand_over: Callable[[Sequence[Due]], None]) -> None:
+        """Hand over what is due, for ever; NOTIFY and `wake` wake it, and time does."""
+        listening = asyncio.create_task(self._listen(), name="listen for OCPP commands")
+        try:
+            while True:
+                self._woken.clear()
+                try:
+                    if due := await self.due(gateway):
+                        hand_over(due)
+                    await self.expire()
+                except Unavailable as error:
+                    logger.warning("OCPP commands wait: %s", error)
+                try:
+                    async with asyncio.timeout(SWEEP_S):
+                        await self._woken.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with self._database.listener() as connection:
+                    await connection.execute(f"LISTEN {COMMAND_CHANNEL}")
+                    self._woken.set()
+                    async for _ in connection.notifies():
+                        self._woken.set()
+            except psycopg.Error:
+                await asyncio.sleep(1)
+
+    # ------------------------------------------------------------------ claiming
+
+    async def due(self, gateway: UUID) -> list[Due]:
+        """Claim the next command of each station that this gateway holds; they count as sent.
+
+        At most one per station, and none while another is with it.
+        """
+        async with self._claiming, self._database.commit_unit() as cursor:
+            now = self._clock()
+            learned, self._learned = self._learned, {}
+            if learned:
+                await store.note_learned(cursor, learned)
+            ended = await store.give_up_lost(cursor, gateway, NEVER_TWICE, now)
+            waiting = await store.claim(cursor, gateway, now, AT_ONCE)
+            found, unfit = await self._worded(cursor, waiting, now)
+            if found:
+                sent = [Sent(one.command, one.epoch, one.action, one.payload) for one in found]
+                await store.note_sent(cursor, sent, now)
+            if unfit:
+                ended += await store.fail(cursor, unfit, now)
+            await _tell(cursor, ended)
+        return found
+
+    async def _worded(
+        self, cursor: Cursor, waiting: Sequence[Waiting], now: datetime
+    ) -> tuple[list[Due], dict[UUID, str]]:
+        """What can go out, and why the rest cannot."""
+        lists = {
+            tenant: await self._lists.local_list(cursor, tenant)
+            for tenant in {TenantId(one.tenant_id) for one in waiting if _names_a_list(one)}
+        }
+        stops = {one.id: UUID(one.action["transaction"]) for one in waiting if _names_one(one)}
+        names = await self._transactions.native(cursor, set(stops.values())) if stops else {}
+        found, unfit = [], {}
+        for one in waiting:
+            try:
+                native = names.get(stops[one.id]) if one.id in stops else None
+                found.append(self._word(one, lists, native, now))
+            except (Unspeakable, msgspec.ValidationError) as error:
+                unfit[one.id] = str(error)
+        return found, unfit
+
+    def _word(
+        self,
+        one: Waiting,
+        lists: Mapping[TenantId, SetLocalList],
+        native: str | None,
+        now: datetime,
+    ) -> Due:
+        due = Due(
+            one.id,
+            TenantId(one.tenant_id),
+            one.station_id,
+            one.epoch,
+            one.ocpp_action or "",
+            one.request or {},
+            one.expires_at,
+            version=one.version,
+        )
+        if "ocpp" in one.action:
+            return due
+        do = lists[due.tenant_id] if _names_a_list(one) else as_deed(one.action)
+        if isinstance(do, RemoteStop) and native is None:
+            raise Unspeakable("the station has not told its own name of this transaction")
+        context = Context(one.number, now, one.learned.get(_kind(do), 0), native)
+        action, payload = self._dialect_of(one.version).request(do, context)
+        return replace(due, action=action, payload=payload, do=do, context=context)
+
+    async def give_back(self, due: Collection[Due]) -> None:
+        """These were claimed and never put on the wire: they wait again."""
+        async with self._database.commit_unit() as cursor:
+            await store.give_back(cursor, [one.command for one in due])
+
+    # ------------------------------------------------------------------ answers
+
+    def next_request(self, due: Due, outcome: Outcome) -> Due | None:
+        """The same command put another way, after the station refused this one; None: no other.
+
+        The way that it took is remembered for as long as it runs the same firmware.
+        """
+        if due.do is None or due.context is None:
+            return None
+        kind, attempt = _kind(due.do), due.context.attempt
+        if outcome.accepted:
+            if attempt:
+                self._learned.setdefault(due.station_id, {})[kind] = attempt
+            return None
+        context = replace(due.context, attempt=attempt + 1)
+        try:
+            action, payload = self._dialect_of(due.version).request(due.do, context)
+        except Unspeakable:
+            return None
+        if (action, payload) == (due.action, due.payload):
+            return None
+        return replace(due, action=action, payload=payload, context=context)
+
+    async def expire(self) -> None:
+        """Give up what nobody answered."""
+        now = self._clock()
+        async with self._database.commit_unit() as cursor:
+            gone = await expire_commands(cursor, now - LATE_ANSWERS, now)
+            await _tell(
+                cursor,
+                [
+                    Ended(r.id, r.tenant_id, r.station_id, r.action, r.status, r.result)
+                    for r in gone
+                ],
+            )
+
+
+def as_deed(action: dict[str, Any]) -> Any:
+    """A command's action as it is kept, typed. Raises msgspec.ValidationError."""
+    return msgspec.convert(action, Action)
+
+
+def _kind(do: Any) -> str:
+    return str(do.__struct_config__.tag)
+
+
+def _names_a_list(one: Waiting) -> bool:
+    return one.action.get("action") == SET_LOCAL_LIST
+
+
+def _names_one(one: Waiting) -> bool:
+    return one.action.get("action") == "remote_stop"
+
+
+async def _tell(cursor: Cursor, ended: Sequence[Ended]) -> None:
+    await store.wake_askers(cursor, [one.id for one in ended])
+    await events.append(cursor, [event(one) for one in ended])
+
+
+def event(one: Ended) -> Event:
+    """That a command came to its end."""
+    return Event(
+        tenant_id=TenantId(one.tenant_id),
+        kind=f"command.{one.status}",
+        station_id=one.station_id,
+        subject=str(one.id),
+        data={"action": one.action.get("action"), "text": one.result},
+    )
+
+
+class OcppAnswers:
+    """The commit path's part: what stations answered, and what else commands depend on."""
+
+    async def write_spoken(self, cursor: Cursor, spoken: Sequence[Spoken]) -> list[Event]:
+        told = [one for one in spoken if isinstance(one.told, Answered | Connected | Boot)]
+        if not told:
+            return []
+        await _note_links(cursor, told)
+        results = {
+            one.told.command: _result(one, one.told)
+            for one in told
+            if isinstance(one.told, Answered)
+        }
+        if not results:
+            return []
+        ended = await store.settle(cursor, list(results.values()))
+        await store.wake_askers(cursor, [one.id for one in ended])
+        return [event(one) for one in ended]
+
+
+async def _note_links(cursor: Cursor, told: Sequence[Spoken]) -> None:
+    versions = {
+        one.station_id: (one.tenant_id, one.told.version, one.received_at)
+        for one in told
+        if isinstance(one.told, Connected)
+    }
+    if versions:
+        await store.note_versions(cursor, versions)
+    booted = {one.station_id: one.told.firmware for one in told if isinstance(one.told, Boot)}
+    if booted:
+        await store.note_firmwares(cursor, booted)
+
+
+def _result(one: Spoken, told: Answered) -> Result:
+    status = "failed" if told.response is None else "executed" if told.accepted else "rejected"
+    return Result(
+        id=told.command,
+        station_id=one.station_id,
+        status=status,
+        text=told.text,
+        action=told.action,
+        request=without_secrets(told.request),
+        response=None if told.response is None else without_secrets(told.response),
+        at=one.received_at,
+    )
+
+
+@asynccontextmanager
+async def running(
+    commands: OcppCommands, gateway: UUID, hand_over: Callable[[Sequence[Due]], None]
+) -> AsyncIterator[None]:
+    """`run` as long as the block."""
+    task = asyncio.create_task(commands.run(gateway, hand_over), name="OCPP commands")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
