@@ -163,7 +163,8 @@ async def give_up_lost(
         "   AND c.expires_at > %(now)s)"
         " UPDATE communication.command c SET status = 'failed', finished_at = %(now)s,"
         " error = 'ConnectionLost', result = 'the connection was lost before the answer: it is"
-        " not known whether it was done' FROM lost WHERE c.id = lost.id AND c.ocpp_action = ANY(%(once)s)"
+        " not known whether it was done' FROM lost"
+        " WHERE c.id = lost.id AND c.ocpp_action = ANY(%(once)s)"
         " RETURNING c.id, c.tenant_id, c.station_id, c.action, c.status, c.result",
         {"gateway": gateway, "once": list(once), "now": now},
     )

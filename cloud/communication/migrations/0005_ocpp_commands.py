@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "communication_0005"
-down_revision = "communication_0003"
+down_revision = "communication_0004"
 branch_labels = None
 depends_on = None
 
