@@ -11,6 +11,9 @@
 | `tolerance`     | reads what deviates, and says in what                                         |
 | `frames`        | from text to CALL, CALLRESULT, CALLERROR, SEND, whatever is wrong with it     |
 | `rpc`           | one connection's calls in both directions                                     |
+| `messages`      | what is said, whichever version says it                                       |
+| `dialect`       | from a version's messages to those and back: `v16`, `v201`, `v21`             |
+| `sampling`      | measured values of any version                                                |
 
 Receive liberally, send strictly.
 """
