@@ -138,8 +138,10 @@ class TransactionBook(Protocol):
 class NativeTransactions(Protocol):
     """What stations that speak OCPP call their transactions (transactions implements it)."""
 
-    async def native(self, cursor: Cursor, transactions: Collection[UUID]) -> dict[UUID, str]:
-        """2.x's transactionId, 1.6's number in digits; those not told are left out."""
+    async def native(
+        self, cursor: Cursor, transactions: Collection[UUID]
+    ) -> dict[UUID, tuple[str | None, int | None]]:
+        """2.x's transactionId and 1.6's number; those that have neither are left out."""
         ...
 
 

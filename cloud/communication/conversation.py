@@ -12,7 +12,6 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
-from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -24,7 +23,8 @@ from cloud.communication.sockets import Socket
 from cloud.kernel.database import TenantId
 from protocols.ocpp import rpc
 from protocols.ocpp.deviations import Deviation
-from protocols.ocpp.dialect import Dialect
+from protocols.ocpp.dialect import Dialect, NotSupported
+from protocols.ocpp.frames import MessageId
 from protocols.ocpp.messages import (
     Answer,
     Boot,
@@ -32,9 +32,10 @@ from protocols.ocpp.messages import (
     Registration,
     Told,
 )
-from protocols.ocpp.rpc import MessageId, Rpc
+from protocols.ocpp.rpc import Rpc
 from protocols.ocpp.schemas import Codec, SchemaError
 from protocols.ocpp.tolerance import read_request, read_response
+from protocols.quantities import Milliseconds
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +79,10 @@ class Call:
 class Asked:
     """A call of ours under way."""
 
-    command: UUID | None
     action: str
     request: dict[str, Any]
+    token: object = None
+    """Whatever who asks wants to know it by."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,6 @@ class Host(Protocol):
 
 class Conversation:
     """A Listener of its socket."""
-
-    __slots__ = ("_answer_to", "_asked", "_early", "_fluent", "_host", "_last", "_said", "_spoken_at",
-                 "_tokens", "_zone", "booted", "closed", "deviations", "epoch", "heard_at", "heartbeat_s",
-                 "party", "pending", "quiet_until", "rpc", "settings", "socket")  # fmt: skip
 
     def __init__(
         self, party: Party, socket: Socket, host: Host, *, pending: bool, heartbeat_s: int
@@ -170,7 +168,7 @@ class Conversation:
             return
         self.closed = True
         for output in self.rpc.lost():
-            self._handle(output, time.monotonic())
+            self._handle(output)
         self._host.ended(self, reason)
 
     def entered(self, epoch: int, settle_s: float) -> None:
@@ -203,7 +201,7 @@ class Conversation:
         outputs = self.rpc.receive(data, now)
         self._host.log_frame(self, Direction.IN, self._action_of(outputs), data)
         for output in outputs:
-            self._handle(output, now)
+            self._handle(output)
 
     def _action_of(self, outputs: list[rpc.Output]) -> bytes | None:
         for output in outputs:
@@ -213,7 +211,7 @@ class Conversation:
                 return self._asked[output.id].action.encode()
         return None
 
-    def _handle(self, output: rpc.Output, now: float) -> None:
+    def _handle(self, output: rpc.Output) -> None:
         match output:
             case rpc.Send():
                 self._send(output.frame, None)
@@ -221,6 +219,17 @@ class Conversation:
                 self._call(output)
             case rpc.SendReceived():
                 self._call(rpc.CallReceived(output.id, output.action, output.payload), silent=True)
+            case rpc.AnswerRefused():
+                self._deviate("answer_refused", f"{output.code}: {output.text}")
+            case rpc.Note():
+                self._note((output.deviation,))
+            case rpc.Close():
+                self.socket.close(output.status, output.reason)
+            case _:
+                self._concluded(output)
+
+    def _concluded(self, output: rpc.Answered | rpc.Failed | rpc.TimedOut | rpc.Refused) -> None:
+        match output:
             case rpc.Answered():
                 self._answered(output)
             case rpc.Failed():
@@ -230,28 +239,25 @@ class Conversation:
                 self._over(output.id, "the station did not answer in time", sent=output.sent)
             case rpc.Refused():
                 self._over(output.id, output.text, sent=output.sent)
-            case rpc.AnswerRefused():
-                self._deviate("answer_refused", f"{output.code}: {output.text}")
-            case rpc.Note():
-                self._note((output.deviation,))
-            case rpc.Close():
-                self.socket.close(output.status, output.reason)
 
     def _call(self, call: rpc.CallReceived, *, silent: bool = False) -> None:
         self._note(call.deviations)
         received_at = self._host.now()
-        now_ms = int(received_at.timestamp() * 1000)
+        now_ms = Milliseconds(int(received_at.timestamp() * 1000))
         try:
             request, deviations = read_request(
                 self.party.codec, call.action, call.payload, zone=self._zone, now=received_at
             )
             told = self.party.dialect.read(call.action, request, now_ms)
+        except NotSupported as error:
+            self._fail(call, "NotSupported", str(error), silent=silent)
+            return
         except SchemaError as error:
             self._deviate("refused", f"{call.action}: {error}")
             self._fail(call, error.code, str(error), silent=silent)
             return
         self._note(deviations)
-        answer = Answer(now_ms=now_ms, interval_s=self.heartbeat_s)  # type: ignore[arg-type]
+        answer = Answer(now_ms=now_ms, interval_s=self.heartbeat_s)
         if isinstance(told, Heartbeat):
             self._reply(call.id, call.action, told, answer)
             return
@@ -307,7 +313,7 @@ class Conversation:
         if isinstance(output, rpc.Send):
             self._send(output.frame, action)
         else:
-            self._handle(output, time.monotonic())
+            self._handle(output)
 
     def _send(self, frame: bytes, action: str | None) -> None:
         self.socket.send(frame)
@@ -329,7 +335,7 @@ class Conversation:
     def tick(self, now: float) -> float | None:
         """What time brings; when to look again."""
         for output in self.rpc.tick(now):
-            self._handle(output, now)
+            self._handle(output)
         return self.rpc.next_deadline
 
     def _answered(self, output: rpc.Answered) -> None:

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -60,11 +60,14 @@ from protocols.ocpp.messages import (
 )
 from protocols.ocpp.schemas import codec
 from protocols.ocpp.version import Version
+from protocols.quantities import Milliseconds
 
 logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
 BEAT_S: Final = 5.0
+GOODBYE_S: Final = 0.5
+TLS_HANDSHAKE_S: Final = 10.0
 DEAD_AFTER: Final = timedelta(seconds=20)
 """A gateway that has not told for so long is dead; its stations are offline."""
 SEEN_EVERY_S: Final = 10.0
@@ -156,28 +159,32 @@ class Gateway:
             port,
             backlog=BACKLOG,
             ssl=context,
-            **({"ssl_handshake_timeout": 10.0} if context else {}),
+            ssl_handshake_timeout=TLS_HANDSHAKE_S if context else None,
         )
 
     async def _dismiss(self) -> None:
         for conversation in list(self._live.values()):
             conversation.socket.close(1012, "the gateway restarts; come again")
-        end = time.monotonic() + 3
-        while self._live and time.monotonic() < end:
-            await asyncio.sleep(0.02)
+        if self._live:
+            await asyncio.sleep(GOODBYE_S)
+        for conversation in list(self._live.values()):
+            conversation.socket.cut("the gateway restarts")
         await self._settle()
         try:
             async with self._database.commit_unit() as cursor:
                 await store.forget_gateway(cursor, self.id)
-                await _tell_gone(cursor, await store.bury_gateways(cursor, self._long_ago(), self.now()))
+                await _tell_gone(
+                    cursor, await store.bury_gateways(cursor, self._long_ago(), self.now())
+                )
         except Unavailable as error:
             logger.warning("the gateway's end could not be entered: %s", error)
 
     async def _settle(self) -> None:
-        while self._tasks or self._told or self._leaving:
-            await asyncio.sleep(0.01)
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=5)
+        """Let what is under way come to its end."""
+        await asyncio.sleep(0)
+        self._flush()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def _long_ago(self) -> datetime:
         return self.now() - DEAD_AFTER
@@ -463,7 +470,9 @@ class Gateway:
     def commit_soon(self, who: Conversation, told: Told) -> None:
         """Something of our own about the station, committed like what it says."""
         now = self.now()
-        spoken = Spoken(who.party.station_id, who.party.tenant_id, who.epoch, now, told, _blank(now))
+        spoken = Spoken(
+            who.party.station_id, who.party.tenant_id, who.epoch, now, told, _blank(now)
+        )
         self._start(self._commit_own([spoken]))
 
     async def _commit_own(self, spoken: Sequence[Spoken]) -> None:
@@ -497,7 +506,9 @@ class Gateway:
     async def _beat(self) -> None:
         async with self._database.commit_unit() as cursor:
             await store.beat(cursor, self.id, self._started_at, self.now())
-            await _tell_gone(cursor, await store.bury_gateways(cursor, self._long_ago(), self.now()))
+            await _tell_gone(
+                cursor, await store.bury_gateways(cursor, self._long_ago(), self.now())
+            )
 
     def _ping(self, now: float) -> None:
         """Any frame is a sign of life (S23); one that was silent for long is cut (S22)."""
@@ -525,7 +536,10 @@ class Gateway:
     async def _write_deviations(self, conversations: Sequence[Conversation]) -> None:
         told: dict[tuple[int, str], Deviated] = {}
         for conversation in conversations:
-            found, conversation.deviations = conversation.deviations, type(conversation.deviations)()
+            found, conversation.deviations = (
+                conversation.deviations,
+                type(conversation.deviations)(),
+            )
             party = conversation.party
             for (name, example), times in found.items():
                 key = (party.station_id, name)
@@ -612,7 +626,7 @@ def _spoken(call: Call) -> Spoken:
 
 
 def _blank(now: datetime) -> Answer:
-    return Answer(now_ms=int(now.timestamp() * 1000))  # type: ignore[arg-type]
+    return Answer(now_ms=Milliseconds(int(now.timestamp() * 1000)))
 
 
 def _printable(text: str) -> str:

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
 import msgspec
@@ -36,26 +36,34 @@ from cloud.kernel.facts import Spoken
 from protocols.agent_link import Action, RemoteStop, SetLocalList
 from protocols.ocpp.actions import NEVER_TWICE, without_secrets
 from protocols.ocpp.messages import Answered, Boot, Connected, Variable
+from protocols.quantities import Milliseconds
 
 logger = logging.getLogger(__name__)
 AT_ONCE: Final = 500
 
 
-class Unspeakable(Exception):
+class NotExpressible(Exception):
     """A station's version has no words for what it shall do; the text says so."""
+
+
+class Request(NamedTuple):
+    """A CALL of ours; `way` names which of several ways to say it this is (S26)."""
+
+    action: str
+    payload: dict[str, Any]
+    way: str = ""
 
 
 @dataclass(frozen=True)
 class Context:
     """What a request's payload depends on besides what is to be done."""
 
-    number: int
-    """The command's own, as remoteStartId, requestId, chargingProfileId."""
-    now: datetime
-    attempt: int = 0
-    """Which of several ways, the best first (S26)."""
-    transaction: str | None = None
-    """The station's own name of the transaction concerned; 1.6's number in digits."""
+    now_ms: Milliseconds
+    remote_start_id: int = 0
+    transaction_key: str | None = None
+    transaction_number: int | None = None
+    way: str = ""
+    """The way that this station is known to take: it comes first."""
 
 
 class Outcome(Protocol):
@@ -72,8 +80,8 @@ class Outcome(Protocol):
 class Dialect(Protocol):
     """A version's words for what stations are asked."""
 
-    def request(self, do: Any, context: Context) -> tuple[str, dict[str, Any]]:
-        """Raises Unspeakable, also for an attempt behind the last way."""
+    def ways(self, do: Any, context: Context) -> Sequence[Request]:
+        """Every way to ask it, the best first. Raises NotExpressible when there is none."""
         ...
 
     def outcome(
@@ -92,10 +100,11 @@ class Due:
     action: str
     payload: dict[str, Any]
     expires_at: datetime
-    do: Any = field(default=None, repr=False)
-    """None for a call that somebody put into the station's own words."""
-    context: Context | None = field(default=None, repr=False)
-    version: str = ""
+    kind: str = ""
+    """What it is about, where it can be said in several ways."""
+    way: str = ""
+    known_way: str = field(default="", repr=False)
+    other_ways: tuple[Request, ...] = field(default=(), repr=False)
 
     @property
     def may_be_asked_again(self) -> bool:
@@ -142,7 +151,7 @@ class OcppCommands:
         self._clock = clock
         self._claiming = asyncio.Lock()
         self._woken = asyncio.Event()
-        self._learned: dict[int, dict[str, int]] = {}
+        self._learned: dict[int, dict[str, str]] = {}
 
     def wake(self) -> None:
         """Look again: a station connected, or has answered and may be asked the next thing."""
@@ -218,7 +227,7 @@ class OcppCommands:
             try:
                 native = names.get(stops[one.id]) if one.id in stops else None
                 found.append(self._word(one, lists, native, now))
-            except (Unspeakable, msgspec.ValidationError) as error:
+            except (NotExpressible, msgspec.ValidationError) as error:
                 unfit[one.id] = str(error)
         return found, unfit
 
@@ -226,7 +235,7 @@ class OcppCommands:
         self,
         one: Waiting,
         lists: Mapping[TenantId, SetLocalList],
-        native: str | None,
+        native: tuple[str | None, int | None] | None,
         now: datetime,
     ) -> Due:
         due = Due(
@@ -237,16 +246,25 @@ class OcppCommands:
             one.ocpp_action or "",
             one.request or {},
             one.expires_at,
-            version=one.version,
         )
         if "ocpp" in one.action:
             return due
         do = lists[due.tenant_id] if _names_a_list(one) else as_deed(one.action)
         if isinstance(do, RemoteStop) and native is None:
-            raise Unspeakable("the station has not told its own name of this transaction")
-        context = Context(one.number, now, one.learned.get(_kind(do), 0), native)
-        action, payload = self._dialect_of(one.version).request(do, context)
-        return replace(due, action=action, payload=payload, do=do, context=context)
+            raise NotExpressible("the station has not told its own name of this transaction")
+        key, number = native or (None, None)
+        kind = _kind(one.action)
+        context = Context(
+            now_ms=Milliseconds(round(now.timestamp() * 1000)),
+            remote_start_id=one.number,
+            transaction_key=key,
+            transaction_number=number,
+            way=one.learned.get(kind, ""),
+        )
+        first, *others = self._dialect_of(one.version).ways(do, context)
+        return replace(
+            _asking(due, first), kind=kind, known_way=context.way, other_ways=tuple(others)
+        )
 
     async def give_back(self, due: Collection[Due]) -> None:
         """These were claimed and never put on the wire: they wait again."""
@@ -260,21 +278,14 @@ class OcppCommands:
 
         The way that it took is remembered for as long as it runs the same firmware.
         """
-        if due.do is None or due.context is None:
-            return None
-        kind, attempt = _kind(due.do), due.context.attempt
         if outcome.accepted:
-            if attempt:
-                self._learned.setdefault(due.station_id, {})[kind] = attempt
+            if due.way != due.known_way:
+                self._learned.setdefault(due.station_id, {})[due.kind] = due.way
             return None
-        context = replace(due.context, attempt=attempt + 1)
-        try:
-            action, payload = self._dialect_of(due.version).request(due.do, context)
-        except Unspeakable:
+        if not due.other_ways:
             return None
-        if (action, payload) == (due.action, due.payload):
-            return None
-        return replace(due, action=action, payload=payload, context=context)
+        first, *others = due.other_ways
+        return replace(_asking(due, first), other_ways=tuple(others))
 
     async def expire(self) -> None:
         """Give up what nobody answered."""
@@ -295,8 +306,13 @@ def as_deed(action: dict[str, Any]) -> Any:
     return msgspec.convert(action, Action)
 
 
-def _kind(do: Any) -> str:
-    return str(do.__struct_config__.tag)
+def _asking(due: Due, request: Request) -> Due:
+    return replace(due, action=request.action, payload=request.payload, way=request.way)
+
+
+def _kind(action: dict[str, Any]) -> str:
+    """What ways are remembered for: a station may take another one for itself than for an EVSE."""
+    return f"{action['action']} {'evse' if action.get('evse') else 'station'}"
 
 
 def _names_a_list(one: Waiting) -> bool:

@@ -41,7 +41,7 @@ class Waiting:
     expires_at: datetime
     epoch: int
     version: str
-    learned: dict[str, int]
+    learned: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ async def note_firmwares(cursor: Cursor, booted: Mapping[int, str]) -> None:
     )
 
 
-async def note_learned(cursor: Cursor, learned: Mapping[int, Mapping[str, int]]) -> None:
+async def note_learned(cursor: Cursor, learned: Mapping[int, Mapping[str, str]]) -> None:
     """Which of several ways each station took."""
     await cursor.execute(
         "UPDATE communication.ocpp_link k SET learned = k.learned || n.learned::jsonb"
@@ -162,8 +162,8 @@ async def give_up_lost(
         "   FROM lost WHERE c.id = lost.id AND NOT c.ocpp_action = ANY(%(once)s)"
         "   AND c.expires_at > %(now)s)"
         " UPDATE communication.command c SET status = 'failed', finished_at = %(now)s,"
-        " error = 'ConnectionLost', result = 'the connection was lost before the answer: it is"
-        " not known whether it was done' FROM lost"
+        " error = 'ConnectionLost', result = 'the connection was lost before the answer: it"
+        " is not known whether it was done' FROM lost"
         " WHERE c.id = lost.id AND c.ocpp_action = ANY(%(once)s)"
         " RETURNING c.id, c.tenant_id, c.station_id, c.action, c.status, c.result",
         {"gateway": gateway, "once": list(once), "now": now},

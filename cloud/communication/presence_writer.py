@@ -29,9 +29,7 @@ class SpokenPresence:
         return happened
 
 
-async def _came(
-    cursor: Cursor, arriving: Sequence[tuple[Spoken, Connected]]
-) -> list[Event]:
+async def _came(cursor: Cursor, arriving: Sequence[tuple[Spoken, Connected]]) -> list[Event]:
     latest = {one.station_id: (one, told) for one, told in arriving}
     by_gateway: dict[UUID, list[Spoken]] = defaultdict(list)
     for one, told in latest.values():
@@ -62,7 +60,7 @@ def _arrived(one: Spoken, told: Connected, epoch: int) -> Arrived:
     )
 
 
-def _came_event(one: Spoken, told: Connected, replaced: bool) -> Event:  # noqa: FBT001  # a fact of the event
+def _came_event(one: Spoken, told: Connected, replaced: bool) -> Event:
     return Event(
         tenant_id=one.tenant_id,
         kind="station.connected",
@@ -77,9 +75,7 @@ def _came_event(one: Spoken, told: Connected, replaced: bool) -> Event:  # noqa:
     )
 
 
-async def _left(
-    cursor: Cursor, leaving: Sequence[tuple[Spoken, Disconnected]]
-) -> list[Event]:
+async def _left(cursor: Cursor, leaving: Sequence[tuple[Spoken, Disconnected]]) -> list[Event]:
     reasons = {one.station_id: told.reason for one, told in leaving}
     await fencing.let_go(cursor, [(one.station_id, one.epoch) for one, _ in leaving])
     gone = await store.departed(

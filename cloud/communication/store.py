@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 from psycopg.types.multirange import Int8Multirange
 from psycopg.types.range import Range
 
-from cloud.communication import security_store
+from cloud.communication import gateway_store, security_store
 from cloud.communication.api import Presence
 from cloud.communication.greeting import KnownOutbox
 from cloud.kernel.database import Cursor, TenantId
@@ -118,16 +118,17 @@ async def seen(cursor: Cursor, times: Iterable[tuple[int, datetime]]) -> None:
 
 async def presence(cursor: Cursor, stations: Collection[int]) -> dict[int, Presence]:
     await cursor.execute(
-        "SELECT station_id, online, last_seen FROM communication.connection"
+        "SELECT station_id, online, last_seen, link, connected_at FROM communication.connection"
         " WHERE station_id = ANY(%s)",
         (list(stations),),
     )
-    return {row[0]: Presence(row[1], row[2]) for row in await cursor.fetchall()}
+    return {row[0]: Presence(*row[1:]) for row in await cursor.fetchall()}
 
 
 async def hand_over(cursor: Cursor, station_id: int, tenant: TenantId, now: datetime) -> None:
     """The station's ways to connect to the tenant; withdraw what it was still to do."""
     await security_store.hand_over(cursor, station_id, tenant)
+    await gateway_store.hand_over(cursor, station_id, tenant)
     await cursor.execute(
         "UPDATE communication.connection SET tenant_id = %s WHERE station_id = %s",
         (tenant, station_id),
@@ -190,6 +191,7 @@ async def put_credential(
 async def forget_station(cursor: Cursor, station_id: int) -> None:
     """Void the station's credentials and forget its connection; its commands stay as history."""
     await security_store.forget_station(cursor, station_id)
+    await gateway_store.forget_station(cursor, station_id)
     for sql in (
         "DELETE FROM communication.credential WHERE station_id = %s",
         "DELETE FROM communication.connection WHERE station_id = %s",

@@ -35,6 +35,7 @@ def upgrade() -> None:
             frame bytea NOT NULL,
             action text
         ) PARTITION BY RANGE (at);
+        CREATE TABLE communication.frame_of_no_day PARTITION OF communication.frame DEFAULT;
         CREATE INDEX frame_station ON communication.frame (station_id, at);
         SELECT kernel.protect('communication.frame');
 

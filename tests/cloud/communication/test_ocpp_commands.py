@@ -17,9 +17,10 @@ from cloud.communication.commands import Commands
 from cloud.communication.ocpp_commands import (
     Context,
     Due,
+    NotExpressible,
     OcppAnswers,
     OcppCommands,
-    Unspeakable,
+    Request,
     running,
 )
 from cloud.communication.store import CommandRow
@@ -55,17 +56,13 @@ class Heard:
 class Words:
     """A dialect with two ways for a limit, and none for a list."""
 
-    def request(self, do: Any, context: Context) -> tuple[str, dict[str, Any]]:
+    def ways(self, do: Any, context: Context) -> list[Request]:
         if isinstance(do, SetLocalList):
-            raise Unspeakable("it holds no list")
-        ways = 2 if isinstance(do, SetLimit) else 1
-        if context.attempt >= ways:
-            raise Unspeakable("there is no other way")
-        return type(do).__name__, {
-            "way": context.attempt,
-            "number": context.number,
-            "transaction": context.transaction,
-        }
+            raise NotExpressible("it holds no list")
+        names = ["best", "other"] if isinstance(do, SetLimit) else [""]
+        names.sort(key=lambda name: name != context.way if context.way else False)
+        told = {"start": context.remote_start_id, "stop": context.transaction_number}
+        return [Request(type(do).__name__, {**told, "way": name}, name) for name in names]
 
     def outcome(
         self, action: str, request: Mapping[str, Any], response: Mapping[str, Any]
@@ -91,8 +88,10 @@ class House:
     def clock(self) -> datetime:
         return self.now
 
-    async def native(self, cursor: Cursor, transactions: Collection[UUID]) -> dict[UUID, str]:
-        return {OPEN: "4711"} if OPEN in transactions else {}
+    async def native(
+        self, cursor: Cursor, transactions: Collection[UUID]
+    ) -> dict[UUID, tuple[str | None, int | None]]:
+        return {OPEN: (None, 4711)} if OPEN in transactions else {}
 
     async def connect(self, gateway: UUID, *stations: int) -> dict[int, int]:
         async with self.database.commit_unit() as cursor:
@@ -271,12 +270,12 @@ async def test_another_way_is_tried_and_remembered_for_the_firmware(house: House
     (due,) = await house.ocpp.due(HERE)
     other = house.ocpp.next_request(due, Heard(accepted=False))
     assert other is not None
-    assert (due.payload["way"], other.payload["way"]) == (0, 1)
+    assert (due.payload["way"], other.payload["way"]) == ("best", "other")
     assert house.ocpp.next_request(other, Heard(accepted=False)) is None
     assert house.ocpp.next_request(other, Heard(accepted=True)) is None
     await house.say(1, epochs[1], reply(other))
     assert (await house.row(command)).request == other.payload
-    for firmware, way in (("", 1), ("2.0", 0)):
+    for firmware, way in (("", "other"), ("2.0", "best")):
         await house.say(1, epochs[1], Boot(vendor="V", model="M", firmware=firmware))
         await house.give(1)
         await house.ocpp.due(THERE)
@@ -291,7 +290,7 @@ async def test_what_cannot_be_said_fails_with_its_reason(house: House) -> None:
     unnamed = await house.give(2, RemoteStop(UUID(int=5)))
     await house.give(3, RemoteStop(OPEN))
     (due,) = await house.ocpp.due(HERE)
-    assert due.payload["transaction"] == "4711"
+    assert due.payload["stop"] == 4711
     assert [(await house.row(one)).status for one in (unheld, unnamed)] == ["failed", "failed"]
     assert (await house.row(unheld)).result == "it holds no list"
 
