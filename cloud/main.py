@@ -8,7 +8,7 @@ import logging
 import signal
 from collections.abc import Callable, Collection
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 from uuid import UUID
@@ -221,6 +221,8 @@ class Ready:
 
     http_url: str
     mqtt_url: str
+    ocpp_urls: dict[str, str] = field(default_factory=dict)
+    """`ocpp_url` and `ocpps_url`, as far as they are served; a station appends its identity."""
 
 
 class Cloud:

@@ -87,7 +87,8 @@ async def connected(
         " agent_version, connected_at, last_seen) VALUES (%s, %s, 1, true, %s, %s, %s, %s)"
         " ON CONFLICT (station_id) DO UPDATE SET epoch = c.epoch + 1, online = true,"
         " tenant_id = excluded.tenant_id, boot = excluded.boot,"
-        " agent_version = excluded.agent_version,"
+        " agent_version = excluded.agent_version, link = 'agent', security_profile = NULL,"
+        " address = NULL, closed_at = NULL, closed_because = NULL,"
         " connected_at = CASE WHEN c.online AND c.boot = excluded.boot"
         " THEN c.connected_at ELSE excluded.connected_at END, last_seen = excluded.last_seen",
         (station_id, tenant, hello.boots[0], hello.agent_version, now, now),

@@ -45,8 +45,21 @@ class CloudConfig(BaseSettings):
     mosquitto_pid_file: Path | None = Field(
         None, description="pid file of that broker, which gets SIGHUP after a change"
     )
-    role: Literal["all", "ingest", "api"] = Field(
-        "all", description="ingest: only the agents' link; api: only REST; all: both"
+    ocpp_port: int | None = Field(
+        None, ge=0, le=65535, description="port for stations that speak OCPP; none: not served"
+    )
+    ocpp_tls_port: int | None = Field(
+        None, ge=0, le=65535, description="the same with TLS, for security profiles 2 and 3"
+    )
+    ocpp_heartbeat_s: int = Field(
+        300, ge=10, le=86_400, description="seconds between the heartbeats that stations send"
+    )
+    ocpp_frame_days: int = Field(
+        14, ge=1, le=3650, description="days that every OCPP message is kept for reading"
+    )
+    role: Literal["all", "ingest", "api", "gateway"] = Field(
+        "all",
+        description="ingest: only the agents' link; gateway: only OCPP; api: only REST; all",
     )
     shards: str = Field(
         "",
