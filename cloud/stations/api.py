@@ -8,7 +8,17 @@ from typing import Protocol
 
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.errors import KarvonError, Kind
-from cloud.stations.clock import BootClock, Dated, Dating, date, from_ms, sent_clock, to_ms, trusts
+from cloud.stations.clock import (
+    BootClock,
+    Dated,
+    Dating,
+    date,
+    date_told,
+    from_ms,
+    sent_clock,
+    to_ms,
+    trusts,
+)
 from cloud.stations.store import boot_clocks
 from cloud.stations.tenancy_store import Former, former_owners
 
@@ -29,6 +39,7 @@ __all__ = [
     "TooManyClaims",
     "boot_clocks",
     "date",
+    "date_told",
     "former_owners",
     "from_ms",
     "sent_clock",
