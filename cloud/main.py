@@ -24,13 +24,19 @@ from cloud.api.watching import Sources, Watching
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
 from cloud.broker import Broker, embedded_broker, outside_broker
+from cloud.communication import gateway_rest, security_rest
 from cloud.communication import rest as communication_rest
 from cloud.communication import store as communication_store
 from cloud.communication.api import Credential, Known, Presence
 from cloud.communication.commands import CommandResults, Commands
 from cloud.communication.credentials import Credentials
+from cloud.communication.gateway import Gateway
+from cloud.communication.gateway_views import GatewayViews
 from cloud.communication.link import AgentLink
+from cloud.communication.ocpp_commands import OcppCommands
+from cloud.communication.pki import Pki, PkiSettings
 from cloud.communication.receiver import Receiver
+from cloud.communication.security import OcppSecurity
 from cloud.kernel.config import CloudConfig
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.embedded import ChildEvent, EmbeddedPostgres
@@ -40,6 +46,7 @@ from cloud.kernel.http import Caller
 from cloud.kernel.migrate import migrate
 from cloud.kernel.observability import Check, health_routes
 from cloud.kernel.serving import http, http_url, listening, supervised
+from cloud.ocpp import Neighbours, gateway
 from cloud.stations import rest as stations_rest
 from cloud.stations.registration import Policy
 from cloud.stations.service import Settings, Stations
@@ -57,6 +64,8 @@ from cloud.transactions.writer import TransactionWriter
 from cloud.users import rest as users_rest
 from cloud.users.service import DEFAULT_TENANT, Users
 from protocols.agent_link import Action, SetLocalList, Watch, up_filter
+from protocols.ocpp.dialect import dialect
+from protocols.ocpp.version import Version
 
 logger = logging.getLogger(__name__)
 BROKER_DEADLINE_S = 15.0
@@ -155,9 +164,12 @@ class Modules:
     transactions: Transactions
     commands: Commands
     credentials: Credentials
+    security: OcppSecurity
+    gateway_views: GatewayViews
+    ocpp_commands: OcppCommands
 
     @classmethod
-    def over(cls, database: Database, broker: Broker, config: CloudConfig) -> Self:
+    def over(cls, database: Database, broker: Broker, config: CloudConfig, pki: Pki | None) -> Self:
         directory, lists = Directory(), Lists()
         commands = Commands(database, directory, lists, utc_now)
         credentials = Credentials(database, broker.accounts, utc_now)
@@ -166,15 +178,27 @@ class Modules:
         stations = Stations(database, link, settings, utc_now)
         directory.stations = stations
         lists.authorization = authorization = Authorization(database, link, utc_now)
+        transactions = Transactions(database, stations, authorization, link)
         return cls(
             users=Users(database, utc_now),
             stations=stations,
             authorization=authorization,
             telemetry=Telemetry(database, stations),
-            transactions=Transactions(database, stations, authorization, link),
+            transactions=transactions,
             commands=commands,
             credentials=credentials,
+            security=OcppSecurity(
+                database, directory, None if pki is None else pki.authority, utc_now
+            ),
+            gateway_views=GatewayViews(database, directory),
+            ocpp_commands=OcppCommands(
+                database, lambda name: dialect(Version(name)), authorization, transactions, utc_now
+            ),
         )
+
+    def of_gateway(self) -> Neighbours:
+        """What the OCPP gateway asks of them."""
+        return Neighbours(self.stations, self.ocpp_commands, [TransactionWriter()])
 
     def routers(self, database: Database, feed: EventFeed, watching: Watching) -> list[APIRouter]:
         """All of REST over these modules."""
@@ -185,6 +209,8 @@ class Modules:
             telemetry_rest.router(self.telemetry, utc_now),
             transactions_rest.router(self.transactions),
             communication_rest.routes(self.commands),
+            security_rest.routes(self.security),
+            gateway_rest.routes(self.gateway_views),
             api_rest.router(database, self.stations, feed),
             watching_rest.router(watching),
         ]
@@ -235,6 +261,7 @@ class Cloud:
         self._config = config
         self._registry = CollectorRegistry()
         self._stack = AsyncExitStack()
+        self._gateway: Gateway | None = None
         self.ready = Ready("", "")
 
     async def __aenter__(self) -> Self:
@@ -254,29 +281,48 @@ class Cloud:
         await asyncio.to_thread(migrate, dsn)
         database = await stack.enter_async_context(Database.open(dsn))
         broker = await self._broker(stack)
-        modules = Modules.over(database, broker, config)
+        pki_settings = PkiSettings.of(config)
+        pki = None if pki_settings is None else Pki.open(pki_settings, utc_now())
+        modules = Modules.over(database, broker, config, pki)
         await modules.credentials.publish()
         if config.admin_key_file is not None:
             await modules.users.ensure_admin_key(config.admin_key_file)
         checks: dict[str, Check] = {"database": database.healthy}
         routers: list[APIRouter] = []
-        if config.role != "api":
+        if config.role in {"all", "ingest"}:
             checks["broker"] = await self._ingest(stack, database, broker, modules)
-        if config.role != "ingest":
+        if config.role in {"all", "api"}:
             feed = EventFeed(database, modules.stations)
             watching = Watching(live_sources(modules), utc_now)
             routers = modules.routers(database, feed, watching)
+        if config.serves_ocpp:
+            self._gateway = await stack.enter_async_context(
+                gateway(config, database, modules.of_gateway(), pki, utc_now, self._registry)
+            )
         app = create_app(
             modules.users, [*routers, health_routes(checks, self._registry)], database, utc_now
         )
         await stack.enter_async_context(http(app, listener))
-        if config.role != "ingest":
+        if config.role in {"all", "api"}:
             lists = modules.authorization.run
             await stack.enter_async_context(supervised("authorization lists", lists))
             await stack.enter_async_context(feed.serving())
             await stack.enter_async_context(watching.serving())
         port = listener.getsockname()[1]
-        self.ready = Ready(http_url(config.host, port), broker.endpoint.mqtt_url)
+        self.ready = Ready(
+            http_url(config.host, port), broker.endpoint.mqtt_url, self._ocpp_urls(config)
+        )
+
+    def _ocpp_urls(self, config: CloudConfig) -> dict[str, str]:
+        ports = {}
+        if self._gateway is not None:
+            ports = {"ocpp_url": self._gateway.port, "ocpps_url": self._gateway.tls_port}
+        schemes = {"ocpp_url": "ws", "ocpps_url": "wss"}
+        return {
+            name: f"{schemes[name]}://{_in_url(config.reachable_host)}:{port}/ocpp/"
+            for name, port in ports.items()
+            if port is not None
+        }
 
     async def _ingest(
         self, stack: AsyncExitStack, database: Database, broker: Broker, modules: Modules
@@ -331,6 +377,10 @@ class Cloud:
         if url is not None:
             return outside_broker(self._config, url)
         return await stack.enter_async_context(embedded_broker(self._config, _report))
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _keep(config: CloudConfig) -> Keep:

@@ -61,6 +61,7 @@ class Reason(StrEnum):
     CERTIFICATE_OWNER = "certificate_owner"
     CERTIFICATE_OVER = "certificate_over"
     CERTIFICATE_REVOKED = "certificate_revoked"
+    PROFILE = "profile"
     TOO_MANY_GUESSES = "too_many_guesses"
     TOO_MANY_STRANGERS = "too_many_strangers"
     PENDING_FULL = "pending_full"
@@ -123,14 +124,18 @@ def login_of(authorization: str | None) -> Login | None:
 
 
 def identity_of(target: str) -> str | None:
-    """The identity in a request's target: its last segment, percent-decoded once."""
+    """The identity in a request's target: its last segment, percent-decoded once.
+
+    None for what no station can be called: it would break a log line, or a URL of ours.
+    """
     path = target.partition("?")[0].rstrip("/")
     try:
         identity = unquote_to_bytes(path.rpartition("/")[2]).decode()
     except UnicodeDecodeError:
         return None
     fits = 0 < len(identity) <= MAX_STATION_LENGTH
-    return identity if fits and identity.isprintable() and identity.strip() else None
+    plain = identity.isprintable() and identity.strip() and "/" not in identity
+    return identity if fits and plain else None
 
 
 @dataclass(frozen=True)
@@ -332,3 +337,31 @@ def entered(admitted: Admit, station_id: int, tenant_id: int) -> Admit:
     """The same for a stranger that has been entered among the stations."""
     waiting = admitted.standing is Standing.PENDING
     return replace(admitted, station=StationFacts(station_id, tenant_id, waiting=waiting))
+
+
+# --------------------------------------------------------------------------- while it lasts
+
+
+@dataclass(frozen=True)
+class Session:
+    """A connection that was admitted."""
+
+    identity: str
+    station_id: int
+    profile: Profile
+    certificate: ClientCertificate | None = None
+
+
+def overdue(session: Session, station: StationFacts | None, policy: Policy) -> Reason | None:
+    """Why a connection must end now; None: it may stay.
+
+    A certificate that ends is no reason: its renewal goes over this very connection, and so does a
+    password that was set a moment ago.
+    """
+    if station is None or station.id != session.station_id:
+        return Reason.UNKNOWN
+    if session.certificate is not None and station.certificate_revoked:
+        return Reason.CERTIFICATE_REVOKED
+    if session.profile < max(station.profile, policy.least_profile):
+        return Reason.PROFILE
+    return None

@@ -97,7 +97,10 @@ class StationRegister(Protocol):
     ) -> dict[str, Resident]: ...
 
     async def enter_unannounced(self, cursor: Cursor, identity: str) -> Resident | None:
-        """Create it, or put it on the list, by the registration policy; None: the list is full."""
+        """Create it, or put it on the list, by the registration policy.
+
+        None while the list is full, or when somebody else has just made it.
+        """
         ...
 
     async def has_joined(self, cursor: Cursor, station_id: int) -> None:

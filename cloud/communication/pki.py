@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cloud.communication.api import CertificateRefused
+from cloud.kernel.config import CloudConfig
 from cloud.kernel.embedded.tls import (
     CLOCK_SLACK,
     AuthorityFiles,
@@ -165,6 +166,25 @@ class PkiSettings:
     authority: AuthorityFiles | None = None
     server: AuthorityFiles | None = None
     """The TLS port's own certificate, with its chain, and its key."""
+
+    @classmethod
+    def of(cls, config: CloudConfig) -> Self | None:
+        """None in one process of several that was given no authority: each would make its own."""
+        authority = _pair(config.ocpp_ca_file, config.ocpp_ca_key_file)
+        if authority is None and config.role != "all":
+            return None
+        return cls(
+            folder=config.data_dir / "ocpp-tls",
+            hostnames=[config.reachable_host],
+            organization=config.ocpp_organization,
+            life=timedelta(days=config.ocpp_certificate_days),
+            authority=authority,
+            server=_pair(config.ocpp_certificate_file, config.ocpp_key_file),
+        )
+
+
+def _pair(certificate: Path | None, key: Path | None) -> AuthorityFiles | None:
+    return None if certificate is None or key is None else AuthorityFiles(certificate, key)
 
 
 @dataclass(frozen=True)

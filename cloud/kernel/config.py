@@ -57,6 +57,28 @@ class CloudConfig(BaseSettings):
     ocpp_frame_days: int = Field(
         14, ge=1, le=3650, description="days that every OCPP message is kept for reading"
     )
+    ocpp_least_profile: int = Field(
+        0, ge=0, le=3, description="security profile that every OCPP station must reach at least"
+    )
+    ocpp_organization: str = Field(
+        "Karvon",
+        min_length=1,
+        max_length=64,
+        description="the operator's name in stations' certificates",
+    )
+    ocpp_certificate_days: int = Field(
+        365, ge=1, le=3650, description="days that a station's certificate lives"
+    )
+    ocpp_ca_file: Path | None = Field(
+        None,
+        description="authority that signs stations' certificates, with those above it; default:"
+        " our own in the data folder",
+    )
+    ocpp_ca_key_file: Path | None = Field(None, description="that authority's key")
+    ocpp_certificate_file: Path | None = Field(
+        None, description="certificate of the OCPP port, with its chain; default: that authority's"
+    )
+    ocpp_key_file: Path | None = Field(None, description="that certificate's key")
     role: Literal["all", "ingest", "api", "gateway"] = Field(
         "all",
         description="ingest: only the agents' link; gateway: only OCPP; api: only REST; all",
@@ -93,6 +115,16 @@ class CloudConfig(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _pairs(self) -> CloudConfig:
+        for name, key in (
+            ("ocpp_ca_file", "ocpp_ca_key_file"),
+            ("ocpp_certificate_file", "ocpp_key_file"),
+        ):
+            if bool(getattr(self, name)) != bool(getattr(self, key)):
+                raise ValueError(f"give {name} and {key} together")
+        return self
+
+    @model_validator(mode="after")
     def _apart(self) -> CloudConfig:
         self.shard_ids()
         outside = all(getattr(self, n) or getattr(self, f"{n}_file") for n in _SERVERS)
@@ -120,6 +152,12 @@ class CloudConfig(BaseSettings):
         if file is not None:
             return file.read_text().strip()
         return value.get_secret_value() if value is not None else None
+
+    @property
+    def serves_ocpp(self) -> bool:
+        """Whether stations may connect to this process over OCPP."""
+        some = self.ocpp_port is not None or self.ocpp_tls_port is not None
+        return some and self.role in {"all", "gateway"}
 
     @property
     def reachable_host(self) -> str:

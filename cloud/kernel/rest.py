@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Self, get_args
+from zoneinfo import available_timezones
 
 from pydantic import (
     AfterValidator,
@@ -45,6 +47,24 @@ Moment = Annotated[Instant, AfterValidator(_in_utc)]
 
 Flag = Annotated[bool, Field(strict=True)]
 """Yes or no in a JSON body: neither 0 nor "off" is a boolean."""
+
+
+def _known_zone(name: str) -> str:
+    if name not in _zones():
+        raise ValueError("no time zone of the IANA list, such as Asia/Tashkent")
+    return name
+
+
+@functools.cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
+
+
+Zone = Annotated[
+    str,
+    Field(max_length=60, description="IANA name", json_schema_extra={"format": "time-zone"}),
+    AfterValidator(_known_zone),
+]
 
 
 def example(**fields: Any) -> ConfigDict:

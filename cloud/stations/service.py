@@ -146,12 +146,15 @@ class Stations:
         return await store.residents(cursor, identities)
 
     async def enter_unannounced(self, cursor: Cursor, identity: str) -> Resident | None:
-        """One that came over OCPP unheard of: as the policy says; None while the list is full."""
+        """One that came over OCPP unheard of, as the policy says.
+
+        None while the list is full, or when somebody else has just made it.
+        """
         policy, now = self._settings.policy, self._clock()
         if policy is Policy.PENDING and await store.count_pending(cursor) >= MOST_PENDING:
             return None
         standing = Standing.PENDING if policy is Policy.PENDING else Standing.EXPECTED
-        await store.add_station(
+        made = await store.add_station(
             cursor,
             self._settings.tenant,
             identity,
@@ -160,7 +163,7 @@ class Stations:
             registration=standing,
             now=now,
         )
-        return (await store.residents(cursor, [identity])).get(identity)
+        return None if made is None else Resident(made.id, made.tenant_id, standing.value)
 
     async def has_joined(self, cursor: Cursor, station_id: int) -> None:
         """One that was expected has come over OCPP; a claim code stays good for an agent."""

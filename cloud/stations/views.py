@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from datetime import datetime
 from typing import Annotated
 from uuid import UUID
-from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, BaseModel, Field
 
 from cloud.kernel.imports import RowReport
-from cloud.kernel.rest import LARGEST_ID, Body, Flag
+from cloud.kernel.rest import LARGEST_ID, Body, Flag, Zone
 from cloud.stations.imports import Entry, Verdict
 from cloud.stations.liveness import freshness
 from cloud.stations.registration import Standing
@@ -44,24 +42,6 @@ Identity = Annotated[
         json_schema_extra={"format": "station-identity"},
     ),
     AfterValidator(_on_the_wire),
-]
-
-
-def _known_zone(name: str) -> str:
-    if name not in _zones():
-        raise ValueError("no time zone of the IANA list, such as Asia/Tashkent")
-    return name
-
-
-@functools.cache
-def _zones() -> frozenset[str]:
-    return frozenset(available_timezones())
-
-
-Zone = Annotated[
-    str,
-    Field(max_length=60, description="IANA name", json_schema_extra={"format": "time-zone"}),
-    AfterValidator(_known_zone),
 ]
 
 

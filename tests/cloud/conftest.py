@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import httpx
@@ -20,8 +23,11 @@ from cloud.api.live import EventFeed
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
 from cloud.communication import rest as communication_rest
+from cloud.communication import security_rest
 from cloud.communication.api import Credential, Presence
 from cloud.communication.commands import Commands
+from cloud.communication.pki import CertificateAuthority, Pki, PkiSettings
+from cloud.communication.security import OcppSecurity
 from cloud.kernel import events
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.events import Event
@@ -150,6 +156,14 @@ class Clock:
         self.now += timedelta(**step)
 
 
+@functools.cache
+def certificate_authority() -> CertificateAuthority:
+    """One for all tests of a process; its files are not needed again."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = PkiSettings(Path(folder), ["localhost"], "Registan Energy")
+        return Pki.open(settings, Clock()()).authority
+
+
 class World:
     """Every service over one database, and clients of every role."""
 
@@ -165,6 +179,7 @@ class World:
         self.transactions = Transactions(database, self.stations, self.authorization, self.link)
         self.commands = Commands(database, self.stations, self.authorization, self.clock)
         self.telemetry = Telemetry(database, self.stations)
+        self.security = OcppSecurity(database, self.stations, certificate_authority(), self.clock)
         self.feed = EventFeed(database, self.stations)
         self.app = create_app(
             self.users,
@@ -175,6 +190,7 @@ class World:
                 telemetry_rest.router(self.telemetry, self.clock),
                 transactions_rest.router(self.transactions),
                 communication_rest.routes(self.commands),
+                security_rest.routes(self.security),
                 api_rest.router(database, self.stations, self.feed),
             ],
             database,

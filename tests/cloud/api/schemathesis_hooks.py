@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import schemathesis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from hypothesis import strategies as st
 from schemathesis.core.parameters import ParameterLocation
 
@@ -12,6 +17,17 @@ schemathesis.openapi.format("time-zone", st.sampled_from(["UTC", "Asia/Tashkent"
 schemathesis.openapi.format(
     "station-identity", st.from_regex(r"[A-Za-z0-9 _.-]{1,48}", fullmatch=True)
 )
+
+
+@functools.cache
+def _request() -> str:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "CP-1")])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name)
+    made = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    return made.public_bytes(serialization.Encoding.PEM).decode()
+
+
+schemathesis.openapi.format("certificate-request", st.builds(_request))
 MOMENTARY_HEADERS = {"if-match", "idempotency-key"}
 """Made up, they are refused by right: 412, and 422 for a key that was used for something else."""
 SPAN = {"from": "2026-05-01T00:00:00Z", "to": "2026-05-02T00:00:00Z"}

@@ -78,7 +78,7 @@ def refusal(
         ("/ocpp/1.6/CP-1/?token=x", "CP-1"),
         ("/RDAM%7C123", "RDAM|123"),
         ("/RDAM%257C123", "RDAM%7C123"),  # decoded once
-        ("/a%2Fb", "a/b"),
+        ("/a%2Fb", None),
         ("/%D0%A2", "Т"),
         ("/", None),
         ("/ocpp/%20", None),
@@ -92,7 +92,11 @@ def test_an_identity_is_decoded_once(target: str, identity: str | None) -> None:
     assert identity_of(target) == identity
 
 
-@given(st.text(min_size=1, max_size=48).filter(lambda name: name.isprintable() and name.strip()))
+@given(
+    st.text(min_size=1, max_size=48).filter(
+        lambda name: name.isprintable() and name.strip() and "/" not in name
+    )
+)
 def test_every_printable_identity_survives_its_url(identity: str) -> None:
     assert identity_of("/ocpp/" + quote(identity, safe="")) == identity
 

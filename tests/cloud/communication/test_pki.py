@@ -42,10 +42,10 @@ def pem_key(private: Any) -> bytes:
     )
 
 
-def csr(*names: str, private: Any = None, digest: Any = None) -> str:
+def csr(*names: str, private: Any = None) -> str:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name) for name in names])
     builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
-    made = builder.sign(private or key(), digest or hashes.SHA256())
+    made = builder.sign(private or key(), hashes.SHA256())
     return made.public_bytes(serialization.Encoding.PEM).decode()
 
 

@@ -10,6 +10,10 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.facts import Delivery
@@ -178,6 +182,13 @@ async def transaction(world: Any, station: Any) -> str:
     return str(event.transaction)
 
 
+def signing_request(name: str) -> str:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    made = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    return made.public_bytes(serialization.Encoding.PEM).decode()
+
+
 BODIES: dict[str, Any] = {
     "/api/v1/sites": {"name": "new"},
     "/api/v1/stations": {"station": "CP-NEW"},
@@ -187,7 +198,12 @@ BODIES: dict[str, Any] = {
     "/api/v1/id-token-groups": {"name": "new"},
     "/api/v1/users": {"name": "new", "role": "viewer", "password": "0123456789"},
     "/api/v1/api-keys": {"name": "new", "role": "viewer"},
+    "/api/v1/stations/{station}/ocpp": {"ping_s": 30},
+    "/api/v1/stations/{station}/ocpp-password": {},
+    "/api/v1/stations/{station}/ocpp-certificates": {"csr": signing_request("CP-NEW")},
+    "/api/v1/ocpp-certificates/{serial}/revocation": {"reason": "stolen"},
 }
+EVERYBODYS = ("/me", "/stream", "/live", "/ocpp-authority")
 RENAMED = {"name": "renamed"}
 
 
@@ -199,7 +215,10 @@ async def furnish(client: httpx.AsyncClient) -> dict[str, Any]:
         answer = await client.post(url, json=BODIES[url])
         assert answer.status_code == 201, answer.text
         made[path] = answer.json()
+    url = "/api/v1/stations/{station}/ocpp-certificates"
+    signed = await client.post(url.format(station="CP-NEW"), json=BODIES[url])
     return {
+        "serial": signed.json()["serial"],
         "site": made["sites"]["id"],
         "station": "CP-NEW",
         "value": "new",
@@ -242,7 +261,7 @@ def _guarded_routes(app: Any) -> list[tuple[str, str]]:
         (method.upper(), path)
         for path, methods in app.openapi()["paths"].items()
         for method, operation in methods.items()
-        if operation.get("security") and not path.endswith(("/me", "/stream", "/live"))
+        if operation.get("security") and not path.endswith(EVERYBODYS)
     ]
 
 
