@@ -184,9 +184,12 @@ class Socket(asyncio.Protocol):
     async def _admit(self, request: Request) -> None:
         try:
             verdict = await self._judge(self, request)
-            self._answer(request, verdict)
+        except Exception:
+            logger.exception("an upgrade request could not be judged")
+            verdict = Verdict(500, text="internal error")
         finally:
             self._task = None
+        self._answer(request, verdict)
 
     def _answer(self, request: Request, verdict: Verdict) -> None:
         if self.transport.is_closing():
