@@ -55,6 +55,15 @@ NEEDS: dict[tuple[str, str], Role | None] = {
     ("POST", "/api/v1/stations/{station}/commands/remote-stop"): OP,
     ("GET", "/api/v1/stations/{station}/telemetry"): V,
     ("POST", "/api/v1/claims"): None,
+    ("GET", "/api/v1/stations/{station}/ocpp"): V,
+    ("PATCH", "/api/v1/stations/{station}/ocpp"): OP,
+    ("PUT", "/api/v1/stations/{station}/ocpp-password"): OP,
+    ("DELETE", "/api/v1/stations/{station}/ocpp-password"): OP,
+    ("POST", "/api/v1/stations/{station}/ocpp-certificates"): A,
+    ("GET", "/api/v1/ocpp-authority"): V,
+    ("GET", "/api/v1/ocpp-certificates"): V,
+    ("GET", "/api/v1/ocpp-certificates/{serial}"): V,
+    ("POST", "/api/v1/ocpp-certificates/{serial}/revocation"): OP,
     ("GET", "/api/v1/pending"): T,
     ("POST", "/api/v1/pending/{station}/approval"): OP,
     ("DELETE", "/api/v1/pending/{station}"): OP,
@@ -99,6 +108,7 @@ async def test_every_route_asks_for_its_role(world: Any) -> None:
                     station="CP-9",
                     evse=1,
                     value="none",
+                    serial="ab",
                     group=999,
                 )
                 query = {"cursor": "x"} if url.endswith("/stream") else None  # it has no end
