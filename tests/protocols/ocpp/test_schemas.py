@@ -193,6 +193,8 @@ def test_what_is_sent_is_strict_and_has_whole_seconds() -> None:
     assert types.encode(message) == (
         b'{"status":"Accepted","currentTime":"2026-03-14T09:26:53Z","interval":300}'
     )
+    schedule = {"localAuthorizationList": [{"idTag": "A", "idTagInfo": {"status": "Accepted"}}]}
+    types.make_request("SendLocalList", {"listVersion": 1, "updateType": "Full", **schedule})
     with pytest.raises(SchemaError):
         types.make_request("Reset", {"type": "hard"})
     with pytest.raises(SchemaError):
