@@ -8,8 +8,10 @@
 | `schemas`       | typed messages built from it; strict: parser and validator in one             |
 | `deviations`    | what chargers do against the specification, by name                           |
 | `timestamps`    | every way in which a charger wrote a time                                     |
+| `meanings`      | what stations' own words mean                                                 |
 | `tolerance`     | reads what deviates, and says in what                                         |
 | `frames`        | from text to CALL, CALLRESULT, CALLERROR, SEND, whatever is wrong with it     |
+| `events`        | what comes out of a connection                                                |
 | `rpc`           | one connection's calls in both directions                                     |
 | `messages`      | what is said, whichever version says it                                       |
 | `dialect`       | from a version's messages to those and back: `v16`, `v201`, `v21`             |

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+_LONGEST_QUOTE: Final = 120
+
 DEVIATIONS: Final[dict[str, str]] = {
     # the frame
     "byte_order_mark": "begins its messages with a byte order mark",
@@ -69,3 +71,9 @@ class Deviation(NamedTuple):
     """A JSON pointer to the first place; empty for the message itself."""
     text: str
     """What was found there, and what it was taken for."""
+
+
+def quoted(text: str) -> str:
+    """One line, of bounded length, whatever a station wrote."""
+    plain = "".join(c if c.isprintable() else "�" for c in text[:_LONGEST_QUOTE])
+    return plain if len(text) <= _LONGEST_QUOTE else f"{plain}…"

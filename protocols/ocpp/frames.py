@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 from msgspec import Raw, Struct
 
-from protocols.ocpp.deviations import Deviation
+from protocols.ocpp.deviations import Deviation, quoted
 from protocols.ocpp.version import Version
 
 CALL, CALLRESULT, CALLERROR, CALLRESULTERROR, SEND = 2, 3, 4, 5, 6
@@ -110,7 +110,7 @@ def _read(parts: list[Raw], version: Version, deviations: list[Deviation]) -> Fr
     kind = _plain(parts[0]) if parts else None
     message_id = _message_id(parts, deviations)
     if not isinstance(kind, int) or isinstance(kind, bool) or kind not in _TYPES[version]:
-        text = f"{version} has no message type {str(kind)[:20]}"
+        text = f"{version} has no message type {quoted(str(kind)[:20])}"
         return _fault(version, "MessageTypeNotSupported", text, message_id, CALL)
     if message_id is None:
         text = "the message id must be a text of at most 36 characters"

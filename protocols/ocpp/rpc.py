@@ -20,13 +20,26 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw, Struct
 
 from protocols.ocpp import frames
 from protocols.ocpp.deviations import Deviation
+from protocols.ocpp.events import (
+    Answered,
+    AnswerRefused,
+    CallReceived,
+    Close,
+    Failed,
+    Note,
+    Output,
+    Refused,
+    Send,
+    SendReceived,
+    TimedOut,
+)
 from protocols.ocpp.frames import (
     CALL,
     CALLERROR,
@@ -39,101 +52,6 @@ from protocols.ocpp.frames import (
     MessageId,
 )
 from protocols.ocpp.version import Version
-
-# --------------------------------------------------------------------------- what comes out
-
-
-class Send(Struct, frozen=True, gc=False):
-    """Send this as a text message."""
-
-    frame: bytes
-
-
-class CallReceived(Struct, frozen=True, gc=False):
-    """The station asks: `answer` or `fail` it once."""
-
-    id: MessageId
-    action: str
-    payload: Raw
-    """A JSON object, not yet looked into."""
-    deviations: tuple[Deviation, ...] = ()
-
-
-class SendReceived(Struct, frozen=True, gc=False):
-    """The station tells, and wants no answer (2.1)."""
-
-    id: MessageId
-    action: str
-    payload: Raw
-    deviations: tuple[Deviation, ...] = ()
-
-
-class Answered(Struct, frozen=True, gc=False):
-    """Our call was answered."""
-
-    id: str
-    payload: Raw
-    deviations: tuple[Deviation, ...] = ()
-
-
-class Failed(Struct, frozen=True, gc=False):
-    """Our call was answered with an error, or with what cannot be read."""
-
-    id: str
-    code: str
-    text: str
-    details: Raw = Raw(b"{}")
-    deviations: tuple[Deviation, ...] = ()
-
-
-class TimedOut(Struct, frozen=True, gc=False):
-    """Our call was not answered in time, or (`sent` false) did not get its turn in time."""
-
-    id: str
-    sent: bool
-
-
-class Refused(Struct, frozen=True, gc=False):
-    """Our call ends without an answer: the queue was full, or the connection is lost."""
-
-    id: str
-    text: str
-    sent: bool = False
-
-
-class AnswerRefused(Struct, frozen=True, gc=False):
-    """The station could not read our answer (2.1 CALLRESULTERROR)."""
-
-    id: MessageId
-    code: str
-    text: str
-
-
-class Note(Struct, frozen=True, gc=False):
-    """Something for the log and the counters; it has been dealt with."""
-
-    deviation: Deviation
-
-
-class Close(Struct, frozen=True, gc=False):
-    """Close the connection with this WebSocket status (RFC 6455, 7.4.1); nothing more is taken."""
-
-    status: int
-    reason: str
-
-
-Output: TypeAlias = (
-    Send
-    | CallReceived
-    | SendReceived
-    | Answered
-    | Failed
-    | TimedOut
-    | Refused
-    | AnswerRefused
-    | Note
-    | Close
-)
 
 
 @dataclass(frozen=True)
@@ -153,8 +71,6 @@ class Limits:
     strikes: int = 32
     """Unreadable messages and surplus calls in a row until the connection is closed."""
 
-
-# --------------------------------------------------------------------------- inside
 
 _TOO_BIG: Final = 1009
 _POLICY: Final = 1008
@@ -378,8 +294,10 @@ class Rpc:
         asked = self._asked
         if asked and fault.id == asked.id and fault.type in {CALLRESULT, CALLERROR}:
             self._asked = None
-            refusal = self.refuse_answer(asked.id, fault.code, fault.text)
-            return [Failed(asked.id, fault.code, fault.text), *refusal, *self._send_next(now)]
+            failed: list[Output] = [Failed(asked.id, fault.code, fault.text)]
+            if fault.type == CALLRESULT:
+                failed += self.refuse_answer(asked.id, fault.code, fault.text)
+            return failed + self._send_next(now)
         unknown = fault.code == "MessageTypeNotSupported"
         notes = self._strike("unknown_message_type" if unknown else "unreadable_frame", fault.text)
         if fault.type != CALL or not fault.code or self._open_frames(fault.id):

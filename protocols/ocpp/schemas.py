@@ -22,6 +22,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from protocols.ocpp.deviations import quoted
 from protocols.ocpp.shapes import Kind, Shape, Shapes, shapes
 from protocols.ocpp.version import Version
 
@@ -43,7 +44,6 @@ KEPT_RAW: Final = frozenset(
 """Enumerations whose unknown values a lenient reader keeps: they qualify, but do not decide."""
 MAY_BE_EMPTY: Final = frozenset({"meterValue", "sampledValue"})
 """Lists of which a lenient reader takes nothing for what it is; an empty plan it refuses."""
-_LONGEST_QUOTE: Final = 120
 
 
 class Wrong(Enum):
@@ -183,7 +183,8 @@ def _checks(shape: Shape) -> dict[str, Any]:
     def check(message: Struct) -> None:
         for key, step in steps:
             value = getattr(message, key)
-            if value is not None and abs(math.remainder(value, step)) > 1e-6:
+            count = 0.0 if value is None else value / step
+            if not math.isfinite(count) or abs(count - round(count)) > 1e-6:
                 raise ValueError(f"`{key}` {value} is not a multiple of {step}")
 
     return {"__post_init__": check}
@@ -239,6 +240,10 @@ class Codec:
         """The lenient type of one node."""
         return self._types[True].of(shape)
 
+    def list_of(self, shape: Shape) -> Any:
+        """The strict type of a list of such nodes, however many."""
+        return GenericAlias(list, (self._types[False].of(shape),))
+
     def request_shape(self, action: str) -> Shape:
         """Raises SchemaError for an action that this version does not have."""
         return self._shape(self.shapes.request, action)
@@ -283,9 +288,13 @@ def codec(version: Version) -> Codec:
 
 
 def _to_send(value: Any) -> Any:
-    """Times with milliseconds, the most that stations must read (2.0.1 Part 2, 2.1.4)."""
+    """Times in whole seconds.
+
+    Three decimals are allowed (2.0.1 Part 2, 2.1.4), few stations read
+    them, and msgspec writes six or none.
+    """
     if isinstance(value, datetime):
-        return value.replace(microsecond=value.microsecond // 1000 * 1000)
+        return value.replace(microsecond=0)
     if isinstance(value, Mapping):
         return {key: _to_send(below) for key, below in value.items()}
     if isinstance(value, list | tuple):
@@ -295,7 +304,7 @@ def _to_send(value: Any) -> Any:
 
 # --------------------------------------------------------------------------- what is wrong
 
-_PATH: Final = re.compile(r" - at `\$(?P<path>[^`]*)`\Z")
+_PLACE: Final = " - at `$"
 _KINDS: Final[tuple[tuple[re.Pattern[str], Wrong, str], ...]] = tuple(
     (re.compile(pattern, re.DOTALL), wrong, text)
     for pattern, wrong, text in (
@@ -316,15 +325,20 @@ _KINDS: Final[tuple[tuple[re.Pattern[str], Wrong, str], ...]] = tuple(
 
 def _explained(message: str) -> tuple[Wrong, str, str]:
     """A ValidationError's kind, path and text; the path is a JSON pointer."""
-    what, path = message, ""
-    while found := _PATH.search(what):
-        what, path = what[: found.start()], path + found["path"]
+    what, path = _apart(message)
+    what, inner = _apart(what)  # an extension's error names the way within it first
+    path += inner
     for pattern, wrong, text in _KINDS:
         if match := pattern.fullmatch(what):
             groups = [quoted(group) for group in match.groups()]
             kind = Wrong.FORMAT if wrong is Wrong.TYPE and not path else wrong
             return kind, pointer(path), text.format(*groups)
     raise AssertionError(message)  # the last pattern matches everything
+
+
+def _apart(message: str) -> tuple[str, str]:
+    what, found, path = message.rpartition(_PLACE)
+    return (what, path[:-1]) if found and message.endswith("`") else (message, "")
 
 
 def pointer(path: str) -> str:
@@ -338,9 +352,3 @@ def _not_json(error: Exception) -> str:
     if isinstance(error, UnicodeError):
         return "the text is not UTF-8"
     return f"this is not JSON: {quoted(str(error))}"
-
-
-def quoted(text: str) -> str:
-    """One line, of bounded length, whatever a station wrote."""
-    plain = "".join(c if c.isprintable() else "�" for c in text[:_LONGEST_QUOTE])
-    return plain if len(text) <= _LONGEST_QUOTE else f"{plain}…"

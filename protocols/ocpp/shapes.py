@@ -93,6 +93,7 @@ class Shapes:
 
     def __init__(self, version: Version) -> None:
         self._files = _files(version)
+        self._messages: dict[str, Shape] = {}
         self._known: dict[str, Shape] = {}
         responses = {n.removesuffix("Response") for n in self._files if n.endswith("Response")}
         requests = {n.removesuffix("Request") for n in self._files if not n.endswith("Response")}
@@ -122,8 +123,12 @@ class Shapes:
         return action if action in self._files else f"{action}Request"
 
     def _read(self, file: str, name: str) -> Shape:
-        schema = json.loads(self._files[file].read_text("utf-8-sig"))
-        return self._shape(schema, schema.get("definitions", {}), name)
+        read = self._messages.get(file)
+        if read is None:
+            schema = json.loads(self._files[file].read_text("utf-8-sig"))
+            read = self._shape(schema, schema.get("definitions", {}), name)
+            self._messages[file] = read
+        return read
 
     def _shape(self, node: dict[str, Any], known: dict[str, Any], name: str) -> Shape:
         if "$ref" in node:

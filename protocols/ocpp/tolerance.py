@@ -7,22 +7,31 @@ Never made up: energy, ids, tokens, states. What we send ourselves goes through 
 
 from __future__ import annotations
 
-import math
 import re
 from datetime import datetime, tzinfo
-from decimal import Decimal
 from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 
-from protocols.ocpp.deviations import DEVIATIONS, Deviation
+from protocols.ocpp.deviations import DEVIATIONS, Deviation, quoted
+from protocols.ocpp.meanings import (
+    INTEGER,
+    NEUTRAL,
+    NUMBER,
+    TELLING,
+    TIMES_OF_RECEIPT,
+    TRUTHS,
+    WHOLE_WATT_HOURS,
+    bare,
+    meant,
+    written,
+)
 from protocols.ocpp.schemas import (
     KEPT_RAW,
     MAY_BE_EMPTY,
     Codec,
     SchemaError,
-    quoted,
 )
 from protocols.ocpp.shapes import Kind, Shape
 from protocols.ocpp.timestamps import read_time
@@ -32,54 +41,8 @@ __all__ = ["DEVIATIONS", "Deviation", "read_request", "read_response", "resolve_
 T = TypeVar("T")
 
 _MOST_DEVIATIONS: Final = 32
-_MOST_REPAIRS: Final = 5000
+_MOST_REPAIRS: Final = 2000
 """A message that needs more is no slip of its maker's, and must not hold up others."""
-_NEUTRAL: Final[dict[str, Any]] = {
-    "errorCode": "NoError",
-    "chargePointVendor": "unknown",
-    "chargePointModel": "unknown",
-    "chargingStation": {},
-    "vendorName": "unknown",
-    "model": "unknown",
-    "vendorId": "unknown",
-    "readonly": False,
-}
-"""What stands for a missing required field on which no answer depends."""
-_TIMES_OF_RECEIPT: Final = frozenset({"timestamp", "generatedAt"})
-"""Times of something that just happened; plans and limits name their times differently."""
-_WHOLE_WATT_HOURS: Final = frozenset({"meterStart", "meterStop"})
-_REASONS: Final = frozenset({"errorCode", "reason", "stoppedReason"})
-_OTHER: Final = ("Other", "OtherError", "Unknown")
-_ALIASES: Final[dict[str, dict[str, str]]] = {
-    "unit": {
-        "celcius": "Celsius",
-        "c": "Celsius",
-        "degc": "Celsius",
-        "hz": "Hertz",
-        "": "Percent",
-        "pct": "Percent",
-        "amp": "A",
-        "amps": "A",
-        "ampere": "A",
-        "amperes": "A",
-        "volt": "V",
-        "volts": "V",
-        "watt": "W",
-        "watts": "W",
-        "watthour": "Wh",
-        "watthours": "Wh",
-    },
-    "measurand": {"stateofcharge": "SoC"},
-    "reason": {"evdisconnect": "EVDisconnected", "deauthorised": "DeAuthorized"},
-    "stoppedReason": {"evdisconnect": "EVDisconnected", "deauthorised": "DeAuthorized"},
-    "connectorStatus": dict.fromkeys(
-        ("preparing", "charging", "suspendedev", "suspendedevse", "finishing"), "Occupied"
-    ),
-}
-"""By field, then by what is left of a value in small letters without separators."""
-_NUMBER: Final = re.compile(r"-?\d{1,18}(\.\d{1,18})?([eE][+-]?\d{1,2})?", re.ASCII)
-_INTEGER: Final = re.compile(r"[+-]?\d{1,18}(\.0*)?", re.ASCII)
-_TRUTHS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def read_request(
@@ -101,7 +64,7 @@ def read_request(
         if name not in codec.actions:
             raise
         found = [misspelt] if misspelt else []
-        repair = _Repair(codec, now, zone, found, refusal)
+        repair = _Repair(codec, now if name in TELLING else None, zone, found, refusal)
         kind = codec.request_type(name, lenient=True)
         return repair.read(raw, codec.request_shape(name), kind)
 
@@ -111,7 +74,6 @@ def read_response(
     action: str,
     raw: bytes | Raw,
     *,
-    now: datetime | None = None,
     zone: tzinfo | None = None,
 ) -> tuple[Any, tuple[Deviation, ...]]:
     """The response and how it deviates; as `read_request`."""
@@ -119,7 +81,7 @@ def read_response(
         return codec.decode_response(action, raw), ()
     except SchemaError as refusal:
         kind = codec.response_type(action, lenient=True)
-        repair = _Repair(codec, now, zone, [], refusal)
+        repair = _Repair(codec, None, zone, [], refusal)
         return repair.read(raw, codec.response_shape(action), kind)
 
 
@@ -127,15 +89,11 @@ def resolve_action(codec: Codec, action: str) -> tuple[str, Deviation | None]:
     """The action that is meant; unchanged where none is known."""
     if action in codec.actions:
         return action, None
-    meant = re.sub(r"(request|req)\Z", "", _bare(action))
+    plain = re.sub(r"(request|req)\Z", "", bare(action))
     for name in codec.actions:
-        if name.lower() == meant:
+        if name.lower() == plain:
             return name, Deviation("action_case", "", f"{quoted(action)} taken as {name}")
     return action, None
-
-
-def _bare(text: str) -> str:
-    return re.sub(r"[\W_]+", "", text[:100]).lower()
 
 
 class _Repair:
@@ -212,8 +170,8 @@ class _Repair:
         if not isinstance(value, dict) or shape.fields is None:
             return value
         repaired: dict[str, Any] = {}
-        for written, item in value.items():
-            key = self._key(shape, written, value, repaired, path)
+        for sent, item in value.items():
+            key = self._key(shape, sent, value, repaired, path)
             if key is not None:
                 self._put(shape, key, item, f"{path}/{key}", repaired)
         for key in shape.required - repaired.keys():
@@ -223,23 +181,23 @@ class _Repair:
     def _key(
         self,
         shape: Shape,
-        written: str,
+        sent: str,
         value: dict[str, Any],
         repaired: dict[str, Any],
         path: str,
     ) -> str | None:
         """The field that is meant; None for one that is to be dropped."""
         assert shape.fields is not None
-        if written in shape.fields:
-            return written
-        bare = _bare(written)
+        if sent in shape.fields:
+            return sent
+        plain = bare(sent)
         for key in shape.fields:
-            if key.lower() == bare and key not in value and key not in repaired:
-                self._tell("field_case", f"{path}/{key}", f"written {quoted(written)}")
+            if key.lower() == plain and key not in value and key not in repaired:
+                self._tell("field_case", f"{path}/{key}", f"written {quoted(sent)}")
                 return key
         if shape.is_open:
-            return written
-        self._tell("unknown_field", f"{path}/{quoted(written)[:50]}", "dropped")
+            return sent
+        self._tell("unknown_field", f"{path}/{quoted(sent)[:50]}", "dropped")
         return None
 
     def _put(self, shape: Shape, key: str, item: Any, path: str, repaired: dict[str, Any]) -> None:
@@ -253,26 +211,25 @@ class _Repair:
             if is_optional:
                 self._tell(_none_as(field, item), path, "taken as absent")
             return
-        meant = self._value(field, item, path, key)
-        if is_optional and meant == [] and field.least:
+        taken = self._value(field, item, path, key)
+        if is_optional and taken == [] and field.least:
             self._tell("empty_list", path, "taken as absent")
         else:
-            repaired[key] = meant
+            repaired[key] = taken
 
     def _fill(self, shape: Shape, key: str, path: str, repaired: dict[str, Any]) -> None:
         """A required field that is not there."""
         assert shape.fields is not None
         field = shape.fields[key]
-        if field.kind is Kind.TIME and key in _TIMES_OF_RECEIPT and self._now is not None:
+        if field.kind is Kind.TIME and key in TIMES_OF_RECEIPT and self._now is not None:
             self._tell("missing_timestamp", path, "the time of receipt is taken")
             repaired[key] = self._now
         elif field.kind is Kind.LIST and key in MAY_BE_EMPTY:
             self._tell("empty_list", path, "missing")
             repaired[key] = []
-        elif "Unknown" in field.enum or key in _NEUTRAL:
-            neutral = "Unknown" if "Unknown" in field.enum else _NEUTRAL[key]
-            self._tell("missing_field", path, f"{neutral or 'nothing'} is taken")
-            repaired[key] = self._value(field, neutral, path, key)
+        elif key in NEUTRAL:
+            self._tell("missing_field", path, f"{NEUTRAL[key] or 'nothing'} is taken")
+            repaired[key] = self._value(field, NEUTRAL[key], path, key)
 
     def _list(self, shape: Shape, value: Any, path: str, key: str) -> Any:
         assert shape.item is not None
@@ -281,18 +238,30 @@ class _Repair:
                 return value
             self._tell("object_for_list", path, "taken as a list of one")
             value = [value]
-        items = [
-            self._value(shape.item, item, f"{path}/{number}", key)
-            for number, item in enumerate(value)
-            if not self._is_null(item, f"{path}/{number}")
-        ]
-        if key == "sampledValue":
+        items = value if self._is_good(shape.item, value) else self._items(shape, value, path, key)
+        if key == "sampledValue" and items is not value:
             items = self._readable(shape.item, items, path)
         if shape.most is not None and len(items) > shape.most:
             self._tell("too_many_items", path, f"{len(items)}, at most {shape.most} are due")
         if not items and key in MAY_BE_EMPTY:
             self._tell("empty_list", path, "taken as it is")
         return items
+
+    def _items(self, shape: Shape, value: list[Any], path: str, key: str) -> list[Any]:
+        assert shape.item is not None
+        return [
+            self._value(shape.item, item, f"{path}/{number}", key)
+            for number, item in enumerate(value)
+            if not self._is_null(item, f"{path}/{number}")
+        ]
+
+    def _is_good(self, shape: Shape, items: list[Any]) -> bool:
+        """Long lists are mostly good, and walking them costs twenty times as much as looking."""
+        try:
+            self._codec.convert(items, self._codec.list_of(shape))
+        except SchemaError:
+            return False
+        return True
 
     def _is_null(self, item: Any, path: str) -> bool:
         if item is None:
@@ -314,7 +283,7 @@ class _Repair:
     def _text(self, shape: Shape, value: Any, path: str, key: str) -> Any:
         if isinstance(value, int | float):
             self._tell("number_for_text", path, f"{type(value).__name__} taken as text")
-            value = _written(value)
+            value = written(value)
         elif key == "data" and isinstance(value, dict | list):
             self._tell("object_for_text", path, "kept as JSON")
             value = msgspec.json.encode(value).decode()
@@ -330,27 +299,12 @@ class _Repair:
     def _enum(self, shape: Shape, value: str, path: str, key: str) -> Any:
         if value in shape.enum:
             return value
-        name, meant = self._meant(shape, value, key)
+        name, taken = meant(value, key, shape.enum)
+        if not name and key in KEPT_RAW:
+            name = "unknown_qualifier"
         if name:
-            self._tell(name, path, f"{quoted(value)} taken as {quoted(meant)}")
-        return meant
-
-    def _meant(self, shape: Shape, value: str, key: str) -> tuple[str, str]:
-        """A deviation's name and the value that is taken; no name: it stays refused."""
-        bare = _bare(value)
-        alike = [one for one in shape.enum if _bare(one) == bare]
-        if len(alike) == 1:
-            return "enum_case", alike[0]
-        alias = _ALIASES.get(key, {}).get(bare)
-        if alias in shape.enum and (bare or value.strip() == "%"):
-            return "enum_alias", str(alias)
-        if key in KEPT_RAW:
-            return "unknown_qualifier", value
-        if key in _REASONS:
-            other = next((one for one in _OTHER if one in shape.enum), None)
-            if other is not None:
-                return "unknown_reason", other
-        return "", value
+            self._tell(name, path, f"{quoted(value)} taken as {quoted(taken)}")
+        return taken
 
     def _time(self, value: Any, path: str, key: str) -> Any:
         read = read_time(value, self._zone)
@@ -359,33 +313,33 @@ class _Repair:
             if name:
                 self._tell(name, path, f"{_shown(value)} taken as {moment.isoformat()}")
             return moment
-        if key not in _TIMES_OF_RECEIPT or self._now is None:
+        if key not in TIMES_OF_RECEIPT or self._now is None:
             return value
         self._tell("unreadable_timestamp", path, f"{_shown(value)}: time of receipt taken")
         return self._now
 
     def _integer(self, value: Any, path: str, key: str) -> Any:
         if isinstance(value, str):
-            if not _INTEGER.fullmatch(value.strip()):
+            if not INTEGER.fullmatch(value.strip()):
                 return value
             self._tell("text_for_number", path, f"{quoted(value)} taken as a number")
             return int(value.strip().partition(".")[0])
         if isinstance(value, float) and value.is_integer():
             self._tell("decimal_for_integer", path, f"{value} taken as {int(value)}")
             return int(value)
-        if isinstance(value, float) and key in _WHOLE_WATT_HOURS:
+        if isinstance(value, float) and key in WHOLE_WATT_HOURS:
             self._tell("fraction_rounded", path, f"{value} taken as {round(value)}")
             return round(value)
         return value
 
     def _number(self, value: Any, path: str) -> Any:
-        if not isinstance(value, str) or not _NUMBER.fullmatch(value.strip()):
+        if not isinstance(value, str) or not NUMBER.fullmatch(value.strip()):
             return value
         self._tell("text_for_number", path, f"{quoted(value)} taken as a number")
         return float(value.strip())
 
     def _boolean(self, value: Any, path: str) -> Any:
-        truth = _TRUTHS.get(str(value).strip().lower()) if isinstance(value, str | int) else None
+        truth = TRUTHS.get(str(value).strip().lower()) if isinstance(value, str | int) else None
         if truth is None or value is truth:
             return value
         self._tell("value_for_boolean", path, f"{_shown(value)} taken as {truth}")
@@ -407,12 +361,3 @@ def _none_as(shape: Shape, item: Any) -> str:
 def _shown(value: Any) -> str:
     """A scalar; of what is nested only what it is."""
     return quoted(str(value)) if isinstance(value, str | int | float) else type(value).__name__
-
-
-def _written(value: float) -> str:
-    """As JSON writes it, never with an exponent."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int) or not math.isfinite(value):
-        return str(value)
-    return f"{Decimal(repr(value)):f}"

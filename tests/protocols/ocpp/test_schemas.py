@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
-from instances import TIME, Instances
+from ocpp_instances import TIME, Instances
 
 from protocols.ocpp.schemas import Codec, SchemaError, codec
 from protocols.ocpp.version import Version, choose
@@ -24,39 +25,45 @@ from protocols.ocpp.version import Version, choose
 Record = Callable[[str, object], None]
 
 
-def _messages() -> Iterator[Any]:
-    for version in Version:
-        shapes = codec(version).shapes
-        for action in sorted(shapes.requests):
-            yield pytest.param(version, action, "request", id=f"{version}-{action}")
-        for action in sorted(shapes.responses):
-            yield pytest.param(version, action, "response", id=f"{version}-{action}Response")
+SIDES = ("request", "response")
 
 
-def _judges(version: Version, action: str, side: str) -> tuple[Any, Any, dict[str, Any]]:
-    ours = codec(version)
-    text = getattr(ours.shapes, f"{side}_text")(action)
-    schema = json.loads(text)
-    theirs = jsonschema.validators.validator_for(schema)(schema)
-    return getattr(ours, f"decode_{side}"), theirs, schema
+def _actions(version: Version, side: str) -> frozenset[str]:
+    shapes = codec(version).shapes
+    return shapes.requests if side == "request" else shapes.responses
 
 
-@pytest.mark.parametrize(("version", "action", "side"), _messages())
+def _schema(version: Version, action: str, side: str) -> dict[str, Any]:
+    text: str = getattr(codec(version).shapes, f"{side}_text")(action)
+    return dict(json.loads(text))
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("version", Version)
 def test_every_message_agrees_with_jsonschema(
-    version: Version, action: str, side: str, record_property: Record
+    version: Version, side: str, record_property: Record, sample_size: Callable[[int, int], int]
 ) -> None:
-    decode, theirs, schema = _judges(version, action, side)
+    decode = getattr(codec(version), f"decode_{side}")
+    every = 12 - sample_size(1, 11)
     counted: Counter[str] = Counter()
-    for full in (False, True):
-        instances = Instances(schema)
-        assert _accepts(decode, action, instances.valid(full=full)), action
-        for name, mutant in instances.mutants(full=full):
+    for action in _actions(version, side):
+        schema = _schema(version, action, side)
+        theirs = jsonschema.validators.validator_for(schema)(schema)
+        for name, mutant in itertools.islice(_mutants(schema), 0, None, every):
             valid = theirs.is_valid(mutant)
-            assert _accepts(decode, action, mutant) == valid or _stricter(schema, mutant), name
+            agree = _accepts(decode, action, mutant) == valid
+            assert agree or _stricter(schema, mutant), (action, name)
             counted["accepted" if valid else "refused"] += 1
-    assert counted["refused"] > 0
+    assert counted["refused"] > counted["accepted"] > 30
     for outcome, count in counted.items():
         record_property(f"mutants {outcome} by both", count)
+
+
+def _mutants(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    instances = Instances(schema)
+    for full in (False, True):
+        yield "valid", instances.valid(full=full)
+        yield from instances.mutants(full=full)
 
 
 def _accepts(decode: Callable[[str, bytes], Any], action: str, instance: Any) -> bool:
@@ -75,12 +82,16 @@ def _stricter(schema: dict[str, Any], mutant: Any) -> bool:
     return not validator(schema, format_checker=checker).is_valid(mutant)
 
 
-@pytest.mark.parametrize(("version", "action", "side"), _messages())
-def test_what_is_read_is_written_the_same(version: Version, action: str, side: str) -> None:
-    decode, _, schema = _judges(version, action, side)
-    for full in (False, True):
-        valid = Instances(schema).valid(full=full)
-        assert json.loads(codec(version).encode(decode(action, json.dumps(valid)))) == valid
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("version", Version)
+def test_what_is_read_is_written_the_same(version: Version, side: str) -> None:
+    types = codec(version)
+    for action in _actions(version, side):
+        instances = Instances(_schema(version, action, side))
+        for full in (False, True):
+            valid = instances.valid(full=full)
+            read = getattr(types, f"decode_{side}")(action, json.dumps(valid).encode())
+            assert json.loads(types.encode(read)) == valid
 
 
 def test_the_package_of_the_schemas_is_not_imported() -> None:
@@ -173,15 +184,17 @@ def test_custom_data_keeps_what_only_its_vendor_knows() -> None:
     assert codec(Version.V201).encode(message) == raw
 
 
-def test_what_is_sent_is_strict_and_has_milliseconds() -> None:
+def test_what_is_sent_is_strict_and_has_whole_seconds() -> None:
     types = codec(Version.V16)
     now = datetime(2026, 3, 14, 9, 26, 53, 589793, tzinfo=UTC)
     message = types.make_response(
         "BootNotification", {"currentTime": now, "interval": 300, "status": "Accepted"}
     )
     assert types.encode(message) == (
-        b'{"status":"Accepted","currentTime":"2026-03-14T09:26:53.589000Z","interval":300}'
+        b'{"status":"Accepted","currentTime":"2026-03-14T09:26:53Z","interval":300}'
     )
+    schedule = {"localAuthorizationList": [{"idTag": "A", "idTagInfo": {"status": "Accepted"}}]}
+    types.make_request("SendLocalList", {"listVersion": 1, "updateType": "Full", **schedule})
     with pytest.raises(SchemaError):
         types.make_request("Reset", {"type": "hard"})
     with pytest.raises(SchemaError):

@@ -9,7 +9,7 @@ from typing import Any
 
 Schema = dict[str, Any]
 Place = tuple[Any, ...]
-TIME = "2026-03-14T09:26:53.589Z"
+TIME = "2026-03-14T09:26:53Z"
 
 
 class Instances:
@@ -24,7 +24,11 @@ class Instances:
     def mutants(self, *, full: bool) -> Iterator[tuple[str, Any]]:
         """Names and instances: each differs from a valid one in one place and one way."""
         valid = self.valid(full=full)
+        seen: set[int] = set()
         for place, schema in self._places(self._schema, valid, ()):
+            if id(schema) in seen:
+                continue  # a definition is tried where it occurs first
+            seen.add(id(schema))
             for name, value in self._wrong(schema, _at(valid, place)):
                 yield f"{name} at {'/'.join(map(str, place))}", _replaced(valid, place, value)
 
@@ -108,12 +112,13 @@ def _wrong_strings(schema: Schema, value: str) -> Iterator[tuple[str, Any]]:
 
 
 def _wrong_numbers(schema: Schema, value: Any) -> Iterator[tuple[str, Any]]:
+    number = int if schema.get("type") == "integer" else float  # the files write 0.0 for both
     if "minimum" in schema:
-        yield "least", schema["minimum"]
-        yield "too little", schema["minimum"] - 1
+        yield "least", number(schema["minimum"])
+        yield "too little", number(schema["minimum"]) - 1
     if "maximum" in schema:
-        yield "most", schema["maximum"]
-        yield "too much", schema["maximum"] + 1
+        yield "most", number(schema["maximum"])
+        yield "too much", number(schema["maximum"]) + 1
     if "multipleOf" in schema:
         yield "between steps", 16.55
 
@@ -125,8 +130,9 @@ def _at(value: Any, place: Place) -> Any:
 
 
 def _replaced(value: Any, place: Place, new: Any) -> Any:
+    """A copy along the way to the place; the rest is shared."""
     if not place:
         return new
-    whole = copy.deepcopy(value)
-    _at(whole, place[:-1])[place[-1]] = new
+    whole = copy.copy(value)
+    whole[place[0]] = _replaced(value[place[0]], place[1:], new)
     return whole
