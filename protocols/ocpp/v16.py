@@ -12,12 +12,28 @@ from typing import Any, Final
 import msgspec
 
 from protocols.agent_link import (
+    Action,
     ChargingState,
     ConnectorStatus,
     IdToken,
+    RemoteStart,
+    RemoteStop,
+    SetAvailability,
+    SetLimit,
+    SetLocalList,
     TransactionEventType,
 )
-from protocols.ocpp.dialect import NotSupported
+from protocols.ocpp.dialect import (
+    NotExpressible,
+    NotSupported,
+    Outcome,
+    Request,
+    RequestContext,
+    choose,
+    outcome,
+    plain,
+    schedule,
+)
 from protocols.ocpp.messages import (
     HEARTBEAT,
     Answer,
@@ -35,6 +51,7 @@ from protocols.ocpp.messages import (
     TokenStatus,
     Told,
     Transaction,
+    Variable,
 )
 from protocols.ocpp.sampling import Key, iso, readings, trusted, unix_ms
 from protocols.ocpp.version import Version
@@ -242,15 +259,19 @@ _UNKNOWN: Final = TokenInfo(TokenStatus.UNKNOWN)
 
 
 def _tag_info(token: TokenInfo) -> bytes:
-    """`{"idTagInfo":...}`; a group that is too long for a tag is left out, never cut."""
     if token.expires_ms is None and token.group is None:
         return _PLAIN_TOKENS[token.status]
+    return _json({"idTagInfo": _tag_fields(token)})
+
+
+def _tag_fields(token: TokenInfo) -> dict[str, str]:
+    """IdTagInfo (7.27); a group that is too long for a tag is left out: cut, it were another."""
     info: dict[str, str] = {"status": _TOKEN_STATUSES.get(token.status, token.status)}
     if token.expires_ms is not None:
         info["expiryDate"] = iso(token.expires_ms)
     if token.group is not None and len(token.group) <= _LONGEST_TAG:
         info["parentIdTag"] = token.group
-    return _json({"idTagInfo": info})
+    return info
 
 
 def _answer_token(_told: Any, answer: Answer) -> bytes:
@@ -317,6 +338,130 @@ _ANSWERS: Final[Mapping[str, Callable[[Any, Answer], bytes]]] = {
 }
 
 
+# --------------------------------------------------------------------------- asking
+
+
+def _tag(token: IdToken) -> str:
+    if not 0 < len(token.value) <= _LONGEST_TAG:
+        raise NotExpressible(f"an idTag has 1 to {_LONGEST_TAG} characters: {token.value!r}")
+    return token.value
+
+
+def _remote_start(do: RemoteStart, _context: RequestContext) -> tuple[Request, ...]:
+    payload: dict[str, Any] = {"idTag": _tag(do.id_token)}
+    if do.evse > 0:
+        payload["connectorId"] = do.evse
+    return (Request("RemoteStartTransaction", payload),)
+
+
+def _remote_stop(_do: RemoteStop, context: RequestContext) -> tuple[Request, ...]:
+    if context.transaction_number is None:
+        raise NotExpressible("1.6 stops a transaction by its number, and this one has none")
+    payload = {"transactionId": context.transaction_number}
+    return (Request("RemoteStopTransaction", payload),)
+
+
+def _set_limit(do: SetLimit, context: RequestContext) -> tuple[Request, ...]:
+    """Section 3.13: a default outlives transactions, so it is tried before the one of now."""
+    if do.limit_ma is None:
+        return (Request("ClearChargingProfile", {"id": context.profile_id}),)
+    station, default = "ChargePointMaxProfile", "TxDefaultProfile"
+    if do.evse <= 0:
+        return _profile(do, context, station, 0), _profile(do, context, default, 0)
+    ways = [_profile(do, context, default, do.evse)]
+    if context.transaction_number is not None:
+        ways.append(_profile(do, context, "TxProfile", do.evse))
+    if context.evses == 1:
+        ways.append(_profile(do, context, station, 0))
+    return tuple(ways)
+
+
+def _profile(do: SetLimit, context: RequestContext, purpose: str, connector: int) -> Request:
+    profile: dict[str, Any] = {
+        "chargingProfileId": context.profile_id,
+        "stackLevel": context.stack_level,
+        "chargingProfilePurpose": purpose,
+        "chargingProfileKind": "Absolute",
+        "chargingSchedule": schedule(do, context),
+    }
+    if purpose == "TxProfile":
+        profile["transactionId"] = context.transaction_number
+    payload = {"connectorId": connector, "csChargingProfiles": profile}
+    return Request("SetChargingProfile", payload, purpose)
+
+
+def _set_availability(do: SetAvailability, _context: RequestContext) -> tuple[Request, ...]:
+    kind = "Operative" if do.operative else "Inoperative"
+    return (Request("ChangeAvailability", {"connectorId": _evse(do.evse), "type": kind}),)
+
+
+def _set_local_list(do: SetLocalList, _context: RequestContext) -> tuple[Request, ...]:
+    """Tokens that are no idTag are left out: nobody can show them to this station."""
+    entries = []
+    for entry in do.entries:
+        if not 0 < len(entry.id_token.value) <= _LONGEST_TAG:
+            continue
+        status = TokenStatus.BLOCKED if entry.blocked else TokenStatus.ACCEPTED
+        info = _tag_fields(TokenInfo(status, entry.expires_ms, entry.group))
+        entries.append({"idTag": entry.id_token.value, "idTagInfo": info})
+    payload: dict[str, Any] = {"listVersion": do.version, "updateType": "Full"}
+    if entries:
+        payload["localAuthorizationList"] = entries
+    return (Request("SendLocalList", payload),)
+
+
+_WAYS: Final[Mapping[type, Callable[[Any, RequestContext], tuple[Request, ...]]]] = {
+    RemoteStart: _remote_start,
+    RemoteStop: _remote_stop,
+    SetLimit: _set_limit,
+    SetAvailability: _set_availability,
+    SetLocalList: _set_local_list,
+}
+
+_TRIGGERS: Final = {
+    "BootNotification": ("TriggerMessage", "BootNotification"),
+    "DiagnosticsStatusNotification": ("TriggerMessage", "DiagnosticsStatusNotification"),
+    "FirmwareStatusNotification": ("TriggerMessage", "FirmwareStatusNotification"),
+    "Heartbeat": ("TriggerMessage", "Heartbeat"),
+    "MeterValues": ("TriggerMessage", "MeterValues"),
+    "StatusNotification": ("TriggerMessage", "StatusNotification"),
+    "LogStatusNotification": ("ExtendedTriggerMessage", "LogStatusNotification"),
+    "SignChargingStationCertificate": ("ExtendedTriggerMessage", "SignChargePointCertificate"),
+    "SignCertificate": ("ExtendedTriggerMessage", "SignChargePointCertificate"),
+}
+"""5.17; the whitepaper's own trigger (4.4) only where the old one has no word."""
+
+# --------------------------------------------------------------------------- being answered
+
+_COMPONENT: Final = "ChargingStation"
+_WRITE_ONLY: Final = "authorizationkey"
+
+
+def _variable(key: str, value: object, *, read_only: bool = False) -> Variable:
+    """S25: a value is text, whatever JSON it came as; a key that is a secret is not kept."""
+    if isinstance(value, bool):
+        value = "true" if value else "false"
+    mutability = "ReadOnly" if read_only else "ReadWrite"
+    if key.lower() == _WRITE_ONLY:
+        value, mutability = None, "WriteOnly"
+    return Variable(
+        component=_COMPONENT,
+        variable=key,
+        value=None if value is None else str(value),
+        mutability=mutability,
+    )
+
+
+def _configuration(response: dict[str, Any]) -> Outcome:
+    known = tuple(
+        _variable(one["key"], one.get("value"), read_only=bool(one.get("readonly")))
+        for one in response.get("configurationKey") or ()
+    )
+    unknown = response.get("unknownKey") or ()
+    text = f"unknown: {', '.join(unknown)}" if unknown else ""
+    return Outcome(accepted=bool(known) or not unknown, text=text, variables=known)
+
+
 class V16:
     """See `protocols.ocpp.dialect.Dialect`."""
 
@@ -332,3 +477,55 @@ class V16:
 
     def answer(self, action: str, told: Told, answer: Answer) -> bytes:
         return _ANSWERS[action](told, answer)
+
+    def request(self, do: Action, context: RequestContext) -> Request:
+        return choose(self.ways(do, context), context)
+
+    def ways(self, do: Action, context: RequestContext) -> tuple[Request, ...]:
+        try:
+            make = _WAYS[type(do)]
+        except KeyError:
+            raise NotExpressible(f"1.6 has no request for {type(do).__name__}") from None
+        return make(do, context)
+
+    def reset(self, *, immediate: bool, evse: int = 0) -> Request:
+        if evse:
+            raise NotExpressible("1.6 resets the whole station only")
+        return Request("Reset", {"type": "Hard" if immediate else "Soft"})
+
+    def trigger(self, message: str, evse: int | None = None, connector: int = 1) -> Request:
+        del connector
+        if message not in _TRIGGERS:
+            raise NotExpressible(f"1.6 cannot be asked for {message}")
+        action, requested = _TRIGGERS[message]
+        payload: dict[str, Any] = {"requestedMessage": requested}
+        if evse is not None and evse > 0:
+            payload["connectorId"] = evse
+        return Request(action, payload)
+
+    def ask(self, variables: tuple[Variable, ...], request_id: int = 0) -> Request:
+        del request_id
+        keys = [one.variable for one in variables]
+        return Request("GetConfiguration", {"key": keys} if keys else {})
+
+    def change(self, variables: tuple[Variable, ...]) -> tuple[Request, ...]:
+        return tuple(
+            Request("ChangeConfiguration", {"key": one.variable, "value": one.value or ""})
+            for one in variables
+        )
+
+    def outcome(self, action: str, request: Mapping[str, Any], response: Any) -> Outcome:
+        told = plain(response)
+        match action:
+            case "GetConfiguration":
+                return _configuration(told)
+            case "GetLocalListVersion":
+                version = told["listVersion"]
+                return Outcome(accepted=version >= 0, text=str(version))
+            case "GetDiagnostics":
+                return Outcome(accepted=True, text=told.get("fileName") or "")
+        found = outcome(action, told)
+        if action == "ChangeConfiguration" and found.accepted:
+            changed = _variable(request["key"], request["value"])
+            return msgspec.structs.replace(found, variables=(changed,))
+        return found

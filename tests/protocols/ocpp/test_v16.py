@@ -1,6 +1,7 @@
 """OCPP 1.6 as it is spoken, in the words of 2.x and back."""
 
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -9,9 +10,14 @@ from protocols.agent_link import (
     ChargingState,
     ConnectorStatus,
     IdToken,
+    LocalListEntry,
+    RemoteStart,
+    RemoteStop,
+    SetLimit,
+    SetLocalList,
     TransactionEventType,
 )
-from protocols.ocpp.dialect import NotSupported, dialect
+from protocols.ocpp.dialect import NotExpressible, NotSupported, RequestContext, dialect
 from protocols.ocpp.messages import (
     Answer,
     Authorize,
@@ -30,9 +36,11 @@ from protocols.ocpp.messages import (
     TokenStatus,
     Told,
     Transaction,
+    Variable,
 )
 from protocols.ocpp.schemas import codec
 from protocols.ocpp.version import Version
+from protocols.quantities import MilliAmperes, Milliseconds
 
 CODEC = codec(Version.V16)
 SPOKEN = dialect(Version.V16)
@@ -324,3 +332,135 @@ def test_other_answers() -> None:
         "data": "x",
     }
     assert answer("FirmwareStatusNotification", {"status": "Idle"}) == {}
+
+
+# --------------------------------------------------------------------------- requests
+
+CONTEXT = RequestContext(now_ms=Milliseconds(NOW), transaction_number=77, profile_id=4)
+
+
+def test_starting_and_stopping() -> None:
+    token = IdToken("04AABB")
+    assert SPOKEN.request(RemoteStart(2, token), CONTEXT)[:2] == (
+        "RemoteStartTransaction",
+        {"idTag": "04AABB", "connectorId": 2},
+    )
+    assert SPOKEN.request(RemoteStart(0, token), CONTEXT).payload == {"idTag": "04AABB"}
+    assert SPOKEN.request(RemoteStop(UUID(int=1)), CONTEXT)[:2] == (
+        "RemoteStopTransaction",
+        {"transactionId": 77},
+    )
+
+
+def test_a_limit() -> None:
+    limit = SetLimit(1, MilliAmperes(16_050), Milliseconds(60_000))
+    default, of_transaction = SPOKEN.ways(limit, CONTEXT)
+    assert default.payload == {
+        "connectorId": 1,
+        "csChargingProfiles": {
+            "chargingProfileId": 4,
+            "stackLevel": 0,
+            "chargingProfilePurpose": "TxDefaultProfile",
+            "chargingProfileKind": "Absolute",
+            "chargingSchedule": {
+                "startSchedule": "2025-01-01T12:01:00.000Z",
+                "duration": 60,
+                "chargingRateUnit": "A",
+                "chargingSchedulePeriod": [{"startPeriod": 0, "limit": 16.0}],
+            },
+        },
+    }
+    profile = of_transaction.payload["csChargingProfiles"]
+    assert (profile["chargingProfilePurpose"], profile["transactionId"]) == ("TxProfile", 77)
+
+
+def test_the_local_list_has_what_a_tag_can_be() -> None:
+    entries = (
+        LocalListEntry(IdToken("a"), blocked=True),
+        LocalListEntry(IdToken("x" * 21)),
+        LocalListEntry(IdToken("")),
+    )
+    assert SPOKEN.request(SetLocalList(3, entries), CONTEXT).payload == {
+        "listVersion": 3,
+        "updateType": "Full",
+        "localAuthorizationList": [{"idTag": "a", "idTagInfo": {"status": "Blocked"}}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("message", "action", "requested"),
+    [
+        ("BootNotification", "TriggerMessage", "BootNotification"),
+        ("LogStatusNotification", "ExtendedTriggerMessage", "LogStatusNotification"),
+        ("SignCertificate", "ExtendedTriggerMessage", "SignChargePointCertificate"),
+        (
+            "SignChargingStationCertificate",
+            "ExtendedTriggerMessage",
+            "SignChargePointCertificate",
+        ),
+    ],
+)
+def test_triggers(message: str, action: str, requested: str) -> None:
+    assert SPOKEN.trigger(message)[:2] == (action, {"requestedMessage": requested})
+    assert SPOKEN.trigger(message, 2).payload["connectorId"] == 2
+
+
+def test_there_is_no_reset_of_one_evse() -> None:
+    assert SPOKEN.reset(immediate=False).payload == {"type": "Soft"}
+    with pytest.raises(NotExpressible):
+        SPOKEN.reset(immediate=True, evse=1)
+
+
+# --------------------------------------------------------------------------- outcomes
+
+
+def key(name: str, value: str | None, mutability: str = "ReadWrite") -> Variable:
+    return Variable(component="ChargingStation", variable=name, value=value, mutability=mutability)
+
+
+def test_a_configuration_of_any_json() -> None:
+    response = {
+        "configurationKey": [
+            {"key": "HeartbeatInterval", "readonly": False, "value": "300"},
+            {"key": "NumberOfConnectors", "readonly": True, "value": 2},
+            {"key": "LocalPreAuthorize", "readonly": False, "value": True},
+            {"key": "Empty", "readonly": False, "value": ""},
+            {"key": "Missing", "readonly": False},
+            {"key": "AuthorizationKey", "readonly": False, "value": "secret"},
+        ],
+        "unknownKey": ["Nonsense"],
+    }
+    found = SPOKEN.outcome("GetConfiguration", {}, response)
+    assert found.accepted
+    assert found.text == "unknown: Nonsense"
+    assert found.variables == (
+        key("HeartbeatInterval", "300"),
+        key("NumberOfConnectors", "2", "ReadOnly"),
+        key("LocalPreAuthorize", "true"),
+        key("Empty", ""),
+        key("Missing", None),
+        key("AuthorizationKey", None, "WriteOnly"),
+    )
+    assert SPOKEN.outcome("GetConfiguration", {}, {}).accepted
+    assert not SPOKEN.outcome("GetConfiguration", {}, {"unknownKey": ["x"]}).accepted
+
+
+def test_a_changed_configuration() -> None:
+    asked = {"key": "HeartbeatInterval", "value": "60"}
+    for status in ("Accepted", "RebootRequired"):
+        found = SPOKEN.outcome("ChangeConfiguration", asked, {"status": status})
+        assert (found.accepted, found.text) == (True, status)
+        assert found.variables == (key("HeartbeatInterval", "60"),)
+    refused = SPOKEN.outcome("ChangeConfiguration", asked, {"status": "NotSupported"})
+    assert (refused.accepted, refused.variables) == (False, ())
+    secret = {"key": "AuthorizationKey", "value": "00ff"}
+    found = SPOKEN.outcome("ChangeConfiguration", secret, {"status": "Accepted"})
+    assert found.variables == (key("AuthorizationKey", None, "WriteOnly"),)
+
+
+def test_other_outcomes() -> None:
+    assert not SPOKEN.outcome("GetLocalListVersion", {}, {"listVersion": -1}).accepted
+    assert SPOKEN.outcome("GetLocalListVersion", {}, {"listVersion": 4}).text == "4"
+    assert SPOKEN.outcome("GetDiagnostics", {}, {"fileName": "a.zip"}).text == "a.zip"
+    assert SPOKEN.outcome("GetDiagnostics", {}, {}).accepted
+    assert SPOKEN.outcome("UpdateFirmware", {}, {}).accepted
