@@ -75,16 +75,31 @@ def transaction_id(station_id: int, key: str, incarnation: int = 1) -> UUID:
     return _uuid(_NAMESPACE + f"{station_id}:{incarnation}:{key}".encode())
 
 
-def identified(transaction: UUID, content: NativeEvent, seq_no: int | None = None) -> NativeEvent:
-    """The event with its ids; `seq_no` is what our own numbering says, no part of its identity."""
-    bare = msgspec.structs.replace(content, offline=False) if content.offline else content
-    told = _uuid(transaction.bytes + _ENCODER.encode(bare))  # a repeat may be sent as offline
+def identified(
+    transaction: UUID, content: NativeEvent, seq_no: int | None = None
+) -> tuple[NativeEvent, bytes]:
+    """The event with its ids, and as it is kept, without them.
+
+    `seq_no` is what our own numbering says, no part of its identity.
+    """
+    kept = _ENCODER.encode(content)
+    bare = kept
+    if content.offline:  # a repeat of what was sent before may be sent as offline
+        bare = _ENCODER.encode(msgspec.structs.replace(content, offline=False))
+    told = _uuid(transaction.bytes + bare)
     number = content.seq_no if seq_no is None else seq_no
-    return msgspec.structs.replace(content, id=told, transaction=transaction, seq_no=number)
+    event = msgspec.structs.replace(content, id=told, transaction=transaction, seq_no=number)
+    return event, kept
+
+
+_VERSION_MASK: Final = ~(0xF000 << 64 | 0xC000 << 48)
+_VERSION_5: Final = 0x5000 << 64 | 0x8000 << 48
 
 
 def _uuid(content: bytes) -> UUID:
-    return UUID(bytes=sha1(content, usedforsecurity=False).digest()[:16], version=5)
+    """As `uuid5`, in half its time: one is made for every metered value."""
+    digest = int.from_bytes(sha1(content, usedforsecurity=False).digest()[:16], "big")
+    return UUID(int=digest & _VERSION_MASK | _VERSION_5)
 
 
 def fingerprint(start: Transaction) -> str:
@@ -129,10 +144,15 @@ def of_transaction(told: Transaction) -> NativeEvent:
 
 def of_meter(told: Meter) -> NativeEvent | None:
     """What metered values say of the transaction that they belong to; None for no values."""
-    if not told.readings:
+    readings = told.readings
+    if not readings:
         return None
-    newest = told.readings[0] if len(told.readings) == 1 else max(told.readings, key=_at)
-    begin = _begin(told.readings)
+    newest = readings[0]
+    begin, register, power = None, newest.energy_wh, newest.power_w
+    if len(readings) > 1 or newest.context == _BEGIN:
+        newest = max(readings, key=_at)
+        begin = _begin(readings)
+        register, power = _energy(_last(readings, ended=False)), _power(readings)
     return NativeEvent(
         type=TransactionEventType.UPDATED,
         seq_no=0,
@@ -142,8 +162,8 @@ def of_meter(told: Meter) -> NativeEvent | None:
         connector=told.connector,
         begin_wh=_kept(_energy(begin)),
         begin_ms=begin.at_ms if begin is not None else None,
-        register_wh=_kept(_energy(_last(told.readings, ended=False))),
-        power_w=_power(told.readings),
+        register_wh=_kept(register),
+        power_w=power,
         metered=True,
     )
 

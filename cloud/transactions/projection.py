@@ -17,10 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import reduce
-from itertools import pairwise
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -53,6 +52,8 @@ class Step(NamedTuple):
     at: Dated
     started: Dated
     token: int | None = None
+    fact: bytes | None = None
+    """An OCPP station's event as it is kept, without what stands in columns beside it."""
 
 
 class Projection(msgspec.Struct, frozen=True, gc=False):
@@ -101,6 +102,7 @@ class Conflict:
 
 
 _DATINGS: Final = ("unset", "estimated", "cloud", "synced")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _ZERO: Final = timedelta(0)
 _MS: Final = timedelta(milliseconds=1)
 _REVERSED: Final = timedelta(minutes=1)
@@ -111,7 +113,7 @@ _RANKS: Final = {
     TransactionEventType.UPDATED: _UPDATED_RANK,
     TransactionEventType.ENDED: _ENDED_RANK,
 }
-Number = tuple[int, int, int]
+Number = tuple[int, int, datetime]
 
 
 def _number(step: Step) -> Number:
@@ -122,13 +124,10 @@ def _number(step: Step) -> Number:
     """
     event = step.event
     if isinstance(event, TransactionEvent):
-        return event.seq_no, 0, 0
+        return event.seq_no, 0, _EPOCH
     if event.metered:
-        return event.seq_no, _METERED_RANK, (step.at.at - _EPOCH) // _MS
-    return event.seq_no, _RANKS[event.type], 0
-
-
-_EPOCH: Final = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+        return event.seq_no, _METERED_RANK, step.at.at
+    return event.seq_no, _RANKS[event.type], _EPOCH
 
 
 def _rank(step: Step) -> tuple[int, int]:
@@ -364,21 +363,23 @@ def follows(held: Projection, steps: Sequence[Step]) -> bool:
     """Whether steps in order of their numbers only continue an open transaction."""
     if held.state is not State.OPEN:
         return False
-    numbers = [_behind(held, steps[0]), *map(_number, steps)] if steps else []
-    if any(before >= after for before, after in pairwise(numbers)):
-        return False
-    for step in steps[:-1]:
-        if step.event.type is TransactionEventType.ENDED:
+    before = _behind(held, steps[0]) if steps else None
+    for step in steps:
+        if isinstance(step.event, NativeEvent) and step.event.concluded:
             return False
-    return not any(isinstance(s.event, NativeEvent) and s.event.concluded for s in steps)
+        number = _number(step)
+        if before is None or before >= number:
+            return False
+        before = None if step.event.type is TransactionEventType.ENDED else number
+    return True
 
 
 def _behind(held: Projection, step: Step) -> Number:
     """A number that the held projection's last step does not exceed."""
     if isinstance(step.event, TransactionEvent):
-        return held.seq_no, 0, 0
-    return held.seq_no, _METERED_RANK, (held.last_at - _EPOCH) // _MS
+        return held.seq_no, 0, _EPOCH
+    return held.seq_no, _METERED_RANK, held.last_at
 
 
-def in_order(steps: Iterable[Step]) -> list[Step]:
-    return sorted(steps, key=_number)
+def in_order(steps: list[Step]) -> list[Step]:
+    return sorted(steps, key=_number) if len(steps) > 1 else steps

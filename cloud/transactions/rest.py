@@ -15,10 +15,10 @@ from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Page, Part
 from cloud.kernel.rest import LARGEST_ID, Body, Instant, example
 from cloud.transactions import store
+from cloud.transactions.history_store import Recorded
 from cloud.transactions.native import NativeEvent
 from cloud.transactions.projection import State
 from cloud.transactions.service import Detail, Filters, Listed, Transactions
-from cloud.transactions.store import Recorded
 from protocols.agent_link import MAX_STATION_LENGTH, IdToken
 
 Viewer = Annotated[Caller, Depends(require(Role.VIEWER))]

@@ -15,13 +15,9 @@ from cloud.kernel.paging import Cut, Part
 from cloud.stations.api import StationFinder
 from cloud.transactions import store
 from cloud.transactions.api import IdTokenRefused, TransactionNotFound, TransactionOver
+from cloud.transactions.history_store import Recorded
 from cloud.transactions.projection import State
-from cloud.transactions.store import (
-    Contradicting,
-    Recorded,
-    Transaction,
-    TransactionFilters,
-)
+from cloud.transactions.store import Contradicting, Transaction, TransactionFilters
 from protocols.agent_link import Action, IdToken, OpenTransaction, RemoteStart, RemoteStop
 
 START_VALID = timedelta(minutes=2)

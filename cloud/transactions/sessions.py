@@ -72,7 +72,8 @@ class Routed(NamedTuple):
     event: NativeEvent
     at: Dated
     started: Dated
-    token: int | None = None
+    token: int | None
+    fact: bytes
 
 
 class Told(NamedTuple):
@@ -133,7 +134,7 @@ class Sessions:
 
     def _took(self, session: Session, told: Told) -> Routed:
         content = told.content
-        event = identified(session.id, content)
+        event, fact = identified(session.id, content)
         session.seq_no = max(session.seq_no, event.seq_no)
         session.evse = session.evse or content.evse
         if content.register_wh is not None:
@@ -147,7 +148,7 @@ class Sessions:
             session.ended_at is None or session.concluded
         ):
             session.ended_at, session.concluded = told.at.at, False
-        return Routed(session, event, told.at, told.begin or told.at, told.token)
+        return Routed(session, event, told.at, told.begin or told.at, told.token, fact)
 
     def _named(self, told: Told, message: Transaction) -> Session:
         """2.x: by its transactionId; one that is used again after its end is another one."""
@@ -260,8 +261,9 @@ class Sessions:
             ):
                 continue
             one.ended_at, one.concluded = told.at.at, True
-            end = conclusion(SUPERSEDED, told.at.at, told.content.begin_wh, final=True)
-            yield Routed(one, identified(one.id, end), told.at, told.at)
+            content = conclusion(SUPERSEDED, told.at.at, told.content.begin_wh, final=True)
+            end, fact = identified(one.id, content)
+            yield Routed(one, end, told.at, told.at, None, fact)
 
     # ------------------------------------------------------------------ metered values
 
@@ -280,8 +282,8 @@ class Sessions:
             number = session.seq_no
         if content.register_wh is not None:
             session.meter_wh = max(session.meter_wh, content.register_wh)
-        event = identified(session.id, content, number)
-        return Routed(session, event, told.at, told.begin or told.at)
+        event, fact = identified(session.id, content, number)
+        return Routed(session, event, told.at, told.begin or told.at, None, fact)
 
     def _covering(self, told: Told, message: Meter) -> Session | None:
         at = told.at.at

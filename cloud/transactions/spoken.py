@@ -14,11 +14,11 @@ from cloud.kernel.database import Cursor
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Spoken
 from cloud.stations.api import date_told, former_owners
-from cloud.transactions import store
+from cloud.transactions import history_store as history
+from cloud.transactions.history_store import Held, Native, Sought
 from cloud.transactions.native import fingerprint, of_meter, of_transaction, stop_fingerprint
 from cloud.transactions.projection import State, Step
 from cloud.transactions.sessions import Routed, Session, Sessions, Stranger, Told
-from cloud.transactions.store import Held, Native, Sought
 from cloud.transactions.writing import Arrived, record
 from protocols.agent_link import TransactionEventType
 from protocols.ocpp.messages import Meter, Transaction
@@ -58,14 +58,14 @@ async def write(cursor: Cursor, spoken: Sequence[Spoken]) -> list[Event]:
     if transactions:
         await _of_their_time(cursor, transactions)
         await _know_tokens(cursor, transactions)
-    held = await store.find(cursor, _sought(heard))
+    held = await history.find(cursor, _sought(heard))
     unknown = _unknown(heard, held.values())
     foreign: set[int] = set()
     if unknown:
-        held |= await store.find(cursor, _sought_without_number(unknown))
-        foreign = await store.given(cursor, {one.number for one in unknown if one.number})
+        held |= await history.find(cursor, _sought_without_number(unknown))
+        foreign = await history.given(cursor, {one.number for one in unknown if one.number})
     starts = sum(one.starts_16 for one in transactions)
-    numbers = await store.draw_numbers(cursor, starts) if starts else []
+    numbers = await history.draw_numbers(cursor, starts) if starts else []
     return await _record(
         cursor, heard, held, Sessions(map(_session, held.values()), iter(numbers)), foreign
     )
@@ -183,12 +183,12 @@ async def _record(
         except Stranger:
             alerts.append(_alert(one))
             continue
-        for session, event, at, started, token in routed:
+        for session, event, at, started, token, fact in routed:
             arrived[event.transaction, event.id] = Arrived(
                 session.tenant,
                 session.station,
                 one.spoken.received_at,
-                Step(event, at, started, token),
+                Step(event, at, started, token, fact),
                 Native(session.origin, session.key, session.incarnation, session.number),
             )
     return alerts + await record(cursor, arrived, held, heard[-1].spoken.received_at)

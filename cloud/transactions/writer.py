@@ -20,9 +20,10 @@ from cloud.stations.api import (
     former_owners,
     from_ms,
 )
-from cloud.transactions import spoken, store
+from cloud.transactions import history_store as history
+from cloud.transactions import spoken
+from cloud.transactions.history_store import Held, Recorded
 from cloud.transactions.projection import Contradiction, Step
-from cloud.transactions.store import Held, Recorded
 from cloud.transactions.writing import Arrived, Work, record, settle
 from protocols.agent_link import (
     BillingBatch,
@@ -66,11 +67,11 @@ class TransactionWriter:
 
     async def _take(self, cursor: Cursor, arrivals: Sequence[_Arrival]) -> list[Event]:
         now = arrivals[-1].received_at
-        held = await store.held(cursor, {one.event.transaction for one in arrivals})
+        held = await history.held(cursor, {one.event.transaction for one in arrivals})
         owners = await former_owners(cursor, {a.station for a in arrivals})
         own, foreign = _own([_of_its_time(a, held, owners) for a in arrivals], held)
         events = await record(cursor, await _arrived(cursor, own), held, now)
-        await store.note_conflicts(
+        await history.note_conflicts(
             cursor,
             [(a.tenant, a.station, a.event, Contradiction.OTHER_STATION) for a in foreign],
             now,
@@ -81,14 +82,14 @@ class TransactionWriter:
         self, cursor: Cursor, delivery: Delivery, fact: ClockCorrected
     ) -> list[Event]:
         """Read the boot's untrusted stamps again, now that its clock is known."""
-        undated = await store.undated(cursor, delivery.station_id, fact.boot)
+        undated = await history.undated(cursor, delivery.station_id, fact.boot)
         clocks = await boot_clocks(cursor, {(delivery.station_id, fact.boot)})
         clock = clocks.get((delivery.station_id, fact.boot))
         if clock is None or not undated:
             return []
         steps = [_redated(recorded, fact.boot, clock) for recorded in undated]
-        await store.redate(cursor, steps)
-        held = await store.held(cursor, {step.event.transaction for step in steps})
+        await history.redate(cursor, steps)
+        held = await history.held(cursor, {step.event.transaction for step in steps})
         work = {
             transaction: Work(row, row.tenant_id, row.station_id, row.native)
             for transaction, row in held.items()

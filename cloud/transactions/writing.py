@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import reduce
 from typing import NamedTuple
 from uuid import UUID
 
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.events import Event
-from cloud.transactions import store
+from cloud.transactions import history_store as history
+from cloud.transactions.history_store import AGENT, Held, Native, Noted
 from cloud.transactions.projection import (
-    Contradiction,
+    Projection,
     State,
     Step,
     extend,
@@ -20,7 +22,6 @@ from cloud.transactions.projection import (
     in_order,
     project,
 )
-from cloud.transactions.store import AGENT, Held, Native
 
 
 class Arrived(NamedTuple):
@@ -53,18 +54,20 @@ async def record(
     """Put events, by transaction and id, into the history and what is new in it into the rows."""
     if not arrived:
         return []
-    new = await store.add_events(
-        cursor, [(one.tenant, one.station, one.received_at, one.step) for one in arrived.values()]
+    every = list(arrived.values())
+    new = await history.add_events(
+        cursor, [(one.tenant, one.station, one.received_at, one.step) for one in every]
     )
+    if new is not None:
+        every = [one for key, one in arrived.items() if key in new]
     work: dict[UUID, Work] = {}
-    for key, one in arrived.items():
-        if key not in new:
-            continue
-        found = work.get(key[0])
+    for one in every:
+        transaction = one.step.event.transaction
+        found = work.get(transaction)
         if found is None:
-            row = held.get(key[0])
+            row = held.get(transaction)
             tenant = row.tenant_id if row else one.tenant
-            found = work[key[0]] = Work(row, tenant, one.station)
+            found = work[transaction] = Work(row, tenant, one.station)
         found.native = one.native
         found.steps.append(one.step)
     return await settle(cursor, work, now)
@@ -76,36 +79,42 @@ async def settle(cursor: Cursor, work: Mapping[UUID, Work], now: datetime) -> li
         return []
     events: list[Event] = []
     rows: list[Held] = []
-    conflicts: list[store.Noted] = []
-    ordered = {transaction: in_order(one.steps) for transaction, one in work.items()}
-    anew = [t for t, one in work.items() if not _goes_on(one, ordered[t])]
-    histories = await store.histories(cursor, anew) if anew else {}
-    for transaction, one in sorted(work.items()):
-        every = histories.get(transaction)
-        if every is not None:
-            projection, found = project(recorded.step for recorded in every)
-            by_id = {recorded.step.event.id: recorded.step.event for recorded in every}
-            conflicts += [(one.tenant, one.station, by_id[c.event], c.kind) for c in found]
+    further: list[Held] = []
+    conflicts: list[Noted] = []
+    anew: list[UUID] = []
+    for transaction, one in work.items():
+        one.steps = in_order(one.steps)
+        if one.held is not None and not (one.steps and follows(one.held.projection, one.steps)):
+            anew.append(transaction)
+    histories = await history.histories(cursor, anew) if anew else {}
+    for transaction, one in work.items():
+        if one.held is None or transaction in histories:
+            projection, noted = _from_history(one, histories.get(transaction, one.steps))
+            conflicts += noted
         else:
-            steps = ordered[transaction]
-            first = one.held.projection if one.held else project(steps[:1])[0]
-            projection = first
-            for step in steps if one.held else steps[1:]:
-                projection = extend(projection, step)
+            projection = reduce(extend, one.steps, one.held.projection)
         row = Held(transaction, one.tenant, one.station, projection, one.native)
-        rows.append(row)
+        goes_on = one.held is not None and transaction not in histories
+        goes_on = goes_on and projection.state is State.OPEN
+        (further if goes_on else rows).append(row)
         events.append(_event(row, one.held))
-    await store.put(cursor, rows, now)
-    await store.note_conflicts(cursor, conflicts, now)
+    await history.put(cursor, rows, now)
+    await history.put_measures(cursor, further, now)
+    if conflicts:
+        await history.note_conflicts(cursor, conflicts, now)
     return events
 
 
-def _goes_on(one: Work, steps: list[Step]) -> bool:
-    return bool(steps) and one.held is not None and follows(one.held.projection, steps)
+def _from_history(one: Work, every: list[Step]) -> tuple[Projection, list[Noted]]:
+    projection, conflicts = project(every)
+    if not conflicts:
+        return projection, []
+    told = {step.event.id: step.event for step in every}
+    return projection, [(one.tenant, one.station, told[c.event], c.kind) for c in conflicts]
 
 
 def _event(row: Held, before: Held | None) -> Event:
-    projection = row.projection
+    projection, transaction = row.projection, str(row.id)
     kind = "updated"
     if projection.state is State.ENDED and (
         before is None or before.projection.state is State.OPEN
@@ -117,9 +126,9 @@ def _event(row: Held, before: Held | None) -> Event:
         tenant_id=row.tenant_id,
         kind=f"transaction.{kind}",
         station_id=row.station_id,
-        subject=f"transaction:{row.id}",
+        subject=f"transaction:{transaction}",
         data={
-            "transaction": str(row.id),
+            "transaction": transaction,
             "evse": projection.evse,
             "state": str(projection.state),
             "charging_state": projection.charging_state,
@@ -127,6 +136,3 @@ def _event(row: Held, before: Held | None) -> Event:
             "seq_no": projection.seq_no,
         },
     )
-
-
-__all__ = ["Arrived", "Contradiction", "Work", "record", "settle"]
