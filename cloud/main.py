@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from typing import Any, Self, cast
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -24,10 +24,12 @@ from cloud.api.watching import Sources, Watching
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
 from cloud.broker import Broker, embedded_broker, outside_broker
-from cloud.communication import gateway_rest, security_rest
+from cloud.communication import asks_rest, gateway_rest, security_rest
 from cloud.communication import rest as communication_rest
 from cloud.communication import store as communication_store
+from cloud.communication.answers import Answers
 from cloud.communication.api import Credential, Known, Presence
+from cloud.communication.calls import Calls
 from cloud.communication.commands import CommandResults, Commands
 from cloud.communication.credentials import Credentials
 from cloud.communication.gateway import Gateway
@@ -37,6 +39,11 @@ from cloud.communication.ocpp_commands import OcppCommands
 from cloud.communication.pki import Pki, PkiSettings
 from cloud.communication.receiver import Receiver
 from cloud.communication.security import OcppSecurity
+from cloud.communication.transfers import Allowed
+from cloud.configuration import rest as configuration_rest
+from cloud.configuration import store as configuration_store
+from cloud.configuration.service import Configuration, ConfigurationHandover
+from cloud.configuration.writer import ConfigurationWriter
 from cloud.kernel.config import CloudConfig
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.embedded import ChildEvent, EmbeddedPostgres
@@ -115,6 +122,7 @@ class Link(CommandLink):
 
     async def forget(self, cursor: Cursor, station_id: int) -> None:
         await communication_store.forget_station(cursor, station_id)
+        await configuration_store.forget_station(cursor, station_id)
 
     async def publish_credentials(self) -> None:
         await self._credentials.publish()
@@ -149,7 +157,12 @@ def tenancy(database: Database) -> Tenancy:
     lists = Lists()
     commands = Commands(database, Directory(), lists, utc_now)
     lists.authorization = Authorization(database, CommandLink(commands), utc_now)
-    followers: list[Follower] = [commands, TelemetryHandover(), lists.authorization]
+    followers: list[Follower] = [
+        commands,
+        TelemetryHandover(),
+        ConfigurationHandover(),
+        lists.authorization,
+    ]
     return Tenancy(database, followers, utc_now)
 
 
@@ -167,6 +180,9 @@ class Modules:
     security: OcppSecurity
     gateway_views: GatewayViews
     ocpp_commands: OcppCommands
+    answers: Answers
+    calls: Calls
+    configuration: Configuration
 
     @classmethod
     def over(cls, database: Database, broker: Broker, config: CloudConfig, pki: Pki | None) -> Self:
@@ -179,6 +195,7 @@ class Modules:
         directory.stations = stations
         lists.authorization = authorization = Authorization(database, link, utc_now)
         transactions = Transactions(database, stations, authorization, link)
+        answers, allowed = Answers(database), Allowed(config.transfer_hosts)
         return cls(
             users=Users(database, utc_now),
             stations=stations,
@@ -192,13 +209,22 @@ class Modules:
             ),
             gateway_views=GatewayViews(database, directory),
             ocpp_commands=OcppCommands(
-                database, lambda name: dialect(Version(name)), authorization, transactions, utc_now
+                database,
+                lambda name: cast("Any", dialect(Version(name))),
+                authorization,
+                transactions,
+                utc_now,
             ),
+            answers=answers,
+            calls=Calls(database, directory, lists, answers, utc_now, allowed),
+            configuration=Configuration(database, stations, utc_now),
         )
 
     def of_gateway(self) -> Neighbours:
         """What the OCPP gateway asks of them."""
-        return Neighbours(self.stations, self.ocpp_commands, [TransactionWriter()])
+        return Neighbours(
+            self.stations, self.ocpp_commands, [ConfigurationWriter(), TransactionWriter()]
+        )
 
     def routers(self, database: Database, feed: EventFeed, watching: Watching) -> list[APIRouter]:
         """All of REST over these modules."""
@@ -211,6 +237,8 @@ class Modules:
             communication_rest.routes(self.commands),
             security_rest.routes(self.security),
             gateway_rest.routes(self.gateway_views),
+            asks_rest.router(self.calls),
+            configuration_rest.router(self.configuration),
             api_rest.router(database, self.stations, feed),
             watching_rest.router(watching),
         ]
@@ -306,6 +334,7 @@ class Cloud:
         if config.role in {"all", "api"}:
             lists = modules.authorization.run
             await stack.enter_async_context(supervised("authorization lists", lists))
+            await stack.enter_async_context(supervised("answers", modules.answers.run))
             await stack.enter_async_context(feed.serving())
             await stack.enter_async_context(watching.serving())
         port = listener.getsockname()[1]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -22,6 +23,8 @@ from cloud.kernel.idempotency import Idempotency
 from cloud.kernel.rest import storable
 
 VERSION = "1"
+WAITING: Final = re.compile(r"/api/v1/stations/[^/]+/ocpp/[^/]+")
+"""What answers when a station has answered."""
 LARGEST_BODY = 8 * 1024 * 1024
 _ABOUT = """Times are RFC 3339 in UTC; energy is in Wh, power in W, currents in mA, voltages in mV,
 all integers. Stations go by their wire identity. Lists come in pages: pass `next` as `cursor`;
@@ -40,7 +43,9 @@ def create_app(
     app = FastAPI(title="Karvon", version=VERSION, description=_ABOUT, redoc_url=None)
     app.state.authenticator = authenticator
     install_problem_handlers(app)
-    app.add_middleware(Idempotency, database=database, authenticator=authenticator, clock=clock)
+    app.add_middleware(
+        Idempotency, database=database, authenticator=authenticator, clock=clock, apart=WAITING
+    )
     app.add_middleware(Guard)
     for router in routers:
         documented = router.prefix or router.tags != ["health"]

@@ -58,6 +58,42 @@ class OcppContradiction(KarvonError):
     code = "ocpp.contradiction"
 
 
+class CommandNotSupported(KarvonError):
+    """By the station's link, or by the version that it speaks."""
+
+    kind = Kind.CONFLICT
+    code = "command.not_supported"
+
+
+class StationNotConnected(KarvonError):
+    kind = Kind.CONFLICT
+    code = "station.not_connected"
+
+
+class UnknownAction(KarvonError):
+    kind = Kind.NOT_FOUND
+    code = "ocpp.unknown_action"
+
+
+class BadPayload(KarvonError):
+    """What OCPP's schema refuses; `path` is a JSON pointer."""
+
+    kind = Kind.INVALID
+    code = "ocpp.invalid"
+
+
+class TransferRefused(KarvonError):
+    """An address that stations must not be sent to."""
+
+    kind = Kind.INVALID
+    code = "transfer.refused"
+
+
+class Unanswered(KarvonError):
+    kind = Kind.TIMEOUT
+    code = "command.unanswered"
+
+
 @dataclass(frozen=True)
 class Known:
     """A station that may speak: its key inside and whose it is."""

@@ -21,7 +21,7 @@ from cloud.communication.frame_log import Direction
 from cloud.communication.security_store import OcppStation
 from cloud.communication.sockets import Socket
 from cloud.kernel.database import TenantId
-from protocols.ocpp import rpc
+from protocols.ocpp import events as rpc
 from protocols.ocpp.deviations import Deviation
 from protocols.ocpp.dialect import Dialect, NotSupported
 from protocols.ocpp.frames import MessageId

@@ -33,17 +33,16 @@ from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Spoken
-from protocols.agent_link import Action, RemoteStop, SetLocalList
+from protocols.agent_link import Action, SetLocalList
 from protocols.ocpp.actions import NEVER_TWICE, without_secrets
+from protocols.ocpp.asking import NotExpressible, Numbers
+from protocols.ocpp.asks import AnyAsk, words
 from protocols.ocpp.messages import Answered, Boot, Connected, Variable
+from protocols.ocpp.version import Version
 from protocols.quantities import Milliseconds
 
 logger = logging.getLogger(__name__)
 AT_ONCE: Final = 500
-
-
-class NotExpressible(Exception):
-    """A station's version has no words for what it shall do; the text says so."""
 
 
 class Request(NamedTuple):
@@ -247,12 +246,15 @@ class OcppCommands:
             one.request or {},
             one.expires_at,
         )
-        if "ocpp" in one.action:
+        if one.action["action"] == store.OCPP_CALL:
             return due
         do = lists[due.tenant_id] if _names_a_list(one) else as_deed(one.action)
-        if isinstance(do, RemoteStop) and native is None:
+        if _names_one(one) and native is None:
             raise NotExpressible("the station has not told its own name of this transaction")
         key, number = native or (None, None)
+        if isinstance(do, AnyAsk):
+            action, payload = words(Version(one.version), do, Numbers(one.number, key, number))
+            return replace(due, action=action, payload=_plain(payload))
         kind = _kind(one.action)
         context = Context(
             now_ms=Milliseconds(round(now.timestamp() * 1000)),
@@ -262,9 +264,8 @@ class OcppCommands:
             way=one.learned.get(kind, ""),
         )
         first, *others = self._dialect_of(one.version).ways(do, context)
-        return replace(
-            _asking(due, first), kind=kind, known_way=context.way, other_ways=tuple(others)
-        )
+        due = replace(due, kind=kind, known_way=context.way, other_ways=tuple(others))
+        return _asking(due, first)
 
     async def give_back(self, due: Collection[Due]) -> None:
         """These were claimed and never put on the wire: they wait again."""
@@ -295,15 +296,24 @@ class OcppCommands:
             await _tell(
                 cursor,
                 [
-                    Ended(r.id, r.tenant_id, r.station_id, r.action, r.status, r.result)
+                    Ended(r.id, r.tenant_id, r.station_id, r.action, r.request, r.status, r.result)
                     for r in gone
                 ],
             )
 
 
-def as_deed(action: dict[str, Any]) -> Any:
+def as_deed(action: dict[str, Any]) -> Action | AnyAsk:
     """A command's action as it is kept, typed. Raises msgspec.ValidationError."""
-    return msgspec.convert(action, Action)
+    deed: Action | AnyAsk = msgspec.convert(action, _DEED)
+    return deed
+
+
+_DEED: Final[Any] = Action | AnyAsk
+
+
+def _plain(payload: dict[str, Any]) -> dict[str, Any]:
+    """As it goes over the wire: times as text."""
+    return dict(msgspec.json.decode(msgspec.json.encode(payload)))
 
 
 def _asking(due: Due, request: Request) -> Due:
@@ -320,12 +330,22 @@ def _names_a_list(one: Waiting) -> bool:
 
 
 def _names_one(one: Waiting) -> bool:
-    return one.action.get("action") == "remote_stop"
+    return one.action.get("transaction") is not None
+
+
+async def _settled(cursor: Cursor, ended: Sequence[Ended]) -> list[Event]:
+    """Wake who waits for these commands, and forget the passwords that they carried."""
+    await store.wake_askers(cursor, [one.id for one in ended])
+    shown = {one.id: (without_secrets(one.action), without_secrets(one.request)) for one in ended}
+    told = {one.id: (one.action, one.request) for one in ended}
+    shown = {command: hidden for command, hidden in shown.items() if hidden != told[command]}
+    if shown:
+        await store.hide(cursor, shown)
+    return [event(one) for one in ended]
 
 
 async def _tell(cursor: Cursor, ended: Sequence[Ended]) -> None:
-    await store.wake_askers(cursor, [one.id for one in ended])
-    await events.append(cursor, [event(one) for one in ended])
+    await events.append(cursor, await _settled(cursor, ended))
 
 
 def event(one: Ended) -> Event:
@@ -354,9 +374,7 @@ class OcppAnswers:
         }
         if not results:
             return []
-        ended = await store.settle(cursor, list(results.values()))
-        await store.wake_askers(cursor, [one.id for one in ended])
-        return [event(one) for one in ended]
+        return await _settled(cursor, await store.settle(cursor, list(results.values())))
 
 
 async def _note_links(cursor: Cursor, told: Sequence[Spoken]) -> None:

@@ -8,12 +8,13 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-import msgspec
-
 from cloud.communication.store import COMMAND_CHANNEL
 from cloud.kernel.database import Cursor, TenantId
-from cloud.kernel.rows import literal, row, rows
+from cloud.kernel.http import Caller
+from cloud.kernel.rows import jsonb, literal, row, rows
 
+OCPP_CALL: Final = "ocpp"
+"""The action of a command that is a call in the station's own words."""
 ANSWER_CHANNEL: Final = "karvon_answer"
 
 
@@ -52,6 +53,7 @@ class Ended:
     tenant_id: int
     station_id: int
     action: dict[str, Any]
+    request: dict[str, Any] | None
     status: str
     result: str
 
@@ -138,8 +140,49 @@ async def note_learned(cursor: Cursor, learned: Mapping[int, Mapping[str, str]])
         "UPDATE communication.ocpp_link k SET learned = k.learned || n.learned::jsonb"
         " FROM unnest(%s::int[], %s::text[]) AS n (station_id, learned)"
         " WHERE k.station_id = n.station_id",
-        (literal(learned), [_json(ways) for ways in learned.values()]),
+        (literal(learned), [jsonb(ways) for ways in learned.values()]),
     )
+
+
+# --------------------------------------------------------------------------- asking
+
+
+async def next_number(cursor: Cursor) -> int:
+    await cursor.execute("SELECT nextval('communication.ocpp_number')")
+    found = await cursor.fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+async def add_call(
+    cursor: Cursor,
+    command: UUID,
+    caller: Caller,
+    station_id: int,
+    action: str,
+    request: dict[str, Any],
+    requested_at: datetime,
+    expires_at: datetime,
+) -> None:
+    """Store a call, and wake its gateway when this transaction commits."""
+    await cursor.execute(
+        "INSERT INTO communication.command (id, tenant_id, station_id, action, actor, status,"
+        " requested_at, expires_at, link, ocpp_action, request)"
+        " VALUES (%s, %s, %s, %s, %s, 'requested', %s, %s, 'ocpp', %s, %s)"
+        " ON CONFLICT (id) DO NOTHING",
+        (
+            command,
+            caller.tenant_id,
+            station_id,
+            jsonb({"action": OCPP_CALL, "ocpp": action}),
+            caller.subject,
+            requested_at,
+            expires_at,
+            action,
+            jsonb(request),
+        ),
+    )
+    await cursor.execute("SELECT pg_notify(%s, %s)", (COMMAND_CHANNEL, str(station_id)))
 
 
 # --------------------------------------------------------------------------- delivery
@@ -165,7 +208,7 @@ async def give_up_lost(
         " error = 'ConnectionLost', result = 'the connection was lost before the answer: it"
         " is not known whether it was done' FROM lost"
         " WHERE c.id = lost.id AND c.ocpp_action = ANY(%(once)s)"
-        " RETURNING c.id, c.tenant_id, c.station_id, c.action, c.status, c.result",
+        " RETURNING c.id, c.tenant_id, c.station_id, c.action, c.request, c.status, c.result",
         {"gateway": gateway, "once": list(once), "now": now},
     )
 
@@ -208,7 +251,7 @@ async def note_sent(cursor: Cursor, sent: Sequence[Sent], now: datetime) -> None
             literal(one.id for one in sent),
             literal(one.epoch for one in sent),
             [one.action for one in sent],
-            [_json(one.payload) for one in sent],
+            [jsonb(one.payload) for one in sent],
         ),
     )
 
@@ -231,7 +274,7 @@ async def fail(cursor: Cursor, unfit: Mapping[UUID, str], now: datetime) -> list
         "UPDATE communication.command c SET status = 'failed', finished_at = %s,"
         " link = 'ocpp', error = 'NotSupported', result = u.reason"
         " FROM unnest(%s::uuid[], %s::text[]) AS u (id, reason) WHERE c.id = u.id"
-        " RETURNING c.id, c.tenant_id, c.station_id, c.action, c.status, c.result",
+        " RETURNING c.id, c.tenant_id, c.station_id, c.action, c.request, c.status, c.result",
         (now, literal(unfit), list(unfit.values())),
     )
 
@@ -257,15 +300,15 @@ async def settle(cursor: Cursor, results: Sequence[Result]) -> list[Ended]:
         " AS r (id, station_id, status, text, action, request, response, at)"
         " WHERE c.id = r.id AND c.station_id = r.station_id"
         " AND c.status IN ('requested', 'sent', 'accepted', 'expired', 'cancelled')"
-        " RETURNING c.id, c.tenant_id, c.station_id, c.action, c.status, c.result",
+        " RETURNING c.id, c.tenant_id, c.station_id, c.action, c.request, c.status, c.result",
         (
             literal(one.id for one in results),
             literal(one.station_id for one in results),
             [one.status for one in results],
             [one.text for one in results],
             [one.action for one in results],
-            [_json(one.request) for one in results],
-            [None if one.response is None else _json(one.response) for one in results],
+            [jsonb(one.request) for one in results],
+            [None if one.response is None else jsonb(one.response) for one in results],
             [one.at for one in results],
         ),
     )
@@ -280,19 +323,17 @@ async def wake_askers(cursor: Cursor, ended: Collection[UUID]) -> None:
         )
 
 
-def _json(value: Any) -> str:
-    """JSON that jsonb takes: a station may have put a NUL into a text."""
-    encoded = msgspec.json.encode(value)
-    if rb"\u0000" in encoded:
-        encoded = msgspec.json.encode(_without_nul(value))
-    return encoded.decode()
-
-
-def _without_nul(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    if isinstance(value, Mapping):
-        return {_without_nul(key): _without_nul(below) for key, below in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nul(below) for below in value]
-    return value
+async def hide(
+    cursor: Cursor, shown: Mapping[UUID, tuple[dict[str, Any], dict[str, Any] | None]]
+) -> None:
+    """Keep of these commands' actions and requests only what may be shown."""
+    await cursor.execute(
+        "UPDATE communication.command c SET action = s.action::jsonb, request = s.request::jsonb"
+        " FROM unnest(%s::uuid[], %s::text[], %s::text[]) AS s (id, action, request)"
+        " WHERE c.id = s.id",
+        (
+            literal(shown),
+            [jsonb(action) for action, _ in shown.values()],
+            [None if request is None else jsonb(request) for _, request in shown.values()],
+        ),
+    )

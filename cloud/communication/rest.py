@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from cloud.communication import store
 from cloud.communication.commands import Commands, Named
@@ -18,6 +18,8 @@ from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Page
 from cloud.kernel.rest import Instant
 from protocols.agent_link import MAX_STATION_LENGTH
+from protocols.ocpp.actions import without_secrets
+from protocols.ocpp.asks import NAMES
 
 Technician = Annotated[Caller, Depends(require(Role.TECHNICIAN))]
 Viewer = Annotated[Caller, Depends(require(Role.VIEWER))]
@@ -36,14 +38,22 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
-class ActionKind(StrEnum):
-    """What a command asks for."""
-
-    REMOTE_START = "remote_start"
-    REMOTE_STOP = "remote_stop"
-    SET_LIMIT = "set_limit"
-    SET_AVAILABILITY = "set_availability"
-    SET_LOCAL_LIST = "set_local_list"
+ActionKind = StrEnum(  # type: ignore[misc]  # the asks are listed where they are
+    "ActionKind",
+    {
+        name.upper(): name
+        for name in (
+            "remote_start",
+            "remote_stop",
+            "set_limit",
+            "set_availability",
+            "set_local_list",
+            "ocpp",
+            *NAMES,
+        )
+    },
+)
+"""What a command asks for."""
 
 
 class CommandView(BaseModel):
@@ -61,6 +71,11 @@ class CommandView(BaseModel):
     finished_at: datetime | None
     result: str
     transaction: UUID | None
+    link: str | None = Field(description="agent or ocpp: how it went, or will go, out")
+    ocpp_action: str | None
+    request: dict[str, Any] | None = Field(description="as it went out over OCPP")
+    response: dict[str, Any] | None = Field(description="as it was answered over OCPP")
+    error: str = Field(description="why there was no response")
 
     @classmethod
     def of(cls, named: Named) -> CommandView:
@@ -68,7 +83,7 @@ class CommandView(BaseModel):
         return cls(
             id=row.id,
             station=named.station,
-            action=row.action,
+            action=without_secrets(row.action),
             actor=row.actor,
             status=Status(row.status),
             requested_at=row.requested_at,
@@ -78,6 +93,11 @@ class CommandView(BaseModel):
             finished_at=row.finished_at,
             result=row.result,
             transaction=row.transaction_id,
+            link=row.link,
+            ocpp_action=row.ocpp_action,
+            request=without_secrets(row.request),
+            response=without_secrets(row.response),
+            error=row.error,
         )
 
 

@@ -21,6 +21,7 @@ from cloud.kernel.facts import to_ranges
 from cloud.kernel.paging import Column, Cut, Part, Sorts, Where, select_page
 from cloud.kernel.rows import row, rows
 from protocols.agent_link import Action, CommandStatus, Hello, Ranges, Stream
+from protocols.ocpp.asks import AnyAsk
 
 COMMAND_CHANNEL: Final = "karvon_command"
 SET_LOCAL_LIST: Final = "set_local_list"
@@ -251,7 +252,7 @@ async def add_command(
     command_id: UUID,
     tenant: TenantId,
     station_id: int,
-    action: Action,
+    action: Action | AnyAsk,
     actor: str,
     requested_at: datetime,
     expires_at: datetime,
@@ -259,8 +260,8 @@ async def add_command(
     """Store a command, and wake the deliverer when this transaction commits."""
     await cursor.execute(
         "INSERT INTO communication.command"
-        " (id, tenant_id, station_id, action, actor, status, requested_at, expires_at)"
-        " VALUES (%s, %s, %s, %s, %s, 'requested', %s, %s)",
+        " (id, tenant_id, station_id, action, actor, status, requested_at, expires_at, link)"
+        " VALUES (%s, %s, %s, %s, %s, 'requested', %s, %s, %s)",
         (
             command_id,
             tenant,
@@ -269,12 +270,13 @@ async def add_command(
             actor,
             requested_at,
             expires_at,
+            "ocpp" if isinstance(action, AnyAsk) else None,
         ),
     )
     await cursor.execute("SELECT pg_notify(%s, %s)", (COMMAND_CHANNEL, str(station_id)))
 
 
-def _kept(action: Action) -> dict[str, Any]:
+def _kept(action: Action | AnyAsk) -> dict[str, Any]:
     """The action as it is kept: a local list only by its version, a thousand stations share it."""
     fields: dict[str, Any] = msgspec.to_builtins(action)
     if fields["action"] == SET_LOCAL_LIST:
@@ -340,7 +342,7 @@ async def due_commands(
         " AND (sent_at IS NULL OR sent_at < %(before)s)"
         " AND (%(station)s::int IS NULL OR station_id = %(station)s)"
         " AND station_id IN (SELECT station_id FROM communication.connection WHERE online)"
-        " AND link IS DISTINCT FROM 'ocpp' AND ocpp_action IS NULL AND NOT EXISTS"
+        " AND link IS DISTINCT FROM 'ocpp' AND NOT EXISTS"
         "  (SELECT FROM kernel.live l WHERE l.station_id = command.station_id"
         "   AND l.gateway IS NOT NULL)"
         " ORDER BY requested_at, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED",

@@ -103,6 +103,11 @@ class CloudConfig(BaseSettings):
     telemetry_compaction: Literal["blocks", "timescale"] = Field(
         "blocks", description="timescale: TimescaleDB's own compression, if licensed"
     )
+    transfer_hosts: str = Field(
+        "",
+        description="internal hosts that stations may get firmware from or bring logs to, with"
+        " commas: names, addresses, networks such as 10.1.0.0/16",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR"
     )

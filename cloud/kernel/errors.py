@@ -23,6 +23,7 @@ class Kind(StrEnum):
     TOO_LARGE = "too_large"
     RATE_LIMITED = "rate_limited"
     UNAVAILABLE = "unavailable"
+    TIMEOUT = "timeout"
 
 
 class KarvonError(Exception):

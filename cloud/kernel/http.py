@@ -33,6 +33,7 @@ STATUS: Final = {
     Kind.TOO_LARGE: 413,
     Kind.RATE_LIMITED: 429,
     Kind.UNAVAILABLE: 503,
+    Kind.TIMEOUT: 504,
 }
 PROBLEM: Final = "application/problem+json"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -74,7 +75,10 @@ class _Asked:
 
 
 class Idempotency:
-    """ASGI middleware: every POST below `/api/v1` that carries an Idempotency-Key."""
+    """ASGI middleware: every POST below `/api/v1` that carries an Idempotency-Key.
+
+    Paths `apart` see to it themselves: what waits for a station must not hold a transaction.
+    """
 
     def __init__(
         self,
@@ -82,8 +86,10 @@ class Idempotency:
         database: Database,
         authenticator: Authenticator,
         clock: Callable[[], datetime],
+        apart: re.Pattern[str] | None = None,
     ) -> None:
         self._app = app
+        self._apart = apart
         self._database = database
         self._authenticator = authenticator
         self._clock = clock
@@ -91,7 +97,7 @@ class Idempotency:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         key = headers.get(HEADER)
-        if key is None or scope["method"] != "POST" or not scope["path"].startswith("/api/v1/"):
+        if key is None or scope["method"] != "POST" or not self._is_mine(scope["path"]):
             await self._app(scope, receive, send)
             return
         try:
@@ -102,6 +108,10 @@ class Idempotency:
             await _http_problem(error)(scope, receive, send)
         else:
             await _send(answer, send)
+
+    def _is_mine(self, path: str) -> bool:
+        apart = self._apart is not None and self._apart.fullmatch(path) is not None
+        return path.startswith("/api/v1/") and not apart
 
     async def _answered(self, scope: Scope, receive: Receive, headers: Headers, key: str) -> Answer:
         if not 0 < len(key) <= LONGEST_KEY or not key.isprintable():

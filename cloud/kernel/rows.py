@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, LiteralString, TypeVar
 
+import msgspec
+
 from cloud.kernel.database import Cursor
 
 T = TypeVar("T")
@@ -31,3 +33,21 @@ def literal(values: Iterable[object]) -> str:
     times as long.
     """
     return "{" + ",".join(map(str, values)) + "}"
+
+
+def jsonb(value: Any) -> str:
+    """JSON text that jsonb takes: what came over a wire may hold a NUL in a text."""
+    encoded = msgspec.json.encode(value)
+    if rb"\u0000" in encoded:
+        encoded = msgspec.json.encode(_without_nul(value))
+    return encoded.decode()
+
+
+def _without_nul(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    if isinstance(value, Mapping):
+        return {_without_nul(key): _without_nul(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nul(below) for below in value]
+    return value

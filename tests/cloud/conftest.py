@@ -22,12 +22,17 @@ from cloud.api.app import create_app
 from cloud.api.live import EventFeed
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
+from cloud.communication import asks_rest, security_rest
 from cloud.communication import rest as communication_rest
-from cloud.communication import security_rest
+from cloud.communication.answers import Answers
 from cloud.communication.api import Credential, Presence
+from cloud.communication.calls import Calls
 from cloud.communication.commands import Commands
 from cloud.communication.pki import CertificateAuthority, Pki, PkiSettings
 from cloud.communication.security import OcppSecurity
+from cloud.communication.transfers import Allowed
+from cloud.configuration import rest as configuration_rest
+from cloud.configuration.service import Configuration
 from cloud.kernel import events
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.events import Event
@@ -178,6 +183,11 @@ class World:
         self.authorization = Authorization(database, self.link, self.clock)
         self.transactions = Transactions(database, self.stations, self.authorization, self.link)
         self.commands = Commands(database, self.stations, self.authorization, self.clock)
+        self.answers = Answers(database)
+        self.calls = Calls(
+            database, self.stations, self.authorization, self.answers, self.clock, Allowed()
+        )
+        self.configuration = Configuration(database, self.stations, self.clock)
         self.telemetry = Telemetry(database, self.stations)
         self.security = OcppSecurity(database, self.stations, certificate_authority(), self.clock)
         self.feed = EventFeed(database, self.stations)
@@ -191,6 +201,8 @@ class World:
                 transactions_rest.router(self.transactions),
                 communication_rest.routes(self.commands),
                 security_rest.routes(self.security),
+                asks_rest.router(self.calls),
+                configuration_rest.router(self.configuration),
                 api_rest.router(database, self.stations, self.feed),
             ],
             database,

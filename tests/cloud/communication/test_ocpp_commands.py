@@ -17,7 +17,6 @@ from cloud.communication.commands import Commands
 from cloud.communication.ocpp_commands import (
     Context,
     Due,
-    NotExpressible,
     OcppAnswers,
     OcppCommands,
     Request,
@@ -36,6 +35,7 @@ from protocols.agent_link import (
     SetLimit,
     SetLocalList,
 )
+from protocols.ocpp.asking import NotExpressible
 from protocols.ocpp.messages import Answer, Answered, Boot, Connected, Told
 from protocols.quantities import MilliAmperes, Milliseconds
 

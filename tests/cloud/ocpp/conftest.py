@@ -26,6 +26,7 @@ from cloud.communication.pki import Pki, PkiSettings
 from cloud.kernel.config import CloudConfig
 from cloud.kernel.database import Database
 from cloud.kernel.http import Caller, Role
+from cloud.kernel.serving import supervised
 from cloud.main import Modules, live_sources, utc_now
 from cloud.ocpp import gateway
 from cloud.users.service import DEFAULT_TENANT
@@ -116,7 +117,6 @@ class Ocpp:
         self.modules = modules
         self.database = database
         self.api = api
-        self._open: list[ClientConnection] = []
 
     async def connect(
         self,
@@ -138,17 +138,12 @@ class Ocpp:
             subprotocols=None if version is None else [version],  # type: ignore[list-item]
             additional_headers=headers,
         )
-        self._open.append(socket)
         return Station(socket, answers or {})
 
     async def booted(self, identity: str, version: str = "ocpp1.6", **options: Any) -> Station:
         station = await self.connect(identity, version, **options)
         assert (await station.boot())["status"] == "Accepted"
         return station
-
-    async def close(self) -> None:
-        for socket in self._open:
-            await socket.close()
 
     # ------------------------------------------------------------------ the operator's side
 
@@ -193,9 +188,11 @@ async def serving(
         modules = Modules.over(database, broker, config, pki)
         owner = Caller(DEFAULT_TENANT, "test", Role.ADMIN)
         key = await modules.users.create_key(owner, f"test {id(folder)}", Role.ADMIN, None)
-        async with gateway(
-            config, database, modules.of_gateway(), pki, utc_now, CollectorRegistry()
-        ) as served:
+        registry = CollectorRegistry()
+        async with (
+            gateway(config, database, modules.of_gateway(), pki, utc_now, registry) as served,
+            supervised("answers", modules.answers.run),
+        ):
             feed = EventFeed(database, modules.stations)
             routers = modules.routers(database, feed, Watching(live_sources(modules), utc_now))
             app = create_app(modules.users, routers, database, utc_now)
@@ -204,11 +201,7 @@ async def serving(
                 base_url="http://api/api/v1",
                 headers={"Authorization": f"Bearer {key.secret}"},
             ) as api:
-                ocpp = Ocpp(served, modules, database, api)
-                try:
-                    yield ocpp
-                finally:
-                    await ocpp.close()
+                yield Ocpp(served, modules, database, api)
 
 
 @pytest.fixture

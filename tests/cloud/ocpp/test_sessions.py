@@ -112,7 +112,9 @@ async def test_a_session_in_2x(ocpp: Ocpp, version: str) -> None:
 
 async def test_an_unknown_token_may_not_charge(ocpp: Ocpp) -> None:
     station = await ocpp.booted("CP-1")
-    assert (await station.call("Authorize", {"idTag": "nobody"}))["idTagInfo"]["status"] == "Invalid"
+    assert (await station.call("Authorize", {"idTag": "nobody"}))["idTagInfo"][
+        "status"
+    ] == "Invalid"
     await ocpp.token("nobody")
     seen = await ocpp.until(
         lambda: _is_accepted(station, "nobody"), "the news of a new token to be heard"

@@ -232,7 +232,7 @@ async def test_every_route_meets_nothing_of_theirs(
     world: Any, world_of: Callable[[Database], Any]
 ) -> None:
     async with await world.client(Role.ADMIN, THEIRS) as owner:
-        parameters = {"evse": 1, "command": uuid4(), **await furnish(owner)}
+        parameters = {"evse": 1, "action": "Reset", "command": uuid4(), **await furnish(owner)}
         station = await world.station("CP-2", tenant=THEIRS)
         parameters["transaction"] = await transaction(world, station)
         key = owner.headers["authorization"]
