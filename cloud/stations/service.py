@@ -479,6 +479,7 @@ class Stations:
         """Forget a waiting station; it may ask again."""
         async with self._database.unit(caller.tenant_id) as cursor:
             station = await self._pending(cursor, identity)
+            await self._link.forget(cursor, station.id)  # it may wait on an OCPP connection
             await store.forget_pending(cursor, station.id)
 
     async def _pending(self, cursor: Cursor, identity: str) -> Station:
