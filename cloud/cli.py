@@ -85,9 +85,18 @@ def serve(
             help="Broker to use instead of the embedded one: mqtts://user:password@host:port"
         ),
     ] = None,
+    ocpp_port: Annotated[
+        int | None,
+        typer.Option(help="Port for stations that speak OCPP, ws://…/ocpp/{station}; 0: any free."),
+    ] = None,
+    ocpp_tls_port: Annotated[
+        int | None, typer.Option(help="The same with TLS, for security profiles 2 and 3.")
+    ] = None,
     role: Annotated[
         str | None,
-        typer.Option(help="ingest: only the agents' link; api: only REST; all: both (default)."),
+        typer.Option(
+            help="ingest: only the agents' link; gateway: only OCPP; api: only REST; all (default)."
+        ),
     ] = None,
     shards: Annotated[
         str | None,
@@ -106,14 +115,17 @@ def serve(
         admin_key_file=admin_key_file,
         database_url=database_url,
         mqtt_url=mqtt_url,
+        ocpp_port=ocpp_port,
+        ocpp_tls_port=ocpp_tls_port,
         role=role,
         shards=shards,
     )
     configure_logging(config.log_level)
 
     def announce(ready: Ready) -> None:
-        line = {"ready": ready.http_url, "mqtt_url": ready.mqtt_url}
-        sys.stdout.write(f"{json.dumps(line)}\n" if as_json else f"ready {ready.http_url}\n")
+        line = {"ready": ready.http_url, "mqtt_url": ready.mqtt_url, **ready.ocpp_urls}
+        text = " ".join(["ready", ready.http_url, *ready.ocpp_urls.values()])
+        sys.stdout.write(f"{json.dumps(line)}\n" if as_json else f"{text}\n")
         sys.stdout.flush()
 
     _run(run_cloud(config, announce))

@@ -8,7 +8,7 @@ import logging
 import signal
 from collections.abc import Callable, Collection
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 from uuid import UUID
@@ -24,7 +24,7 @@ from cloud.api.watching import Sources, Watching
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
 from cloud.broker import Broker, embedded_broker, outside_broker
-from cloud.communication import asks_rest, security_rest
+from cloud.communication import asks_rest, gateway_rest, security_rest
 from cloud.communication import rest as communication_rest
 from cloud.communication import store as communication_store
 from cloud.communication.answers import Answers
@@ -32,8 +32,10 @@ from cloud.communication.api import Credential, Known, Presence
 from cloud.communication.calls import Calls
 from cloud.communication.commands import CommandResults, Commands
 from cloud.communication.credentials import Credentials
+from cloud.communication.gateway import Gateway
+from cloud.communication.gateway_views import GatewayViews
 from cloud.communication.link import AgentLink
-from cloud.communication.ocpp_commands import OcppAnswers
+from cloud.communication.ocpp_commands import OcppCommands
 from cloud.communication.pki import Pki, PkiSettings
 from cloud.communication.receiver import Receiver
 from cloud.communication.security import OcppSecurity
@@ -45,12 +47,13 @@ from cloud.configuration.writer import ConfigurationWriter
 from cloud.kernel.config import CloudConfig
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.embedded import ChildEvent, EmbeddedPostgres
-from cloud.kernel.facts import FactWriter, GroupCommitter, SpokenWriter
+from cloud.kernel.facts import FactWriter, GroupCommitter
 from cloud.kernel.handover import Follower
 from cloud.kernel.http import Caller
 from cloud.kernel.migrate import migrate
 from cloud.kernel.observability import Check, health_routes
 from cloud.kernel.serving import http, http_url, listening, supervised
+from cloud.ocpp import Neighbours, gateway
 from cloud.stations import rest as stations_rest
 from cloud.stations.registration import Policy
 from cloud.stations.service import Settings, Stations
@@ -172,10 +175,12 @@ class Modules:
     transactions: Transactions
     commands: Commands
     credentials: Credentials
+    security: OcppSecurity
+    gateway_views: GatewayViews
+    ocpp_commands: OcppCommands
     answers: Answers
     calls: Calls
     configuration: Configuration
-    security: OcppSecurity
 
     @classmethod
     def over(cls, database: Database, broker: Broker, config: CloudConfig, pki: Pki | None) -> Self:
@@ -187,21 +192,30 @@ class Modules:
         stations = Stations(database, link, settings, utc_now)
         directory.stations = stations
         lists.authorization = authorization = Authorization(database, link, utc_now)
+        transactions = Transactions(database, stations, authorization, link)
         answers, allowed = Answers(database), Allowed(config.transfer_hosts)
         return cls(
             users=Users(database, utc_now),
             stations=stations,
             authorization=authorization,
             telemetry=Telemetry(database, stations),
-            transactions=Transactions(database, stations, authorization, link),
+            transactions=transactions,
             commands=commands,
             credentials=credentials,
-            answers=answers,
-            calls=Calls(database, directory, lists, answers, utc_now, allowed),
-            configuration=Configuration(database, stations, utc_now),
             security=OcppSecurity(
                 database, directory, None if pki is None else pki.authority, utc_now
             ),
+            gateway_views=GatewayViews(database, directory),
+            ocpp_commands=OcppCommands(database, authorization, transactions, utc_now),
+            answers=answers,
+            calls=Calls(database, directory, lists, answers, utc_now, allowed),
+            configuration=Configuration(database, stations, utc_now),
+        )
+
+    def of_gateway(self) -> Neighbours:
+        """What the OCPP gateway asks of them."""
+        return Neighbours(
+            self.stations, self.ocpp_commands, [ConfigurationWriter(), TransactionWriter()]
         )
 
     def routers(self, database: Database, feed: EventFeed, watching: Watching) -> list[APIRouter]:
@@ -213,9 +227,10 @@ class Modules:
             telemetry_rest.router(self.telemetry, utc_now),
             transactions_rest.router(self.transactions),
             communication_rest.routes(self.commands),
+            security_rest.routes(self.security),
+            gateway_rest.routes(self.gateway_views),
             asks_rest.router(self.calls),
             configuration_rest.router(self.configuration),
-            security_rest.routes(self.security),
             api_rest.router(database, self.stations, feed),
             watching_rest.router(watching),
         ]
@@ -252,6 +267,8 @@ class Ready:
 
     http_url: str
     mqtt_url: str
+    ocpp_urls: dict[str, str] = field(default_factory=dict)
+    """`ocpp_url` and `ocpps_url`, as far as they are served; a station appends its identity."""
 
 
 class Cloud:
@@ -264,6 +281,7 @@ class Cloud:
         self._config = config
         self._registry = CollectorRegistry()
         self._stack = AsyncExitStack()
+        self._gateway: Gateway | None = None
         self.ready = Ready("", "")
 
     async def __aenter__(self) -> Self:
@@ -291,24 +309,41 @@ class Cloud:
             await modules.users.ensure_admin_key(config.admin_key_file)
         checks: dict[str, Check] = {"database": database.healthy}
         routers: list[APIRouter] = []
-        if config.role != "api":
+        if config.role in {"all", "ingest"}:
             checks["broker"] = await self._ingest(stack, database, broker, modules)
-        if config.role != "ingest":
+        if config.role in {"all", "api"}:
             feed = EventFeed(database, modules.stations)
             watching = Watching(live_sources(modules), utc_now)
             routers = modules.routers(database, feed, watching)
+        if config.serves_ocpp:
+            self._gateway = await stack.enter_async_context(
+                gateway(config, database, modules.of_gateway(), pki, utc_now, self._registry)
+            )
         app = create_app(
             modules.users, [*routers, health_routes(checks, self._registry)], database, utc_now
         )
         await stack.enter_async_context(http(app, listener))
-        if config.role != "ingest":
+        if config.role in {"all", "api"}:
             lists = modules.authorization.run
             await stack.enter_async_context(supervised("authorization lists", lists))
             await stack.enter_async_context(supervised("answers", modules.answers.run))
             await stack.enter_async_context(feed.serving())
             await stack.enter_async_context(watching.serving())
         port = listener.getsockname()[1]
-        self.ready = Ready(http_url(config.host, port), broker.endpoint.mqtt_url)
+        self.ready = Ready(
+            http_url(config.host, port), broker.endpoint.mqtt_url, self._ocpp_urls(config)
+        )
+
+    def _ocpp_urls(self, config: CloudConfig) -> dict[str, str]:
+        ports = {}
+        if self._gateway is not None:
+            ports = {"ocpp_url": self._gateway.port, "ocpps_url": self._gateway.tls_port}
+        schemes = {"ocpp_url": "ws", "ocpps_url": "wss"}
+        return {
+            name: f"{schemes[name]}://{_in_url(config.reachable_host)}:{port}/ocpp/"
+            for name, port in ports.items()
+            if port is not None
+        }
 
     async def _ingest(
         self, stack: AsyncExitStack, database: Database, broker: Broker, modules: Modules
@@ -320,13 +355,7 @@ class Cloud:
             TransactionWriter(),
             CommandResults(),
         ]
-        spoken_writers: list[SpokenWriter] = [
-            OcppAnswers(),
-            ConfigurationWriter(),
-        ]
-        committer = await stack.enter_async_context(
-            GroupCommitter(database, writers, spoken_writers)
-        )
+        committer = await stack.enter_async_context(GroupCommitter(database, writers))
         topics = tuple(up_filter(shard) for shard in self._config.shard_ids()) or (up_filter(),)
         settings = replace(broker.settings, topics=topics)
         receiver = await stack.enter_async_context(Receiver(settings))
@@ -369,6 +398,10 @@ class Cloud:
         if url is not None:
             return outside_broker(self._config, url)
         return await stack.enter_async_context(embedded_broker(self._config, _report))
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _keep(config: CloudConfig) -> Keep:

@@ -20,6 +20,7 @@ class Decision(StrEnum):
 class TokenRules:
     blocked: bool
     expires_at: datetime | None
+    group: str | None = None
 
 
 def decide(rules: TokenRules | None, now: datetime) -> Decision:

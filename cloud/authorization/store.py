@@ -127,6 +127,25 @@ async def rules(cursor: Cursor, value: str) -> TokenRules | None:
     )
 
 
+async def rules_of(
+    cursor: Cursor, keys: Collection[tuple[TenantId, str]]
+) -> dict[tuple[TenantId, str], TokenRules]:
+    """The rules of tokens by tenant and value in lower case (commit role); the unknown left out."""
+    tenants, values = zip(*keys, strict=True) if keys else ((), ())
+    await cursor.execute(
+        "SELECT t.tenant_id, lower(t.value), t.blocked, t.expires_at, g.name"
+        " FROM unnest(%s::int[], %s::text[]) AS k (tenant_id, value)"
+        ' JOIN "authorization".id_token t'
+        " ON t.tenant_id = k.tenant_id AND lower(t.value) = k.value"
+        ' LEFT JOIN "authorization".id_token_group g ON g.id = t.group_id',
+        (list(tenants), list(values)),
+    )
+    return {
+        (TenantId(row[0]), row[1]): TokenRules(row[2], row[3], row[4])
+        for row in await cursor.fetchall()
+    }
+
+
 async def add_token(
     cursor: Cursor, tenant: TenantId, fields: dict[str, Any], now: datetime
 ) -> bool:

@@ -10,7 +10,8 @@ from uuid import UUID
 
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.errors import KarvonError, Kind
-from protocols.agent_link import Hello, OpenTransaction, SetLocalList
+from protocols.agent_link import Hello, IdToken, OpenTransaction, SetLocalList
+from protocols.ocpp.messages import TokenInfo
 
 
 class CommandNotFound(KarvonError):
@@ -143,6 +144,18 @@ class StationRegister(Protocol):
         ...
 
 
+class TokenJudge(Protocol):
+    """Whether id tokens may charge, from memory (authorization implements it)."""
+
+    def at_hand(self, tenant: TenantId, token: IdToken, now: datetime) -> TokenInfo | None:
+        """None when it must be looked up first."""
+        ...
+
+    async def look_up(self, tokens: Collection[tuple[TenantId, IdToken]]) -> None:
+        """Bring these into memory, for `at_hand`. Raises Unavailable."""
+        ...
+
+
 class Greeted(Protocol):
     """A module that takes something over from a hello, in the hello's database transaction."""
 
@@ -191,6 +204,10 @@ class Presence:
 
     online: bool
     last_seen: datetime
+    link: str = "agent"
+    """`agent`, or the OCPP version as the WebSocket's subprotocol names it."""
+    since: datetime | None = None
+    """When this connection began."""
 
 
 @dataclass(frozen=True)

@@ -98,9 +98,10 @@ async def link(cursor: Cursor, station_id: int) -> OcppLink | None:
 
 
 async def is_agent(cursor: Cursor, station_id: int) -> bool:
-    """Whether an agent ever greeted for the station."""
+    """Whether an agent spoke for the station last."""
     await cursor.execute(
-        "SELECT FROM communication.connection WHERE station_id = %s", (station_id,)
+        "SELECT FROM communication.connection WHERE station_id = %s AND link = 'agent'",
+        (station_id,),
     )
     return await cursor.fetchone() is not None
 

@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 from psycopg.types.multirange import Int8Multirange
 from psycopg.types.range import Range
 
-from cloud.communication import security_store
+from cloud.communication import gateway_store, security_store
 from cloud.communication.api import Presence
 from cloud.communication.greeting import KnownOutbox
 from cloud.kernel.database import Cursor, TenantId
@@ -88,7 +88,8 @@ async def connected(
         " agent_version, connected_at, last_seen) VALUES (%s, %s, 1, true, %s, %s, %s, %s)"
         " ON CONFLICT (station_id) DO UPDATE SET epoch = c.epoch + 1, online = true,"
         " tenant_id = excluded.tenant_id, boot = excluded.boot,"
-        " agent_version = excluded.agent_version,"
+        " agent_version = excluded.agent_version, link = 'agent', security_profile = NULL,"
+        " address = NULL, closed_at = NULL, closed_because = NULL,"
         " connected_at = CASE WHEN c.online AND c.boot = excluded.boot"
         " THEN c.connected_at ELSE excluded.connected_at END, last_seen = excluded.last_seen",
         (station_id, tenant, hello.boots[0], hello.agent_version, now, now),
@@ -119,16 +120,17 @@ async def seen(cursor: Cursor, times: Iterable[tuple[int, datetime]]) -> None:
 
 async def presence(cursor: Cursor, stations: Collection[int]) -> dict[int, Presence]:
     await cursor.execute(
-        "SELECT station_id, online, last_seen FROM communication.connection"
+        "SELECT station_id, online, last_seen, link, connected_at FROM communication.connection"
         " WHERE station_id = ANY(%s)",
         (list(stations),),
     )
-    return {row[0]: Presence(row[1], row[2]) for row in await cursor.fetchall()}
+    return {row[0]: Presence(*row[1:]) for row in await cursor.fetchall()}
 
 
 async def hand_over(cursor: Cursor, station_id: int, tenant: TenantId, now: datetime) -> None:
     """The station's ways to connect to the tenant; withdraw what it was still to do."""
     await security_store.hand_over(cursor, station_id, tenant)
+    await gateway_store.hand_over(cursor, station_id, tenant)
     await cursor.execute(
         "UPDATE communication.connection SET tenant_id = %s WHERE station_id = %s",
         (tenant, station_id),
@@ -150,9 +152,10 @@ async def hand_over(cursor: Cursor, station_id: int, tenant: TenantId, now: date
 
 
 async def online(cursor: Cursor, tenant: TenantId) -> list[int]:
+    """Agents, which all take the local list; a station that speaks OCPP is given it on request."""
     await cursor.execute(
         "SELECT station_id FROM communication.connection WHERE tenant_id = %s AND online"
-        " ORDER BY station_id",
+        " AND link = 'agent' ORDER BY station_id",
         (tenant,),
     )
     return [row[0] for row in await cursor.fetchall()]
@@ -191,6 +194,7 @@ async def put_credential(
 async def forget_station(cursor: Cursor, station_id: int) -> None:
     """Void the station's credentials and forget its connection; its commands stay as history."""
     await security_store.forget_station(cursor, station_id)
+    await gateway_store.forget_station(cursor, station_id)
     for sql in (
         "DELETE FROM communication.credential WHERE station_id = %s",
         "DELETE FROM communication.connection WHERE station_id = %s",

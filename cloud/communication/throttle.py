@@ -74,6 +74,33 @@ class Handshakes:
         return retry_after(who, self._turned_away / self._per_second)
 
 
+class Arrivals:
+    """Bounds the sockets that have not been judged yet: idlers hold a place, never all of them."""
+
+    def __init__(self, places: int = 2000) -> None:
+        self._places = places
+        self._here: dict[str, int] = {}
+        self._count = 0
+
+    def arrive(self, source: str) -> bool:
+        """Whether the socket may stay for its deadline; then call `leave` when it is judged."""
+        network = network_of(source)
+        own = self._here.get(network, 0)
+        if self._count >= self._places or own >= max(1, self._places // 2):
+            return False
+        self._here[network] = own + 1
+        self._count += 1
+        return True
+
+    def leave(self, source: str) -> None:
+        """It was judged, or it is gone."""
+        network = network_of(source)
+        self._count -= 1
+        self._here[network] -= 1
+        if not self._here[network]:
+            del self._here[network]
+
+
 def _same_second(begun: datetime, now: datetime) -> bool:
     """A clock that was set back begins a new one."""
     return timedelta(0) <= now - begun < _A_SECOND

@@ -45,6 +45,18 @@ class CloudConfig(BaseSettings):
     mosquitto_pid_file: Path | None = Field(
         None, description="pid file of that broker, which gets SIGHUP after a change"
     )
+    ocpp_port: int | None = Field(
+        None, ge=0, le=65535, description="port for stations that speak OCPP; none: not served"
+    )
+    ocpp_tls_port: int | None = Field(
+        None, ge=0, le=65535, description="the same with TLS, for security profiles 2 and 3"
+    )
+    ocpp_heartbeat_s: int = Field(
+        300, ge=10, le=86_400, description="seconds between the heartbeats that stations send"
+    )
+    ocpp_frame_days: int = Field(
+        14, ge=1, le=3650, description="days that every OCPP message is kept for reading"
+    )
     ocpp_least_profile: int = Field(
         0, ge=0, le=3, description="security profile that every OCPP station must reach at least"
     )
@@ -67,8 +79,9 @@ class CloudConfig(BaseSettings):
         None, description="certificate of the OCPP port, with its chain; default: that authority's"
     )
     ocpp_key_file: Path | None = Field(None, description="that certificate's key")
-    role: Literal["all", "ingest", "api"] = Field(
-        "all", description="ingest: only the agents' link; api: only REST; all: both"
+    role: Literal["all", "ingest", "api", "gateway"] = Field(
+        "all",
+        description="ingest: only the agents' link; gateway: only OCPP; api: only REST; all",
     )
     shards: str = Field(
         "",
@@ -144,6 +157,12 @@ class CloudConfig(BaseSettings):
         if file is not None:
             return file.read_text().strip()
         return value.get_secret_value() if value is not None else None
+
+    @property
+    def serves_ocpp(self) -> bool:
+        """Whether stations may connect to this process over OCPP."""
+        some = self.ocpp_port is not None or self.ocpp_tls_port is not None
+        return some and self.role in {"all", "gateway"}
 
     @property
     def reachable_host(self) -> str:

@@ -9,14 +9,15 @@ one partition: its events are read in order, at least once, and `NOTIFY` wakes t
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, LiteralString
 
+import msgspec
 import psycopg
-from psycopg.types.json import Jsonb
 
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import Unavailable
@@ -56,42 +57,48 @@ async def append(cursor: Cursor, events: Sequence[Event]) -> None:
     """Log the events in the caller's transaction (commit role) and wake the readers at commit."""
     if not events:
         return
-    counts: dict[int, int] = {}
-    for event in events:
-        counts[partition_of(event)] = counts.get(partition_of(event), 0) + 1
-    first: dict[int, int] = {}
-    for partition in sorted(counts):  # one order for all, so that appenders never deadlock
-        await cursor.execute(
-            "UPDATE kernel.event_partition SET next = next + %s WHERE partition = %s"
-            " RETURNING next - %s",
-            (counts[partition], partition, counts[partition]),
-        )
-        row = await cursor.fetchone()
-        if row is None:
-            raise RuntimeError(f"event partition {partition} is missing: run the migrations")
-        first[partition] = row[0]
-    await cursor.executemany(
+    places = await _take_places(cursor, Counter(partition_of(event) for event in events))
+    await cursor.execute(
         "INSERT INTO kernel.event"
         " (partition, position, tenant_id, kind, station_id, subject, data)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s)",
-        [_row(event, first) for event in events],
+        " SELECT partition, position, tenant_id, kind, station_id, subject, data"
+        " FROM jsonb_to_recordset(%s::jsonb) AS e (partition int, position bigint, tenant_id int,"
+        " kind text, station_id int, subject text, data jsonb)",
+        (msgspec.json.encode([_row(event, places) for event in events]).decode(),),
     )
     await cursor.execute("SELECT pg_notify(%s, '')", (CHANNEL,))
 
 
-def _row(event: Event, first: dict[int, int]) -> tuple[Any, ...]:
-    partition = partition_of(event)
-    position = first[partition]
-    first[partition] += 1
-    return (
-        partition,
-        position,
-        event.tenant_id,
-        event.kind,
-        event.station_id,
-        event.subject,
-        Jsonb(event.data),
+async def _take_places(cursor: Cursor, counts: Mapping[int, int]) -> dict[int, int]:
+    """The first free position of each partition; locked in one order, so that none deadlocks."""
+    await cursor.execute(
+        "WITH held AS (SELECT partition FROM kernel.event_partition"
+        "   WHERE partition = ANY(%(partitions)s::int[]) ORDER BY partition FOR UPDATE)"
+        " UPDATE kernel.event_partition p SET next = p.next + k.count"
+        " FROM unnest(%(partitions)s::int[], %(counts)s::int[]) AS k (partition, count)"
+        " JOIN held USING (partition) WHERE p.partition = k.partition"
+        " RETURNING p.partition, p.next - k.count",
+        {"partitions": list(counts), "counts": list(counts.values())},
     )
+    places = {row[0]: row[1] for row in await cursor.fetchall()}
+    if missing := counts.keys() - places.keys():
+        raise RuntimeError(f"event partitions {sorted(missing)} are missing: run the migrations")
+    return places
+
+
+def _row(event: Event, places: dict[int, int]) -> dict[str, Any]:
+    partition = partition_of(event)
+    position = places[partition]
+    places[partition] += 1
+    return {
+        "partition": partition,
+        "position": position,
+        "tenant_id": event.tenant_id,
+        "kind": event.kind,
+        "station_id": event.station_id,
+        "subject": event.subject,
+        "data": event.data,
+    }
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ class Spoken(NamedTuple):
     told: Told
     answer: Answer
     """Writers fill in what they know; it leaves after the commit."""
+    doubtful: bool = False
+    """It may have been committed before: a station repeats what it got no answer to."""
 
 
 Fact = Delivery | Spoken

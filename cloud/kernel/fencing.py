@@ -1,8 +1,9 @@
 """One live connection per station: whose words count is settled in the database.
 
 `kernel.live` holds each OCPP station's newest connection: its epoch, the gateway that owns it, the
-tenant. A commit takes only what came over that connection; the row is share-locked until the
-commit, so that a takeover, and a move to another tenant, lie wholly before it or wholly after.
+tenant. A commit takes only what came over that connection; the row is locked until the commit, so
+that a takeover, a move to another tenant, and another commit for the same station lie wholly before
+it or wholly after: a writer may read what it holds of a station and write it anew.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ async def unfenced(cursor: Cursor, said: Sequence[Spoken]) -> dict[int, Spoken]:
 async def _live(cursor: Cursor, stations: Iterable[int]) -> dict[int, tuple[int, TenantId]]:
     await cursor.execute(
         "SELECT station_id, epoch, tenant_id FROM kernel.live WHERE station_id = ANY(%s::int[])"
-        " ORDER BY station_id FOR SHARE",
+        " ORDER BY station_id FOR NO KEY UPDATE",
         (literal(stations),),
     )
     return {row[0]: (row[1], TenantId(row[2])) for row in await cursor.fetchall()}

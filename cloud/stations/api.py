@@ -8,8 +8,19 @@ from typing import Protocol
 
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.errors import KarvonError, Kind
-from cloud.stations.clock import BootClock, Dated, Dating, date, from_ms, sent_clock, to_ms, trusts
-from cloud.stations.store import boot_clocks
+from cloud.stations.clock import (
+    BootClock,
+    Dated,
+    Dating,
+    date,
+    date_told,
+    from_ms,
+    plausible,
+    sent_clock,
+    to_ms,
+    trusts,
+)
+from cloud.stations.store import boot_clocks, note_charging
 from cloud.stations.tenancy_store import Former, former_owners
 
 __all__ = [
@@ -29,8 +40,11 @@ __all__ = [
     "TooManyClaims",
     "boot_clocks",
     "date",
+    "date_told",
     "former_owners",
     "from_ms",
+    "note_charging",
+    "plausible",
     "sent_clock",
     "to_ms",
     "trusts",

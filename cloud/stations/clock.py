@@ -86,3 +86,11 @@ def date(stamp: Stamp, received_at: datetime, sent: Stamp, known: BootClock | No
         clock = sent_clock(sent, received_at)
         return Dated(from_ms(stamp.mono_ms + clock.offset_ms), clock.quality)
     return Dated(from_ms(stamp.wall_ms), Dating.UNSET)
+
+
+def date_told(ms: int, received_at: datetime, *, trusted: bool = True) -> Dated:
+    """A time that an OCPP station told: its clock is set from our answers, if it is set at all."""
+    at = from_ms(ms)
+    if trusted and plausible(at, received_at):
+        return Dated(at, Dating.CLOUD)
+    return Dated(received_at, Dating.ESTIMATED)

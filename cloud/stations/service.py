@@ -31,7 +31,16 @@ from cloud.stations.api import (
 from cloud.stations.imports import Entry
 from cloud.stations.ports import AgentEndpoint, Link
 from cloud.stations.registration import ClaimCode, Policy, Standing, Verdict
-from cloud.stations.store import Connector, Evse, EvseState, Filters, Site, Station, StationState
+from cloud.stations.store import (
+    Connector,
+    Evse,
+    EvseState,
+    Filters,
+    Hardware,
+    Site,
+    Station,
+    StationState,
+)
 from cloud.stations.tenancy_store import keys_of, owner_held, stations_at
 from protocols.agent_link import Action, Hello
 
@@ -55,6 +64,7 @@ class StationDetail:
     evses: list[Evse] = field(default_factory=list)
     states: dict[int, EvseState] = field(default_factory=dict)
     agent: StationState | None = None
+    hardware: Hardware | None = None
 
 
 @dataclass(frozen=True)
@@ -328,6 +338,7 @@ class Stations:
         for state in await store.evse_states(cursor, ids):
             states[state.station_id][state.evse] = state
         agents = {state.station_id: state for state in await store.station_states(cursor, ids)}
+        hardware = {one.station_id: one for one in await store.hardware(cursor, ids)}
         return [
             StationDetail(
                 station,
@@ -335,6 +346,7 @@ class Stations:
                 evses[station.id],
                 states[station.id],
                 agents.get(station.id),
+                hardware.get(station.id),
             )
             for station in stations
         ]
@@ -467,6 +479,7 @@ class Stations:
         """Forget a waiting station; it may ask again."""
         async with self._database.unit(caller.tenant_id) as cursor:
             station = await self._pending(cursor, identity)
+            await self._link.forget(cursor, station.id)  # it may wait on an OCPP connection
             await store.forget_pending(cursor, station.id)
 
     async def _pending(self, cursor: Cursor, identity: str) -> Station:

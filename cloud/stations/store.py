@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, astuple, dataclass
 from datetime import datetime
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, NamedTuple
 from uuid import UUID
 
 from psycopg import errors
@@ -73,10 +73,10 @@ class NewRow:
 class Evse:
     station_id: int
     evse: int
-    phases: int
-    max_ma: int
-    energy_step_wh: int
-    billing_grade: bool
+    phases: int | None
+    max_ma: int | None
+    energy_step_wh: int | None
+    billing_grade: bool | None
     gone_at: datetime | None
     connectors: list[int]
 
@@ -119,6 +119,32 @@ class StationState:
     pending_telemetry: int
     journal_bytes: int
     alarms: list[str]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a station that speaks OCPP said it is when it booted."""
+
+    station_id: int
+    vendor: str
+    model: str
+    serial: str
+    firmware: str
+    iccid: str
+    imsi: str
+    meter_type: str
+    meter_serial: str
+    reason: str
+    booted_at: datetime
+
+
+class Place(NamedTuple):
+    """A connector that a station has spoken of."""
+
+    station_id: int
+    tenant_id: TenantId
+    evse: int
+    connector: int
 
 
 _SITE = "id, name, address, latitude, longitude, time_zone, created_at"
@@ -318,6 +344,7 @@ async def delete_station(cursor: Cursor, station_: Station, now: datetime, by: s
     for sql in (
         "DELETE FROM stations.evse_state WHERE station_id = %s",
         "DELETE FROM stations.station_state WHERE station_id = %s",
+        "DELETE FROM stations.hardware WHERE station_id = %s",
         "DELETE FROM stations.station WHERE id = %s",
     ):
         await cursor.execute(sql, (station_.id,))
@@ -590,16 +617,91 @@ async def station_states(cursor: Cursor, stations_: Collection[int]) -> list[Sta
 
 
 async def put_evse_states(cursor: Cursor, states: Sequence[tuple[TenantId, EvseState]]) -> None:
-    await cursor.executemany(
+    if not states:
+        return
+    ordered = sorted(states, key=lambda one: (one[1].station_id, one[1].evse))
+    columns = zip(*((tenant, *astuple(state)) for tenant, state in ordered), strict=True)
+    await cursor.execute(
         f"INSERT INTO stations.evse_state (tenant_id, {_EVSE_STATE})"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " SELECT * FROM unnest(%s::int[], %s::int[], %s::int[], %s::uuid[], %s::bigint[],"
+        " %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::text[], %s::text[],"
+        " %s::uuid[], %s::int[], %s::text[], %s::text[])"
         " ON CONFLICT (station_id, evse) DO UPDATE SET outbox = excluded.outbox,"
         " seq = excluded.seq, at = excluded.at, received_at = excluded.received_at,"
         " measured_at = excluded.measured_at, status = excluded.status,"
         " charging_state = excluded.charging_state, transaction = excluded.transaction,"
         " offered_ma = excluded.offered_ma, limited_by = excluded.limited_by,"
         " error = excluded.error",
-        [(tenant, *astuple(state)) for tenant, state in states],
+        [list(column) for column in columns],
+    )
+
+
+async def discover(cursor: Cursor, places: Collection[Place]) -> None:
+    """Enter EVSEs and connectors that were not known; nothing is known of them but that."""
+    if not places:
+        return
+    unique = sorted(set(places))
+    columns = [list(column) for column in zip(*unique, strict=True)]
+    await cursor.execute(
+        "WITH told AS (SELECT t.* FROM unnest(%s::int[], %s::int[], %s::int[], %s::int[])"
+        "   AS t (station_id, tenant_id, evse, connector)"
+        "   JOIN stations.station s ON s.id = t.station_id"
+        "   WHERE NOT EXISTS (SELECT FROM stations.connector c WHERE c.station_id = t.station_id"
+        "     AND c.evse = t.evse AND c.connector = t.connector)),"
+        " evse AS (INSERT INTO stations.evse (tenant_id, station_id, evse)"
+        "   SELECT DISTINCT tenant_id, station_id, evse FROM told ON CONFLICT DO NOTHING)"
+        " INSERT INTO stations.connector (tenant_id, station_id, evse, connector)"
+        " SELECT tenant_id, station_id, evse, connector FROM told ON CONFLICT DO NOTHING",
+        columns,
+    )
+
+
+_HARDWARE = (
+    "station_id, vendor, model, serial, firmware, iccid, imsi, meter_type, meter_serial, reason,"
+    " booted_at"
+)
+
+
+async def put_hardware(cursor: Cursor, booted: Sequence[tuple[TenantId, Hardware]]) -> None:
+    ordered = sorted(booted, key=lambda one: one[1].station_id)
+    columns = zip(*((tenant, *astuple(hardware)) for tenant, hardware in ordered), strict=True)
+    await cursor.execute(
+        f"INSERT INTO stations.hardware (tenant_id, {_HARDWARE})"
+        " SELECT * FROM unnest(%s::int[], %s::int[], %s::text[], %s::text[], %s::text[],"
+        " %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],"
+        " %s::timestamptz[]) ON CONFLICT (station_id) DO UPDATE SET vendor = excluded.vendor,"
+        " model = excluded.model, serial = excluded.serial, firmware = excluded.firmware,"
+        " iccid = excluded.iccid, imsi = excluded.imsi, meter_type = excluded.meter_type,"
+        " meter_serial = excluded.meter_serial, reason = excluded.reason,"
+        " booted_at = excluded.booted_at",
+        [list(column) for column in columns],
+    )
+
+
+async def hardware(cursor: Cursor, stations_: Collection[int]) -> list[Hardware]:
+    return await rows(
+        cursor,
+        Hardware,
+        f"SELECT {_HARDWARE} FROM stations.hardware WHERE station_id = ANY(%s)",
+        (list(stations_),),
+    )
+
+
+async def note_charging(
+    cursor: Cursor, states: Collection[tuple[int, int, UUID | None, str | None]]
+) -> None:
+    """What transactions tell of EVSEs: (station, EVSE, its open transaction, charging state)."""
+    if not states:
+        return
+    latest = {(station, evse): (tx, state) for station, evse, tx, state in states}
+    rows_ = [(*key, *latest[key]) for key in sorted(latest)]
+    await cursor.execute(
+        "UPDATE stations.evse_state t SET transaction = k.transaction,"
+        " charging_state = coalesce(k.charging_state, t.charging_state)"
+        " FROM unnest(%s::int[], %s::int[], %s::uuid[], %s::text[])"
+        " AS k (station_id, evse, transaction, charging_state)"
+        " WHERE t.station_id = k.station_id AND t.evse = k.evse",
+        [list(column) for column in zip(*rows_, strict=True)],
     )
 
 

@@ -75,6 +75,8 @@ async def give(
         "   WHERE t.station_id = one.station_id),"
         " station_state AS (UPDATE stations.station_state t SET tenant_id = one.tenant_id"
         "   FROM one WHERE t.station_id = one.station_id),"
+        " hardware AS (UPDATE stations.hardware t SET tenant_id = one.tenant_id FROM one"
+        "   WHERE t.station_id = one.station_id),"
         " boot_clock AS (UPDATE stations.boot_clock t SET tenant_id = one.tenant_id FROM one"
         "   WHERE t.station_id = one.station_id)"
         " UPDATE stations.security_event t SET tenant_id = one.tenant_id FROM one"

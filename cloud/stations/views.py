@@ -14,7 +14,7 @@ from cloud.stations.imports import Entry, Verdict
 from cloud.stations.liveness import freshness
 from cloud.stations.registration import Standing
 from cloud.stations.service import EvseDetail, NewStation, StationDetail
-from cloud.stations.store import Connector, Evse, EvseState, Site
+from cloud.stations.store import Connector, Evse, EvseState, Hardware, Site
 from protocols.agent_link import MAX_STATION_LENGTH, LinkError, escape
 
 Name = Annotated[str, Field(min_length=1, max_length=100)]
@@ -141,7 +141,7 @@ class EvseStateView(BaseModel):
     value: EvseValue
     at: datetime
     age_s: int
-    source: str = Field(description="board: measured; agent: the agent's word")
+    source: str = Field(description="board: measured; agent, station: its own word")
     stale: bool
 
 
@@ -196,6 +196,25 @@ class AgentView(BaseModel):
     age_s: int
 
 
+class HardwareView(BaseModel):
+    """What the station said of itself at its latest boot."""
+
+    vendor: str
+    model: str
+    serial: str
+    firmware: str
+    iccid: str
+    imsi: str
+    meter_type: str
+    meter_serial: str
+    reason: str = Field(description="of the boot, as OCPP's BootReasonEnumType names it")
+    booted_at: datetime
+
+    @classmethod
+    def of(cls, hardware: Hardware) -> HardwareView:
+        return cls.model_validate(hardware, from_attributes=True)
+
+
 class StationView(BaseModel):
     station: str
     name: str
@@ -206,14 +225,19 @@ class StationView(BaseModel):
     updated_at: datetime = Field(description="of its name, site or registration")
     online: bool
     last_seen: datetime | None
+    link: str | None = Field(description="agent, ocpp1.6, ocpp2.0.1 or ocpp2.1: its newest one")
+    connected_at: datetime | None = Field(description="when its newest connection began")
+    status: EvseStateView | None = Field(description="of the station as a whole, where it tells")
     evses: list[EvseView]
     agent: AgentView | None
+    hardware: HardwareView | None
 
     @classmethod
     def of(cls, detail: StationDetail, now: datetime) -> StationView:
         station = detail.station
         described = {evse.evse: evse for evse in detail.evses}
-        numbers = sorted(described.keys() | detail.states.keys())
+        numbers = sorted((described.keys() | detail.states.keys()) - {0})
+        whole, presence = detail.states.get(0), detail.presence
         return cls(
             station=station.identity,
             name=station.name,
@@ -222,10 +246,14 @@ class StationView(BaseModel):
             created_at=station.created_at,
             registered_at=station.registered_at,
             updated_at=station.updated_at,
-            online=detail.presence.online if detail.presence else False,
-            last_seen=detail.presence.last_seen if detail.presence else None,
+            online=presence.online if presence else False,
+            last_seen=presence.last_seen if presence else None,
+            link=presence.link if presence else None,
+            connected_at=presence.since if presence else None,
+            status=_evse_state(whole, detail, now, gone=False) if whole else None,
             evses=[_evse(n, described.get(n), detail.states.get(n), detail, now) for n in numbers],
             agent=_agent(detail, now),
+            hardware=HardwareView.of(detail.hardware) if detail.hardware else None,
         )
 
 

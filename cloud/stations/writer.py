@@ -67,12 +67,13 @@ def _station_state(delivery: Delivery, batch: StateBatch, fact: StationStatus) -
     )
 
 
-def _changed(old: EvseState | None, new: EvseState) -> bool:
+def changed(old: EvseState | None, new: EvseState) -> bool:
+    """Whether people are to be told of it."""
     watched = ("status", "charging_state", "transaction", "error")
     return old is None or any(getattr(old, name) != getattr(new, name) for name in watched)
 
 
-def _evse_event(tenant: TenantId, state: EvseState) -> Event:
+def evse_event(tenant: TenantId, state: EvseState) -> Event:
     return Event(
         tenant_id=tenant,
         kind="evse.status",
@@ -131,8 +132,8 @@ class StateWriter:
                 old = held.get(key)
                 if not newer(state, old):
                     continue
-                if _changed(old, state):
-                    events.append(_evse_event(delivery.tenant_id, state))
+                if changed(old, state):
+                    events.append(evse_event(delivery.tenant_id, state))
                 held[key] = state
                 put[key] = (delivery.tenant_id, state)
         await store.put_evse_states(cursor, list(put.values()))

@@ -94,6 +94,20 @@ async def note_late(cursor: Cursor, spans: Collection[tuple[int, datetime, datet
     return int(found[0]) if found else 0
 
 
+async def there(
+    cursor: Cursor, samples: Collection[tuple[int, int, datetime]]
+) -> set[tuple[int, int, datetime]]:
+    """Which of these (station, EVSE, time) have a sample among the hot ones."""
+    stations, evses, times = zip(*samples, strict=True) if samples else ((), (), ())
+    await cursor.execute(
+        "SELECT k.station_id, k.evse, k.time FROM unnest(%s::int[], %s::int[], %s::timestamptz[])"
+        " AS k (station_id, evse, time) WHERE EXISTS (SELECT FROM telemetry.sample s"
+        " WHERE s.station_id = k.station_id AND s.evse = k.evse AND s.time = k.time)",
+        (list(stations), list(evses), list(times)),
+    )
+    return {(row[0], row[1], row[2]) for row in await cursor.fetchall()}
+
+
 async def copy_samples(cursor: Cursor, data: bytes) -> None:
     """Append rows in binary COPY format, as `columns.pack` makes them."""
     names = ", ".join(FIELDS)

@@ -11,7 +11,7 @@ from cloud.kernel.events import Event
 from cloud.kernel.facts import Delivery
 from cloud.stations.api import Dating, boot_clocks, date, from_ms, trusts
 from cloud.telemetry import store
-from cloud.telemetry.columns import Dated, Packed, pack
+from cloud.telemetry.columns import Dated, pack
 from protocols.agent_link import (
     BillingBatch,
     ClockCorrected,
@@ -36,7 +36,7 @@ class TelemetryWriter:
         for delivery, fact in _corrections(deliveries):
             told += await self._unpark(cursor, delivery.station_id, fact.boot)
         if told:
-            await self._copy(cursor, pack(told))
+            await self.copy(cursor, told)
         return [await self._gap(cursor, delivery, gap) for delivery, gap in _gaps(deliveries)]
 
     async def _dated(self, cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Dated]:
@@ -77,7 +77,9 @@ class TelemetryWriter:
             for one in await store.unpark(cursor, station_id, boot)
         ]
 
-    async def _copy(self, cursor: Cursor, packed: Packed) -> None:
+    async def copy(self, cursor: Cursor, told: Sequence[Dated]) -> None:
+        """Append samples that have their time."""
+        packed = pack(told)
         await store.note_late(cursor, packed.spans())
         if missing := packed.days - self._days:
             self._days |= await store.ensure_days(cursor, missing)

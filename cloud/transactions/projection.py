@@ -5,21 +5,30 @@ how often, or whether the first one is still missing:
 
 - of several events with one number, the one with the most energy counts (then the highest id);
 - the end is the lowest-numbered Ended event; what is numbered after it contradicts it;
-- the measure is that of the highest number up to the end; the id token is the first one told.
+- the measure is that of the highest number up to the end; the id token is the first one told;
+- an end that we conclude counts only while the station has told none, and unless it is final, only
+  while the station has told nothing of a later time.
+
+An agent's event tells the energy so far. An OCPP station's tells a register, which
+`cloud.transactions.register` makes energy of.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import reduce
-from itertools import pairwise
+from typing import Final, NamedTuple
 from uuid import UUID
 
+import msgspec
+
 from cloud.stations.api import Dated
-from protocols.agent_link import TransactionEvent, TransactionEventType
+from cloud.transactions.native import NativeEvent
+from cloud.transactions.register import Review, measured
+from protocols.agent_link import ChargingState, TransactionEvent, TransactionEventType
 
 
 class State(StrEnum):
@@ -36,19 +45,22 @@ class Contradiction(StrEnum):
     """Another station tells of a transaction that is not its own."""
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One event, its times in the cloud's time, its id token as a reference."""
 
-    event: TransactionEvent
+    event: TransactionEvent | NativeEvent
     at: Dated
     started: Dated
     token: int | None = None
+    fact: bytes | None = None
+    """An OCPP station's event as it is kept, without what stands in columns beside it."""
 
 
-@dataclass(frozen=True)
-class Projection:
-    """A transaction as its events tell it; energy in Wh."""
+class Projection(msgspec.Struct, frozen=True, gc=False):
+    """A transaction as its events tell it; energy in Wh.
+
+    A msgspec struct: one is made and replaced for every event of the commit path.
+    """
 
     evse: int
     connector: int
@@ -69,6 +81,18 @@ class Projection:
     billing_grade: bool
     start_seen: bool
     last_at: datetime
+    concluded: bool = False
+    """The end is our conclusion; the station has told none."""
+    review: str | None = None
+    """Why a person should look at it before it is billed."""
+    start_wh: int | None = None
+    """The register at the start; None while no register was told."""
+    start_told: bool = False
+    """The start's register was told as such, and is not just the first one seen."""
+    remote_start_id: int | None = None
+    power_w: int | None = None
+    power_wms: int = 0
+    """Power times time between events, in watt-milliseconds: what the register should have done."""
 
 
 @dataclass(frozen=True)
@@ -77,36 +101,77 @@ class Conflict:
     kind: Contradiction
 
 
-_DATINGS = ("unset", "estimated", "cloud", "synced")
+_DATINGS: Final = ("unset", "estimated", "cloud", "synced")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_ZERO: Final = timedelta(0)
+_MS: Final = timedelta(milliseconds=1)
+_REVERSED: Final = timedelta(minutes=1)
+"""An end may be told to be this much before the start; more is worth a look."""
+_UPDATED_RANK, _METERED_RANK, _ENDED_RANK = 1, 2, 3
+_RANKS: Final = {
+    TransactionEventType.STARTED: 0,
+    TransactionEventType.UPDATED: _UPDATED_RANK,
+    TransactionEventType.ENDED: _ENDED_RANK,
+}
+Number = tuple[int, int, datetime]
+
+
+def _number(step: Step) -> Number:
+    """Where a step stands.
+
+    OCPP stations that give all events one number are known, so that the beginning and the end
+    stand apart from the rest; what was metered beside the numbered events stands by its time.
+    """
+    event = step.event
+    if isinstance(event, TransactionEvent):
+        return event.seq_no, 0, _EPOCH
+    if event.metered:
+        return event.seq_no, _METERED_RANK, step.at.at
+    return event.seq_no, _RANKS[event.type], _EPOCH
 
 
 def _rank(step: Step) -> tuple[int, int]:
-    return step.event.energy_wh, step.event.id.int
+    event = step.event
+    if isinstance(event, TransactionEvent):
+        return event.energy_wh, event.id.int
+    return -1 if event.register_wh is None else event.register_wh, event.id.int
+
+
+def _may_contradict(step: Step) -> bool:
+    """Whether another event of its number is worth telling: not beside what says no measure."""
+    event = step.event
+    return isinstance(event, TransactionEvent) or (
+        not event.metered and event.register_wh is not None
+    )
 
 
 def _sorted_out(steps: Iterable[Step]) -> tuple[list[Step], list[Conflict]]:
     """One step a number, up to the end, in order; and what contradicts them."""
-    chosen: dict[int, Step] = {}
+    chosen: dict[Number, Step] = {}
     every = {step.event.id: step for step in steps}
     for step in every.values():
-        held = chosen.get(step.event.seq_no)
+        number = _number(step)
+        held = chosen.get(number)
         if held is None or _rank(step) > _rank(held):
-            chosen[step.event.seq_no] = step
+            chosen[number] = step
     ordered = [chosen[number] for number in sorted(chosen)]
-    ends = [s.event.seq_no for s in ordered if s.event.type is TransactionEventType.ENDED]
+    ends = [_number(s) for s in ordered if s.event.type is TransactionEventType.ENDED]
     end = ends[0] if ends else None
     conflicts = []
     for step in every.values():
-        if end is not None and step.event.seq_no > end:
+        number = _number(step)
+        if end is not None and number > end:
             conflicts.append(Conflict(step.event.id, Contradiction.AFTER_END))
-        elif chosen[step.event.seq_no] is not step:
+        elif chosen[number] is not step and _may_contradict(step):
             conflicts.append(Conflict(step.event.id, Contradiction.SAME_NUMBER))
-    valid = [step for step in ordered if end is None or step.event.seq_no <= end]
+    valid = [step for step in ordered if end is None or _number(step) <= end]
     return valid, sorted(conflicts, key=lambda conflict: conflict.event)
 
 
 def _first(step: Step) -> Projection:
     event = step.event
+    if isinstance(event, NativeEvent):
+        return _native(None, step, event)
     ended = event.type is TransactionEventType.ENDED
     return Projection(
         evse=event.evse,
@@ -133,9 +198,12 @@ def _first(step: Step) -> Projection:
 
 def extend(held: Projection, step: Step) -> Projection:
     """The projection with one more step; the step's number is above all that are in it."""
+    event = step.event
+    if isinstance(event, NativeEvent):
+        return _native(held, step, event)
     new = _first(step)
     better_start = _DATINGS.index(new.started_dating) >= _DATINGS.index(held.started_dating)
-    return replace(
+    return msgspec.structs.replace(
         new,
         started_at=new.started_at if better_start else held.started_at,
         started_dating=new.started_dating if better_start else held.started_dating,
@@ -146,15 +214,172 @@ def extend(held: Projection, step: Step) -> Projection:
     )
 
 
+def _native(held: Projection | None, step: Step, event: NativeEvent) -> Projection:
+    """The projection with one more event of an OCPP station; None: with its first one."""
+    begins = event.type is TransactionEventType.STARTED and not (held and held.start_seen)
+    ends = event.type is TransactionEventType.ENDED
+    at, dating = step.at.at, str(step.at.quality)
+    start_seen = begins or (held is not None and held.start_seen)
+    if held is None or begins or (event.begin_ms is not None and not start_seen):
+        started_at, started_dating = step.started.at, str(step.started.quality)
+    else:
+        started_at, started_dating = held.started_at, held.started_dating
+    trusted = step.at.quality.trusted and started_dating in {"cloud", "synced"}
+    lasted = max(at - started_at, _ZERO)
+    meter = measured(
+        held.start_wh if held else None,
+        held.meter_wh if held else 0,
+        event,
+        start_told=held.start_told if held else False,
+        lasted=lasted if trusted and (start_seen or event.begin_ms is not None) else None,
+        later=held is None or at >= held.last_at,
+    )
+    review = (held.review if held else None) or meter.review
+    power_wms = _powered(held, at, event, trusted=trusted) if held else 0
+    if ends:
+        review = review or _end_review(step, started_at, start_seen, meter.start_told)
+        review = review or (Review.POWER if _too_little(meter.energy_wh, power_wms) else None)
+    state, reason = (State.ENDED, event.reason) if ends else (State.OPEN, None)
+    stranger = event.stop_token and start_seen
+    return Projection(
+        evse=(held.evse if held else 0) or event.evse,
+        connector=held.connector if held and held.evse else event.connector,
+        state=state,
+        charging_state=_charging(held, event),
+        started_at=started_at,
+        started_dating=started_dating,
+        ended_at=max(at, started_at) if ends else None,
+        ended_dating=dating if ends else None,
+        reason=reason,
+        token=_told(held.token if held else None, None if stranger else step.token),
+        command=held.command if held else None,
+        seq_no=event.seq_no,
+        energy_wh=meter.energy_wh,
+        meter_wh=meter.meter_wh,
+        raw_wh=_told(event.register_wh, held.raw_wh if held else None),
+        duration_ms=max(lasted // _MS, held.duration_ms if held and not begins else 0),
+        billing_grade=True,
+        start_seen=start_seen,
+        last_at=max(at, held.last_at) if held else at,
+        review=review,
+        start_wh=meter.start_wh,
+        start_told=meter.start_told,
+        remote_start_id=_told(held.remote_start_id if held else None, event.remote_start_id),
+        power_w=_told(event.power_w, held.power_w if held else None),
+        power_wms=power_wms,
+    )
+
+
+def _told(value: int | None, otherwise: int | None) -> int | None:
+    return otherwise if value is None else value
+
+
+def _charging(held: Projection | None, event: NativeEvent) -> str:
+    if event.type is TransactionEventType.ENDED:
+        return str(ChargingState.IDLE)
+    if event.charging_state is not None:
+        return str(event.charging_state)
+    return held.charging_state if held else str(ChargingState.CHARGING)
+
+
+_LONGEST_HELD: Final = timedelta(minutes=30)
+"""For so long one reading of the power is taken to stand."""
+_TOO_LITTLE: Final = 20
+_WMS_PER_WH: Final = 3_600_000
+_LEAST_JUDGED_WH: Final = 2000
+
+
+def _powered(held: Projection, at: datetime, event: NativeEvent, *, trusted: bool) -> int:
+    """Power times time, by the smaller of the readings on both sides: never too much."""
+    after = held.power_w if event.power_w is None else event.power_w
+    if held.power_w is None or after is None or not trusted:
+        return held.power_wms
+    span = min(max(at - held.last_at, _ZERO), _LONGEST_HELD)
+    return held.power_wms + max(0, min(held.power_w, after)) * (span // _MS)
+
+
+def _too_little(energy_wh: int, power_wms: int) -> bool:
+    """The register moved far less than the power says: kWh that are called Wh (quirk S16)."""
+    expected = power_wms // _WMS_PER_WH
+    return expected >= _LEAST_JUDGED_WH and energy_wh * _TOO_LITTLE < expected
+
+
+def _end_review(
+    step: Step,
+    started_at: datetime,
+    start_seen: bool,
+    start_told: bool,
+) -> str | None:
+    if started_at - step.at.at > _REVERSED:
+        return Review.TIMES
+    if not start_seen and not start_told:
+        return Review.UNMATCHED
+    return None
+
+
 def project(steps: Iterable[Step]) -> tuple[Projection, list[Conflict]]:
-    """The transaction and what contradicts it; `steps` are of one transaction, at least one."""
-    valid, conflicts = _sorted_out(steps)
-    return reduce(extend, valid[1:], _first(valid[0])), conflicts
+    """The transaction and what contradicts it; of its `steps`, at least one was told."""
+    told: list[Step] = []
+    conclusions: list[Step] = []
+    for step in steps:
+        concluded = isinstance(step.event, NativeEvent) and step.event.concluded
+        (conclusions if concluded else told).append(step)
+    valid, conflicts = _sorted_out(told)
+    projection = reduce(extend, valid[1:], _first(valid[0]))
+    return _concluded(projection, conclusions), conflicts
+
+
+def _concluded(told: Projection, conclusions: Sequence[Step]) -> Projection:
+    """The transaction with the earliest conclusion that still holds."""
+    holding = [
+        (step.at.at, step.event.id, step, step.event)
+        for step in conclusions
+        if isinstance(step.event, NativeEvent) and (step.event.final or step.at.at >= told.last_at)
+    ]
+    if told.state is State.ENDED or not holding:
+        return told
+    at, _, step, event = min(holding)
+    meter = measured(
+        told.start_wh, told.meter_wh, event, start_told=told.start_told,
+        lasted=max(at - told.started_at, _ZERO), later=True,
+    )  # fmt: skip
+    natively = told.start_wh is not None or meter.start_wh is not None
+    return msgspec.structs.replace(
+        told,
+        state=State.ENDED,
+        charging_state=str(ChargingState.IDLE),
+        ended_at=max(at, told.started_at),
+        ended_dating=str(step.at.quality),
+        reason=event.reason,
+        concluded=True,
+        energy_wh=meter.energy_wh if natively else told.energy_wh,
+        meter_wh=meter.meter_wh if natively else told.meter_wh,
+        start_wh=meter.start_wh,
+        start_told=meter.start_told,
+    )
 
 
 def follows(held: Projection, steps: Sequence[Step]) -> bool:
     """Whether steps in order of their numbers only continue an open transaction."""
-    numbers = [held.seq_no, *(step.event.seq_no for step in steps)]
-    rising = all(before < after for before, after in pairwise(numbers))
-    inner_end = any(step.event.type is TransactionEventType.ENDED for step in steps[:-1])
-    return held.state is State.OPEN and rising and not inner_end
+    if held.state is not State.OPEN:
+        return False
+    before = _behind(held, steps[0]) if steps else None
+    for step in steps:
+        if isinstance(step.event, NativeEvent) and step.event.concluded:
+            return False
+        number = _number(step)
+        if before is None or before >= number:
+            return False
+        before = None if step.event.type is TransactionEventType.ENDED else number
+    return True
+
+
+def _behind(held: Projection, step: Step) -> Number:
+    """A number that the held projection's last step does not exceed."""
+    if isinstance(step.event, TransactionEvent):
+        return held.seq_no, 0, _EPOCH
+    return held.seq_no, _METERED_RANK, held.last_at
+
+
+def in_order(steps: list[Step]) -> list[Step]:
+    return sorted(steps, key=_number) if len(steps) > 1 else steps

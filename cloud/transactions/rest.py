@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query
@@ -15,9 +15,10 @@ from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Page, Part
 from cloud.kernel.rest import LARGEST_ID, Body, Instant, example
 from cloud.transactions import store
+from cloud.transactions.history_store import Recorded
+from cloud.transactions.native import NativeEvent
 from cloud.transactions.projection import State
 from cloud.transactions.service import Detail, Filters, Listed, Transactions
-from cloud.transactions.store import Recorded
 from protocols.agent_link import MAX_STATION_LENGTH, IdToken
 
 Viewer = Annotated[Caller, Depends(require(Role.VIEWER))]
@@ -55,6 +56,15 @@ class TransactionView(BaseModel):
     command: UUID | None
     last_at: datetime
     updated_at: datetime
+    origin: str = Field(description="who told it: agent, ocpp1.6 or ocpp2.x")
+    native_key: str | None = Field(
+        description="what OCPP 2.x calls it (transactionId); of 1.6 what makes its start unique"
+    )
+    number: int | None = Field(description="what OCPP 1.6 calls it (transactionId)")
+    concluded: bool = Field(
+        description="the station told no end; `reason` says why we hold that it is over"
+    )
+    review: str | None = Field(description="why a person should look at it before it is billed")
 
     @classmethod
     def of(cls, listed: Listed) -> TransactionView:
@@ -72,16 +82,29 @@ class EventView(BaseModel):
     at: datetime
     dating: str
     received_at: datetime
-    charging_state: str
-    energy_wh: int
-    meter_wh: int
+    charging_state: str | None
+    energy_wh: int | None = Field(description="null: a register was told, not the energy")
+    meter_wh: int | None = Field(description="null: no register was told")
     raw_wh: int | None
     reason: str | None
     command: UUID | None
+    concluded: bool = Field(description="our own conclusion, not told by the station")
 
     @classmethod
     def of(cls, recorded: Recorded) -> EventView:
         event = recorded.step.event
+        told: dict[str, Any] = {
+            "energy_wh": None,
+            "meter_wh": None,
+            "raw_wh": None,
+            "command": None,
+            "concluded": False,
+        }
+        if isinstance(event, NativeEvent):
+            told |= {"meter_wh": event.register_wh, "raw_wh": event.register_wh}
+            told["concluded"] = event.concluded
+        else:
+            told |= {name: getattr(event, name) for name in told if name != "concluded"}
         return cls(
             id=event.id,
             seq_no=event.seq_no,
@@ -90,12 +113,9 @@ class EventView(BaseModel):
             at=recorded.step.at.at,
             dating=str(recorded.step.at.quality),
             received_at=recorded.received_at,
-            charging_state=str(event.charging_state),
-            energy_wh=event.energy_wh,
-            meter_wh=event.meter_wh,
-            raw_wh=event.raw_wh,
+            charging_state=str(event.charging_state) if event.charging_state else None,
             reason=str(event.reason) if event.reason else None,
-            command=event.command,
+            **told,
         )
 
 
@@ -159,9 +179,20 @@ def _filters(
     ended_from: Instant | None = None,
     ended_to: Instant | None = None,
     min_energy_wh: Annotated[int | None, Query(ge=0, le=LARGEST_ID)] = None,
+    review: Annotated[bool | None, Query(description="those that a person should look at")] = None,
 ) -> Filters:
     return Filters(
-        station, site, evse, state, id_token, start, end, ended_from, ended_to, min_energy_wh
+        station,
+        site,
+        evse,
+        state,
+        id_token,
+        start,
+        end,
+        ended_from,
+        ended_to,
+        min_energy_wh,
+        review,
     )
 
 

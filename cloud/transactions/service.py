@@ -15,13 +15,9 @@ from cloud.kernel.paging import Cut, Part
 from cloud.stations.api import StationFinder
 from cloud.transactions import store
 from cloud.transactions.api import IdTokenRefused, TransactionNotFound, TransactionOver
+from cloud.transactions.history_store import Recorded
 from cloud.transactions.projection import State
-from cloud.transactions.store import (
-    Contradicting,
-    Recorded,
-    Transaction,
-    TransactionFilters,
-)
+from cloud.transactions.store import Contradicting, Transaction, TransactionFilters
 from protocols.agent_link import Action, IdToken, OpenTransaction, RemoteStart, RemoteStop
 
 START_VALID = timedelta(minutes=2)
@@ -72,6 +68,7 @@ class Filters:
     ended_from: datetime | None = None
     ended_to: datetime | None = None
     min_energy_wh: int | None = None
+    review: bool | None = None
 
 
 class Transactions:
@@ -106,7 +103,7 @@ class Transactions:
         same = {
             name: getattr(given, name)
             for name in ("evse", "state", "started_from", "started_to", "ended_from", "ended_to",
-                         "min_energy_wh")
+                         "min_energy_wh", "review")
         }  # fmt: skip
         tokens = None if given.id_token is None else await find_refs(cursor, given.id_token)
         return TransactionFilters(stations=stations, tokens=tokens, **same)
@@ -196,6 +193,14 @@ class Transactions:
                 STOP_VALID,
                 caller.subject,
             )
+
+    # ------------------------------------------------------------------ for the gateway
+
+    async def native(
+        self, cursor: Cursor, transactions: Collection[UUID]
+    ) -> dict[UUID, tuple[str | None, int | None]]:
+        """Implements communication's NativeTransactions."""
+        return await store.native_names(cursor, transactions)
 
     # ------------------------------------------------------------------ for the welcome
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
 from cloud.authorization.api import refer
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.events import Event
-from cloud.kernel.facts import Delivery
+from cloud.kernel.facts import Delivery, Spoken
 from cloud.stations.api import (
     BootClock,
     Dated,
@@ -20,16 +20,11 @@ from cloud.stations.api import (
     former_owners,
     from_ms,
 )
-from cloud.transactions import store
-from cloud.transactions.projection import (
-    Contradiction,
-    State,
-    Step,
-    extend,
-    follows,
-    project,
-)
-from cloud.transactions.store import Held, Recorded
+from cloud.transactions import history_store as history
+from cloud.transactions import spoken
+from cloud.transactions.history_store import Held, Recorded
+from cloud.transactions.projection import Contradiction, Step
+from cloud.transactions.writing import Arrived, Work, record, settle
 from protocols.agent_link import (
     BillingBatch,
     ClockCorrected,
@@ -53,18 +48,8 @@ class _Arrival:
     event: TransactionEvent
 
 
-@dataclass
-class _Work:
-    """What one batch does to one transaction."""
-
-    held: Held | None
-    tenant: TenantId
-    station: int
-    steps: list[Step] = field(default_factory=list)
-
-
 class TransactionWriter:
-    """A FactWriter; runs after stations', which keeps the boots' clocks."""
+    """A FactWriter and a SpokenWriter; runs after stations', which keeps the boots' clocks."""
 
     name = "transactions"
 
@@ -77,87 +62,58 @@ class TransactionWriter:
             events += await self._redate(cursor, delivery, fact)
         return events
 
+    async def write_spoken(self, cursor: Cursor, messages: Sequence[Spoken]) -> list[Event]:
+        return await spoken.write(cursor, messages)
+
     async def _take(self, cursor: Cursor, arrivals: Sequence[_Arrival]) -> list[Event]:
         now = arrivals[-1].received_at
-        held = await store.held(cursor, {one.event.transaction for one in arrivals})
+        held = await history.held(cursor, {one.event.transaction for one in arrivals})
         owners = await former_owners(cursor, {a.station for a in arrivals})
         own, foreign = _own([_of_its_time(a, held, owners) for a in arrivals], held)
-        work = await self._record(cursor, own, held)
-        events = await self._write(cursor, work, now)
-        await store.note_conflicts(
+        events = await record(cursor, await _arrived(cursor, own), held, now)
+        await history.note_conflicts(
             cursor,
             [(a.tenant, a.station, a.event, Contradiction.OTHER_STATION) for a in foreign],
             now,
         )
         return events
 
-    async def _record(
-        self, cursor: Cursor, arrivals: Sequence[_Arrival], held: Mapping[UUID, Held]
-    ) -> dict[UUID, _Work]:
-        """Put the events into the history; what is new in it, by transaction."""
-        if not arrivals:
-            return {}
-        tokens = await refer(
-            cursor, {(a.tenant, a.event.id_token) for a in arrivals if a.event.id_token}
-        )
-        clocks = await boot_clocks(
-            cursor, {(a.station, s.boot) for a in arrivals for s in (a.event.at, a.event.started)}
-        )
-        rows = {
-            (a.event.transaction, a.event.id): (
-                a.tenant, a.station, a.received_at, _step(a, clocks, tokens)
-            )
-            for a in arrivals
-        }  # fmt: skip
-        new = await store.add_events(cursor, list(rows.values()))
-        work: dict[UUID, _Work] = {}
-        for key, (tenant, station, _, step) in rows.items():
-            if key in new:
-                row = held.get(key[0])
-                owner = row.tenant_id if row else tenant
-                work.setdefault(key[0], _Work(row, owner, station)).steps.append(step)
-        return work
-
-    async def _write(
-        self, cursor: Cursor, work: Mapping[UUID, _Work], now: datetime
-    ) -> list[Event]:
-        events, rows = [], []
-        conflicts: list[tuple[TenantId, int, TransactionEvent, Contradiction]] = []
-        for transaction, one in sorted(work.items()):
-            steps = sorted(one.steps, key=lambda step: step.event.seq_no)
-            if steps and one.held and follows(one.held.projection, steps):
-                projection = one.held.projection
-                for step in steps:
-                    projection = extend(projection, step)
-            else:
-                every = {r.step.event.id: r for r in await store.history(cursor, transaction)}
-                projection, found = project(recorded.step for recorded in every.values())
-                conflicts += [
-                    (one.tenant, one.station, every[c.event].step.event, c.kind) for c in found
-                ]
-            rows.append(Held(transaction, one.tenant, one.station, projection))
-            events.append(_event(rows[-1], one.held))
-        await store.put(cursor, rows, now)
-        await store.note_conflicts(cursor, conflicts, now)
-        return events
-
     async def _redate(
         self, cursor: Cursor, delivery: Delivery, fact: ClockCorrected
     ) -> list[Event]:
         """Read the boot's untrusted stamps again, now that its clock is known."""
-        undated = await store.undated(cursor, delivery.station_id, fact.boot)
+        undated = await history.undated(cursor, delivery.station_id, fact.boot)
         clocks = await boot_clocks(cursor, {(delivery.station_id, fact.boot)})
         clock = clocks.get((delivery.station_id, fact.boot))
         if clock is None or not undated:
             return []
         steps = [_redated(recorded, fact.boot, clock) for recorded in undated]
-        await store.redate(cursor, steps)
-        held = await store.held(cursor, {step.event.transaction for step in steps})
+        await history.redate(cursor, steps)
+        held = await history.held(cursor, {step.event.transaction for step in steps})
         work = {
-            transaction: _Work(row, row.tenant_id, row.station_id)
+            transaction: Work(row, row.tenant_id, row.station_id, row.native)
             for transaction, row in held.items()
         }
-        return await self._write(cursor, work, delivery.received_at)
+        return await settle(cursor, work, delivery.received_at)
+
+
+async def _arrived(
+    cursor: Cursor, arrivals: Sequence[_Arrival]
+) -> dict[tuple[UUID, UUID], Arrived]:
+    if not arrivals:
+        return {}
+    tokens = await refer(
+        cursor, {(a.tenant, a.event.id_token) for a in arrivals if a.event.id_token}
+    )
+    clocks = await boot_clocks(
+        cursor, {(a.station, s.boot) for a in arrivals for s in (a.event.at, a.event.started)}
+    )
+    return {
+        (a.event.transaction, a.event.id): Arrived(
+            a.tenant, a.station, a.received_at, _step(a, clocks, tokens)
+        )
+        for a in arrivals
+    }
 
 
 def _arrivals(deliveries: Sequence[Delivery]) -> Iterator[_Arrival]:
@@ -229,31 +185,7 @@ def _redated(recorded: Recorded, boot: UUID, clock: BootClock) -> Step:
             return held
         return date(stamp, recorded.received_at, stamp, clock)
 
-    step = recorded.step
-    at = when(step.event.at, step.at)
-    return replace(step, at=at, started=when(step.event.started, step.started))
-
-
-def _event(row: Held, before: Held | None) -> Event:
-    projection = row.projection
-    kind = "updated"
-    if projection.state is State.ENDED and (
-        before is None or before.projection.state is State.OPEN
-    ):
-        kind = "ended"
-    elif before is None:
-        kind = "started"
-    return Event(
-        tenant_id=row.tenant_id,
-        kind=f"transaction.{kind}",
-        station_id=row.station_id,
-        subject=f"transaction:{row.id}",
-        data={
-            "transaction": str(row.id),
-            "evse": projection.evse,
-            "state": str(projection.state),
-            "charging_state": projection.charging_state,
-            "energy_wh": projection.energy_wh,
-            "seq_no": projection.seq_no,
-        },
-    )
+    step, event = recorded.step, recorded.step.event
+    if not isinstance(event, TransactionEvent):
+        return step
+    return step._replace(at=when(event.at, step.at), started=when(event.started, step.started))

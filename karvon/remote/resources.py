@@ -215,6 +215,7 @@ RESOURCES: Final = (
             Field("ended_from", "Ended then or later.", "moment"),
             Field("ended_to", "Ended before then.", "moment"),
             Field("min_energy_wh", "With at least so much energy.", "number"),
+            Field("review", "Only those that a person should look at, or need not.", "flag"),
         ),
         sort="started_at, ended_at, energy_wh",
     ),

@@ -9,7 +9,7 @@ from uuid import NAMESPACE_URL, uuid5
 import psycopg
 
 from cloud.stations.api import to_ms
-from cloud.transactions.store import fact_text
+from cloud.transactions.history_store import fact_text
 from protocols.agent_link import (
     ChargingState,
     ClockQuality,

@@ -168,6 +168,7 @@ async def test_a_pending_station_waits_on_its_connection(
         assert let_in(await door.admit(asks())).standing is Standing.ACCEPTED
         await door.admit(asks(identity="CP-2"))
         assert (await client.delete("/api/v1/pending/CP-2")).status_code == 204
+    assert world.link.forgotten == [2], "which tells the gateways"
     assert await door.standing(Session("CP-2", 2, Profile.OPEN)) is None
     monkeypatch.setattr("cloud.stations.service.MOST_PENDING", 0)
     assert refused(await door.admit(asks(identity="CP-3"))) == (503, Reason.PENDING_FULL)

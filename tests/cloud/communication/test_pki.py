@@ -19,7 +19,18 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from cloud.communication.admission import ClientCertificate
+from cloud.communication.admission import (
+    Admit,
+    Check,
+    ClientCertificate,
+    Policy,
+    Profile,
+    Reason,
+    Refuse,
+    Request,
+    StationFacts,
+    decide,
+)
 from cloud.communication.api import CertificateRefused
 from cloud.communication.pki import LONGEST_CSR, Pki, PkiSettings
 from cloud.communication.tls import client_certificate, load_server_certificate, server_context
@@ -244,6 +255,23 @@ async def test_a_certificate_is_asked_for_but_not_demanded(
     assert certificate.organization == "Registan Energy"
     leaf = x509.load_pem_x509_certificate(files[0].read_bytes())
     assert certificate.fingerprint == leaf.fingerprint(hashes.SHA256()).hex()
+
+
+async def test_a_good_certificate_is_good_for_its_own_station_only(
+    port: Port, pki: Pki, tmp_path: Path
+) -> None:
+    await told(port, client(port, *station(tmp_path, pki)))
+    (certificate,) = port.met
+    facts = StationFacts(1, 1, profile=Profile.MUTUAL_TLS)
+
+    def judged(identity: str) -> Admit | Refuse | Check:
+        asked = Request(identity, "::1", ("ocpp2.0.1",), tls=True, certificate=certificate)
+        return decide(asked, facts, Policy(organization="Registan Energy"), NOW)
+
+    assert judged("CP-2") == Refuse(401, Reason.CERTIFICATE_NAME)
+    admitted = judged("CP-1")
+    assert isinstance(admitted, Admit)
+    assert admitted.profile is Profile.MUTUAL_TLS
 
 
 def expired(folder: Path, pki: Pki) -> tuple[Path, Path]:

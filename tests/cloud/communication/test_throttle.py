@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cloud.communication.throttle import (
     LATEST_S,
     SOONEST_S,
+    Arrivals,
     Guesses,
     Handshakes,
     network_of,
@@ -77,6 +78,15 @@ def test_retry_times_differ_by_station() -> None:
     times = Counter(retry_after(f"CP-{number}") for number in range(1000))
     assert len(times) == 11
     assert max(times.values()) < 200
+
+
+def test_idlers_leave_room_for_others() -> None:
+    here = Arrivals(places=10)
+    assert [here.arrive(f"2001:db8::{number}") for number in range(10)].count(True) == 5
+    assert here.arrive("192.0.2.1")
+    here.leave("2001:db8::99")
+    assert here.arrive("2001:db8::1")
+    assert sum(here.arrive(f"198.51.100.{number}") for number in range(10)) == 4
 
 
 def test_a_thousand_guesses_leave_the_genuine_station_alone() -> None:

@@ -300,6 +300,7 @@ KEPT = {
     "kernel.event", "kernel.dead_letter",  # what happened, happened to the tenant of that time
     "stations.former",
     "stations.claim",  # void
+    "communication.frame",  # names id tokens
     "communication.command",  # stays with the tenant that gave it
     "authorization.list_push",  # made anew
 }  # fmt: skip

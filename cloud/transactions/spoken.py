@@ -1,0 +1,239 @@
+"""Transactions' part of the commit path for what OCPP stations say themselves.
+
+However many messages a commit holds, it takes a fixed number of statements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from cloud.authorization.api import refer
+from cloud.kernel.database import Cursor
+from cloud.kernel.events import Event
+from cloud.kernel.facts import Spoken
+from cloud.stations.api import date_told, former_owners
+from cloud.transactions import history_store as history
+from cloud.transactions.history_store import Held, Native, Sought
+from cloud.transactions.native import fingerprint, of_meter, of_transaction, stop_fingerprint
+from cloud.transactions.projection import State, Step
+from cloud.transactions.sessions import Routed, Session, Sessions, Stranger, Told
+from cloud.transactions.writing import Arrived, record
+from protocols.agent_link import TransactionEventType
+from protocols.ocpp.messages import Meter, Transaction
+
+_STARTED = TransactionEventType.STARTED
+
+
+@dataclass(slots=True)
+class _Heard:
+    """A message that may be about a transaction."""
+
+    spoken: Spoken
+    message: Transaction | Meter
+    told: Told
+
+    @property
+    def starts(self) -> bool:
+        return isinstance(self.message, Transaction) and self.message.event is _STARTED
+
+    @property
+    def starts_16(self) -> bool:
+        return self.starts and isinstance(self.message, Transaction) and self.message.key is None
+
+    @property
+    def number(self) -> int | None:
+        """1.6's number, when it can be one of ours."""
+        number = self.message.number
+        return number if number is not None and 0 < number < 2**31 else None
+
+
+async def write(cursor: Cursor, spoken: Sequence[Spoken]) -> list[Event]:
+    """Store what these messages tell of transactions; numbers go into their answers."""
+    heard = list(_heard(spoken))
+    if not heard:
+        return []
+    transactions = [one for one in heard if isinstance(one.message, Transaction)]
+    if transactions:
+        await _of_their_time(cursor, transactions)
+        await _know_tokens(cursor, transactions)
+    held = await history.find(cursor, _sought(heard))
+    unknown = _unknown(heard, held.values())
+    foreign: set[int] = set()
+    if unknown:
+        held |= await history.find(cursor, _sought_without_number(unknown))
+        foreign = await history.given(cursor, {one.number for one in unknown if one.number})
+    starts = sum(one.starts_16 for one in transactions)
+    numbers = await history.draw_numbers(cursor, starts) if starts else []
+    return await _record(
+        cursor, heard, held, Sessions(map(_session, held.values()), iter(numbers)), foreign
+    )
+
+
+def _heard(spoken: Iterable[Spoken]) -> Iterator[_Heard]:
+    for one in spoken:
+        message = one.told
+        if isinstance(message, Meter):
+            content = of_meter(message)
+        elif isinstance(message, Transaction):
+            content = of_transaction(message)
+        else:
+            continue
+        if content is None or (
+            message.number is None and isinstance(message, Meter) and message.evse <= 0
+        ):
+            continue
+        trusted, received = message.clock_trusted, one.received_at
+        begin = content.begin_ms
+        told = Told(
+            one.station_id,
+            one.tenant_id,
+            date_told(content.at_ms, received, trusted=trusted),
+            None if begin is None else date_told(begin, received, trusted=trusted),
+            content,
+        )
+        yield _Heard(one, message, told)
+
+
+async def _of_their_time(cursor: Cursor, heard: Sequence[_Heard]) -> None:
+    """A transaction belongs to the tenant that owned the station when it began."""
+    owners = await former_owners(cursor, {one.told.station for one in heard})
+    if not owners:
+        return
+    for one in heard:
+        at = one.told.at.at
+        earlier = (f.tenant_id for f in owners.get(one.told.station, ()) if at < f.until)
+        one.told = one.told._replace(tenant=next(earlier, one.told.tenant))
+
+
+async def _know_tokens(cursor: Cursor, heard: Sequence[_Heard]) -> None:
+    refs = await refer(
+        cursor,
+        {
+            (one.told.tenant, one.message.id_token)
+            for one in heard
+            if isinstance(one.message, Transaction) and one.message.id_token
+        },
+    )
+    for one in heard:
+        if isinstance(one.message, Transaction) and one.message.id_token:
+            token = refs[one.told.tenant, one.message.id_token]
+            one.told = one.told._replace(token=token)
+
+
+def _sought(heard: Iterable[_Heard]) -> Sought:
+    """Which transactions the messages may be about, as far as they tell at once."""
+    sought = Sought()
+    for one in heard:
+        message, station = one.message, one.told.station
+        if one.number is not None:
+            sought.numbers.append((station, one.number))
+        elif isinstance(message, Meter):
+            sought.covering.append((station, message.evse, one.told.at.at))
+        elif message.key is not None:
+            sought.keys.append((station, message.key))
+        elif one.starts:
+            sought.keys.append((station, fingerprint(message)))
+            sought.stopped.append((station, one.told.at.at))
+        else:
+            _seek_stopped(sought, one, message)
+        if one.starts:
+            sought.open.add(station)
+    return sought
+
+
+def _seek_stopped(sought: Sought, one: _Heard, message: Transaction) -> None:
+    sought.keys.append((one.told.station, stop_fingerprint(message)))
+    sought.recent.append((one.told.station, one.told.at.at))
+
+
+def _unknown(heard: Iterable[_Heard], held: Iterable[Held]) -> list[_Heard]:
+    """Messages with a number that this station was not given."""
+    known = {(one.station_id, one.native.number) for one in held}
+    return [
+        one
+        for one in heard
+        if one.number is not None and (one.told.station, one.number) not in known
+    ]
+
+
+def _sought_without_number(unknown: Iterable[_Heard]) -> Sought:
+    sought = Sought()
+    for one in unknown:
+        if isinstance(one.message, Transaction):
+            _seek_stopped(sought, one, one.message)
+        elif one.message.evse > 0:
+            sought.covering.append((one.told.station, one.message.evse, one.told.at.at))
+    return sought
+
+
+async def _record(
+    cursor: Cursor,
+    heard: Sequence[_Heard],
+    held: Mapping[UUID, Held],
+    sessions: Sessions,
+    foreign: set[int],
+) -> list[Event]:
+    arrived: dict[tuple[UUID, UUID], Arrived] = {}
+    alerts: list[Event] = []
+    for one in heard:
+        try:
+            routed = _routed(sessions, one, foreign)
+        except Stranger:
+            alerts.append(_alert(one))
+            continue
+        for session, event, at, started, token, fact in routed:
+            arrived[event.transaction, event.id] = Arrived(
+                session.tenant,
+                session.station,
+                one.spoken.received_at,
+                Step(event, at, started, token, fact),
+                Native(session.origin, session.key, session.incarnation, session.number),
+            )
+    return alerts + await record(cursor, arrived, held, heard[-1].spoken.received_at)
+
+
+def _routed(sessions: Sessions, one: _Heard, foreign: set[int]) -> Sequence[Routed]:
+    if isinstance(one.message, Meter):
+        found = sessions.meter(one.told, one.message)
+        return [] if found is None else [found]
+    routed = sessions.transaction(one.told, one.message, foreign=one.number in foreign)
+    if one.starts:
+        one.spoken.answer.number = routed[0].session.number
+    return routed
+
+
+def _session(held: Held) -> Session:
+    row, native = held.projection, held.native
+    return Session(
+        id=held.id,
+        tenant=held.tenant_id,
+        station=held.station_id,
+        origin=native.origin,
+        key=native.key or "",
+        incarnation=native.incarnation,
+        number=native.number,
+        evse=row.evse,
+        connector=row.connector,
+        started_at=row.started_at,
+        ended_at=row.ended_at if row.state is State.ENDED else None,
+        concluded=row.concluded,
+        start_seen=row.start_seen,
+        start_wh=row.start_wh,
+        meter_wh=row.meter_wh,
+        seq_no=row.seq_no,
+        token=row.token,
+    )
+
+
+def _alert(one: _Heard) -> Event:
+    """A station names a transaction of another one: it has no effect there (attack A21)."""
+    number = one.number
+    return Event(
+        tenant_id=one.spoken.tenant_id,
+        kind="transaction.foreign_number",
+        station_id=one.told.station,
+        subject=f"number:{number}",
+        data={"number": number},
+    )

@@ -1,0 +1,138 @@
+"""How events of transactions, whoever told them, become history, rows and events of the log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import reduce
+from typing import NamedTuple
+from uuid import UUID
+
+from cloud.kernel.database import Cursor, TenantId
+from cloud.kernel.events import Event
+from cloud.transactions import history_store as history
+from cloud.transactions.history_store import AGENT, Held, Native, Noted
+from cloud.transactions.projection import (
+    Projection,
+    State,
+    Step,
+    extend,
+    follows,
+    in_order,
+    project,
+)
+
+
+class Arrived(NamedTuple):
+    """An event with whose it is and when it came."""
+
+    tenant: TenantId
+    station: int
+    received_at: datetime
+    step: Step
+    native: Native = AGENT
+
+
+@dataclass(slots=True)
+class Work:
+    """What one commit does to one transaction."""
+
+    held: Held | None
+    tenant: TenantId
+    station: int
+    native: Native = AGENT
+    steps: list[Step] = field(default_factory=list)
+
+
+async def record(
+    cursor: Cursor,
+    arrived: Mapping[tuple[UUID, UUID], Arrived],
+    held: Mapping[UUID, Held],
+    now: datetime,
+) -> list[Event]:
+    """Put events, by transaction and id, into the history and what is new in it into the rows."""
+    if not arrived:
+        return []
+    every = list(arrived.values())
+    new = await history.add_events(
+        cursor, [(one.tenant, one.station, one.received_at, one.step) for one in every]
+    )
+    if new is not None:
+        every = [one for key, one in arrived.items() if key in new]
+    work: dict[UUID, Work] = {}
+    for one in every:
+        transaction = one.step.event.transaction
+        found = work.get(transaction)
+        if found is None:
+            row = held.get(transaction)
+            tenant = row.tenant_id if row else one.tenant
+            found = work[transaction] = Work(row, tenant, one.station)
+        found.native = one.native
+        found.steps.append(one.step)
+    return await settle(cursor, work, now)
+
+
+async def settle(cursor: Cursor, work: Mapping[UUID, Work], now: datetime) -> list[Event]:
+    """Write each transaction's row anew from its history, or further from where it stands."""
+    if not work:
+        return []
+    events: list[Event] = []
+    rows: list[Held] = []
+    further: list[Held] = []
+    conflicts: list[Noted] = []
+    anew: list[UUID] = []
+    for transaction, one in work.items():
+        one.steps = in_order(one.steps)
+        if one.held is not None and not (one.steps and follows(one.held.projection, one.steps)):
+            anew.append(transaction)
+    histories = await history.histories(cursor, anew) if anew else {}
+    for transaction, one in work.items():
+        if one.held is None or transaction in histories:
+            projection, noted = _from_history(one, histories.get(transaction, one.steps))
+            conflicts += noted
+        else:
+            projection = reduce(extend, one.steps, one.held.projection)
+        row = Held(transaction, one.tenant, one.station, projection, one.native)
+        goes_on = one.held is not None and transaction not in histories
+        goes_on = goes_on and projection.state is State.OPEN
+        (further if goes_on else rows).append(row)
+        events.append(_event(row, one.held))
+    await history.put(cursor, rows, now)
+    await history.put_measures(cursor, further, now)
+    if conflicts:
+        await history.note_conflicts(cursor, conflicts, now)
+    return events
+
+
+def _from_history(one: Work, every: list[Step]) -> tuple[Projection, list[Noted]]:
+    projection, conflicts = project(every)
+    if not conflicts:
+        return projection, []
+    told = {step.event.id: step.event for step in every}
+    return projection, [(one.tenant, one.station, told[c.event], c.kind) for c in conflicts]
+
+
+def _event(row: Held, before: Held | None) -> Event:
+    projection, transaction = row.projection, str(row.id)
+    kind = "updated"
+    if projection.state is State.ENDED and (
+        before is None or before.projection.state is State.OPEN
+    ):
+        kind = "ended"
+    elif before is None:
+        kind = "started"
+    return Event(
+        tenant_id=row.tenant_id,
+        kind=f"transaction.{kind}",
+        station_id=row.station_id,
+        subject=f"transaction:{transaction}",
+        data={
+            "transaction": transaction,
+            "evse": projection.evse,
+            "state": str(projection.state),
+            "charging_state": projection.charging_state,
+            "energy_wh": projection.energy_wh,
+            "seq_no": projection.seq_no,
+        },
+    )

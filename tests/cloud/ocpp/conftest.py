@@ -1,0 +1,225 @@
+"""A real gateway on real sockets over a real database, with the API beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+import psycopg
+import pytest
+from prometheus_client import CollectorRegistry
+from websockets.asyncio.client import ClientConnection, connect
+
+from cloud.api.app import create_app
+from cloud.api.live import EventFeed
+from cloud.api.watching import Watching
+from cloud.broker import outside_broker
+from cloud.communication.gateway import Gateway
+from cloud.communication.pki import Pki, PkiSettings
+from cloud.kernel.config import CloudConfig
+from cloud.kernel.database import Database
+from cloud.kernel.http import Caller, Role
+from cloud.kernel.serving import supervised
+from cloud.main import Modules, live_sources, utc_now
+from cloud.ocpp import gateway
+from cloud.users.service import DEFAULT_TENANT
+
+Payload = dict[str, Any]
+
+
+class Refused(Exception):
+    """The gateway answered with CALLERROR."""
+
+
+class Station:
+    """A charger written for tests: says what it is told to, remembers what it is asked."""
+
+    def __init__(self, socket: ClientConnection, answers: dict[str, Payload]) -> None:
+        self.socket = socket
+        self.asked: list[tuple[str, Payload]] = []
+        self.answers = answers
+        self.results: dict[str, list[Any]] = {}
+        self._arrived = asyncio.Condition()
+        self._number = 0
+        self._reading = asyncio.create_task(self._read())
+
+    async def call(self, action: str, payload: Payload, message_id: str | None = None) -> Payload:
+        """The answer's payload. Raises Refused."""
+        self._number += 1
+        message_id = message_id or f"m{self._number}"
+        await self.send([2, message_id, action, payload])
+        return await self.answer(message_id)
+
+    async def answer(self, message_id: str) -> Payload:
+        async with asyncio.timeout(10), self._arrived:
+            await self._arrived.wait_for(lambda: message_id in self.results or self.over)
+        kind, *rest = self.results.pop(message_id)
+        if kind == 4:
+            raise Refused(rest[0], rest[1])
+        return dict(rest[0])
+
+    @property
+    def over(self) -> bool:
+        return self._reading.done()
+
+    async def send(self, frame: Any) -> None:
+        await self.socket.send(frame if isinstance(frame, str | bytes) else json.dumps(frame))
+
+    async def boot(self, **more: Any) -> Payload:
+        if self.socket.subprotocol == "ocpp1.6" or self.socket.subprotocol is None:
+            fields = {"chargePointVendor": "Acme", "chargePointModel": "One", **more}
+        else:
+            what = {"vendorName": "Acme", "model": "One"}
+            fields = {"reason": "PowerUp", "chargingStation": what, **more}
+        return await self.call("BootNotification", fields)
+
+    async def closed(self) -> tuple[int, str]:
+        async with asyncio.timeout(10):
+            await asyncio.wait([self._reading])
+        return self.socket.close_code or 0, self.socket.close_reason or ""
+
+    async def was_asked(self, action: str) -> Payload:
+        async with asyncio.timeout(10), self._arrived:
+            await self._arrived.wait_for(lambda: any(a == action for a, _ in self.asked))
+        return next(payload for a, payload in self.asked if a == action)
+
+    async def _read(self) -> None:
+        async for frame in self.socket:
+            message = json.loads(frame)
+            async with self._arrived:
+                if message[0] == 2:
+                    self.asked.append((message[2], message[3]))
+                    reply = self.answers.get(message[2], {"status": "Accepted"})
+                    if reply is not None:
+                        await self.send([3, message[1], reply])
+                else:
+                    kind, message_id, *rest = message
+                    self.results[message_id] = [kind, *rest]
+                self._arrived.notify_all()
+        async with self._arrived:
+            self._arrived.notify_all()
+
+
+class Ocpp:
+    """The gateway, its API, and chargers that connect to it."""
+
+    def __init__(
+        self, served: Gateway, modules: Modules, database: Database, api: httpx.AsyncClient
+    ) -> None:
+        self.gateway = served
+        self.modules = modules
+        self.database = database
+        self.api = api
+
+    async def connect(
+        self,
+        identity: str,
+        version: str | None = "ocpp1.6",
+        password: str | bytes | None = None,
+        user: str | None = None,
+        answers: dict[str, Payload] | None = None,
+        port: int | None = None,
+    ) -> Station:
+        """Raises websockets' InvalidStatus when refused."""
+        headers = {}
+        if password is not None:
+            raw = password if isinstance(password, bytes) else password.encode()
+            login = (identity if user is None else user).encode() + b":" + raw
+            headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
+        socket = await connect(
+            f"ws://127.0.0.1:{port or self.gateway.port}/ocpp/{quote(identity, safe='')}",
+            subprotocols=None if version is None else [version],  # type: ignore[list-item]
+            additional_headers=headers,
+        )
+        return Station(socket, answers or {})
+
+    async def booted(self, identity: str, version: str = "ocpp1.6", **options: Any) -> Station:
+        station = await self.connect(identity, version, **options)
+        assert (await station.boot())["status"] == "Accepted"
+        return station
+
+    # ------------------------------------------------------------------ the operator's side
+
+    async def token(self, value: str, **fields: Any) -> None:
+        made = await self.api.post("/id-tokens", json={"value": value, **fields})
+        assert made.status_code == 201, made.text
+
+    async def get(self, path: str, **query: Any) -> Any:
+        got = await self.api.get(path, params=query)
+        assert got.status_code == 200, got.text
+        return got.json()
+
+    async def transactions(self, **query: Any) -> list[Payload]:
+        return list((await self.get("/transactions", **query))["items"])
+
+    async def until(self, seen: Callable[[], Any], what: str) -> Any:
+        """What an awaitable check gives once it is true."""
+        try:
+            async with asyncio.timeout(10):
+                while not (found := await seen()):
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"waited for {what} in vain") from None
+        return found
+
+
+@asynccontextmanager
+async def serving(
+    dsn: str, folder: Path, *, app_pool: int = 4, commit_pool: int = 4, **settings: Any
+) -> AsyncIterator[Ocpp]:
+    """One process's worth of gateway and API."""
+    config = CloudConfig(
+        data_dir=folder,
+        database_url=dsn,
+        mqtt_url="mqtt://nobody@127.0.0.1:1",
+        **{"registration": "open", "ocpp_port": 0, **settings},
+    )
+    pki_settings = PkiSettings.of(config)
+    pki = None if pki_settings is None else Pki.open(pki_settings, utc_now())
+    async with Database.open(dsn, app_pool=app_pool, commit_pool=commit_pool) as database:
+        broker = outside_broker(config, "mqtt://nobody@127.0.0.1:1")
+        modules = Modules.over(database, broker, config, pki)
+        owner = Caller(DEFAULT_TENANT, "test", Role.ADMIN)
+        key = await modules.users.create_key(owner, f"test {id(folder)}", Role.ADMIN, None)
+        registry = CollectorRegistry()
+        async with (
+            gateway(config, database, modules.of_gateway(), pki, utc_now, registry) as served,
+            supervised("answers", modules.answers.run),
+        ):
+            feed = EventFeed(database, modules.stations)
+            routers = modules.routers(database, feed, Watching(live_sources(modules), utc_now))
+            app = create_app(modules.users, routers, database, utc_now)
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(app),
+                base_url="http://api/api/v1",
+                headers={"Authorization": f"Bearer {key.secret}"},
+            ) as api:
+                yield Ocpp(served, modules, database, api)
+
+
+@pytest.fixture
+async def ocpp(cloud_dsn: str, tmp_path: Path) -> AsyncIterator[Ocpp]:
+    async with serving(cloud_dsn, tmp_path) as served:
+        yield served
+
+
+@pytest.fixture
+def sql(cloud_dsn: str) -> Iterator[Callable[..., list[Any]]]:
+    """Ask the database directly, as its owner."""
+    with psycopg.connect(cloud_dsn, autocommit=True) as connection:
+
+        def ask(query: str, *parameters: Any) -> list[Any]:
+            found = connection.execute(query, parameters)  # type: ignore[arg-type]
+            return found.fetchall() if found.description else []
+
+        yield ask
+
+
+__all__ = ["Ocpp", "Refused", "Self", "Station", "serving"]
