@@ -283,6 +283,16 @@ async def fail(cursor: Cursor, unfit: Mapping[UUID, str], now: datetime) -> list
 # --------------------------------------------------------------------------- answers
 
 
+async def expected_versions(cursor: Cursor, commands: Collection[UUID]) -> dict[UUID, str]:
+    """Which firmware the stations are to run after these commands, where that was said."""
+    await cursor.execute(
+        "SELECT id, action ->> 'expected_version' FROM communication.command"
+        " WHERE id = ANY(%s::uuid[]) AND action ? 'expected_version'",
+        (literal(commands),),
+    )
+    return dict(await cursor.fetchall())
+
+
 async def settle(cursor: Cursor, results: Sequence[Result]) -> list[Ended]:
     """Take over answers; returns what they changed, each with whose command it was.
 

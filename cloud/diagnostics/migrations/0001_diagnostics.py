@@ -7,7 +7,7 @@ from alembic import op
 revision = "diagnostics_0001"
 down_revision = None
 branch_labels = ("diagnostics",)
-depends_on = ("kernel", "stations")
+depends_on = ("kernel", "stations_0005")
 
 
 def upgrade() -> None:
