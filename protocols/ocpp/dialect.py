@@ -147,6 +147,26 @@ def outcome(action: str, response: dict[str, Any]) -> Outcome:
     return Outcome(accepted=done(status, action), text=text)
 
 
+def answer_heartbeat(_told: Any, answer: Answer) -> bytes:
+    return b'{"currentTime":"%b"}' % iso(answer.now_ms).encode()
+
+
+def answer_boot(_told: Any, answer: Answer) -> bytes:
+    return b'{"status":"%b","currentTime":"%b","interval":%d}' % (
+        answer.registration.encode(),
+        iso(answer.now_ms).encode(),
+        answer.interval_s,
+    )
+
+
+def answer_empty(_told: Any, _answer: Answer) -> bytes:
+    return b"{}"
+
+
+def answer_sign(_told: Any, answer: Answer) -> bytes:
+    return b'{"status":"Accepted"}' if answer.status == "Accepted" else b'{"status":"Rejected"}'
+
+
 # --------------------------------------------------------------------------- the port
 
 
