@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from decimal import Decimal
+from functools import cache
 from typing import Any, Final
 
 NEUTRAL: Final[dict[str, Any]] = {
@@ -80,10 +81,19 @@ def bare(text: str) -> str:
     return re.sub(r"[\W_]+", "", text[:100]).lower()
 
 
+@cache
+def _alike(enum: tuple[str, ...]) -> dict[str, list[str]]:
+    """An enumeration's values by their bare spelling."""
+    found: dict[str, list[str]] = {}
+    for one in enum:
+        found.setdefault(bare(one), []).append(one)
+    return found
+
+
 def meant(value: str, key: str, enum: tuple[str, ...]) -> tuple[str, str]:
     """A deviation's name and the value that is meant; no name: it is not known."""
     plain = bare(value)
-    alike = [one for one in enum if bare(one) == plain]
+    alike = _alike(enum).get(plain, ())
     if len(alike) == 1:
         return "enum_case", alike[0]
     alias = _ALIASES.get(key, {}).get(plain or value.strip())

@@ -294,8 +294,10 @@ class Rpc:
         asked = self._asked
         if asked and fault.id == asked.id and fault.type in {CALLRESULT, CALLERROR}:
             self._asked = None
-            refusal = self.refuse_answer(asked.id, fault.code, fault.text)
-            return [Failed(asked.id, fault.code, fault.text), *refusal, *self._send_next(now)]
+            failed: list[Output] = [Failed(asked.id, fault.code, fault.text)]
+            if fault.type == CALLRESULT:
+                failed += self.refuse_answer(asked.id, fault.code, fault.text)
+            return failed + self._send_next(now)
         unknown = fault.code == "MessageTypeNotSupported"
         notes = self._strike("unknown_message_type" if unknown else "unreadable_frame", fault.text)
         if fault.type != CALL or not fault.code or self._open_frames(fault.id):

@@ -304,7 +304,7 @@ def _to_send(value: Any) -> Any:
 
 # --------------------------------------------------------------------------- what is wrong
 
-_PATH: Final = re.compile(r" - at `\$(?P<path>[^`]*)`\Z")
+_PLACE: Final = " - at `$"
 _KINDS: Final[tuple[tuple[re.Pattern[str], Wrong, str], ...]] = tuple(
     (re.compile(pattern, re.DOTALL), wrong, text)
     for pattern, wrong, text in (
@@ -325,15 +325,20 @@ _KINDS: Final[tuple[tuple[re.Pattern[str], Wrong, str], ...]] = tuple(
 
 def _explained(message: str) -> tuple[Wrong, str, str]:
     """A ValidationError's kind, path and text; the path is a JSON pointer."""
-    what, path = message, ""
-    while found := _PATH.search(what):
-        what, path = what[: found.start()], path + found["path"]
+    what, path = _apart(message)
+    what, inner = _apart(what)  # an extension's error names the way within it first
+    path += inner
     for pattern, wrong, text in _KINDS:
         if match := pattern.fullmatch(what):
             groups = [quoted(group) for group in match.groups()]
             kind = Wrong.FORMAT if wrong is Wrong.TYPE and not path else wrong
             return kind, pointer(path), text.format(*groups)
     raise AssertionError(message)  # the last pattern matches everything
+
+
+def _apart(message: str) -> tuple[str, str]:
+    what, found, path = message.rpartition(_PLACE)
+    return (what, path[:-1]) if found and message.endswith("`") else (message, "")
 
 
 def pointer(path: str) -> str:

@@ -323,6 +323,14 @@ def test_an_unreadable_answer_fails_the_call(version: Version, rest: str) -> Non
     assert kinds == ([5, 2] if version is V21 else [2])
 
 
+def test_an_unreadable_error_fails_the_call_and_is_not_answered() -> None:
+    rpc = _rpc(V21)
+    ours, _ = _ask(rpc)
+    (failed,) = rpc.receive(f'[4,"{ours}","Odd","\\ud800",{{}}]', 0)
+    assert isinstance(failed, Failed)
+    assert failed.code == "FormatViolation"
+
+
 def test_answers_to_what_was_not_asked_are_ignored() -> None:
     """A20."""
     rpc = _rpc()

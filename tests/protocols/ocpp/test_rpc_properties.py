@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from ocpp_instances import Instances
@@ -50,6 +50,7 @@ frames = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from(Version), st.lists(frames, max_size=8))
 def test_no_frame_raises_and_none_is_answered_twice(
     version: Version, told: list[str | bytes]
@@ -187,6 +188,7 @@ class Connection(RuleBasedStateMachine):
 
 
 TestConnection = Connection.TestCase
+TestConnection.settings = settings(deadline=None)
 
 
 # --------------------------------------------------------------------------- a million frames

@@ -451,6 +451,28 @@ def test_what_takes_too_many_repairs_is_refused_at_once() -> None:
     assert time.process_time() - began < 0.15
 
 
+def test_equal_keys_of_which_one_is_wrong_are_refused() -> None:
+    """The last would count, but what the station meant is in doubt."""
+    with pytest.raises(SchemaError, match="/idTag: str is due"):
+        _read(V16, "Authorize", b'{"idTag":5,"idTag":"A"}')
+
+
+@pytest.mark.parametrize("name", ["x" * 400_000, " - at `$.a`" * 40_000, "`" * 400_000])
+def test_a_long_name_costs_no_time(name: str) -> None:
+    raw = json.dumps({"idTag": "A", name: 1, "type": name}).encode()
+    began = time.process_time()
+    _, deviations = _read(V16, "Authorize", raw)
+    with pytest.raises(SchemaError):
+        _read(V16, "Reset", raw)
+    assert time.process_time() - began < 0.1
+    assert all(len(one.path) < 80 for one in deviations)
+
+
+def test_what_is_no_list_is_no_list_of_one() -> None:
+    with pytest.raises(SchemaError, match="/meterValue: array is due"):
+        _read(V16, "MeterValues", {"connectorId": 1, "meterValue": "x"})
+
+
 @pytest.mark.parametrize("depth", [100, 900, 100_000])
 def test_depth_is_no_danger(depth: int) -> None:
     """A17."""
