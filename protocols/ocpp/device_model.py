@@ -96,7 +96,7 @@ def _named(one: Variable) -> dict[str, Any]:
 
 
 def _key(one: Mapping[str, Any]) -> tuple[object, ...]:
-    """Names compare without regard to case (2.0.1 Part 1, 4.1)."""
+    """Names compare without regard to case (2.0.1 Part 1, 4)."""
     component, variable = one["component"], one["variable"]
     evse = component.get("evse") or {}
     names = (

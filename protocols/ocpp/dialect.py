@@ -80,7 +80,7 @@ def choose(ways: tuple[Request, ...], context: RequestContext) -> Request:
 
 
 def schedule(do: SetLimit, context: RequestContext) -> dict[str, Any]:
-    """A limit from now until it expires (1.6, 7.13; 2.0.1 Part 2, 2.13), in tenths, cut."""
+    """A limit from now until it expires (1.6, 7.13; 2.0.1 Part 2, K01), in tenths, cut."""
     assert do.limit_ma is not None
     seconds = max(do.valid_ms // 1000, 1)
     periods = [_period(0, do.limit_ma, context)]

@@ -1,4 +1,4 @@
-"""Sampled values of any version as readings (OCPP 1.6, 7.32; 2.0.1 Part 2, 2.44 and 3.53).
+"""Sampled values of any version as readings (OCPP 1.6, 7.33 and 7.43; 2.0.1 Part 2, J01).
 
 A value is cut, never rounded up, at the unit of its column, and in decimals, so that no watt-hour
 comes from a binary fraction: "12.3456" kWh are 12 345 Wh. Phases are added before they are cut.

@@ -90,7 +90,7 @@ _REASONS: Final = {
     "UnlockCommand": ("Remote", "UnlockCommand"),
     "DeAuthorized": ("DeAuthorized", "Deauthorized"),
 }
-"""Section 7.36 -> 2.x's reason and trigger. Without one it is Local (6.21)."""
+"""Section 7.36 -> 2.x's reason and trigger. Without one it is Local (6.49)."""
 
 _UPLOADS: Final = {"UploadFailed": "UploadFailure"}
 """DiagnosticsStatus (7.24) in UploadLogStatusEnumType's words; the others are the same."""
@@ -290,7 +290,7 @@ _TRANSFERS: Final = frozenset({"Accepted", "Rejected", "UnknownMessageId", "Unkn
 
 
 def _answer_transfer(_told: Any, answer: Answer) -> bytes:
-    """Data is text in 1.6 (6.10): anything else is given as its JSON."""
+    """Data is text in 1.6 (6.16): anything else is given as its JSON."""
     payload = {"status": answer.status if answer.status in _TRANSFERS else "Rejected"}
     if answer.data is not None:
         data = answer.data
@@ -407,7 +407,7 @@ _TRIGGERS: Final = {
     "SignChargingStationCertificate": ("ExtendedTriggerMessage", "SignChargePointCertificate"),
     "SignCertificate": ("ExtendedTriggerMessage", "SignChargePointCertificate"),
 }
-"""5.17; the whitepaper's own trigger (4.4) only where the old one has no word."""
+"""5.17; the whitepaper's own trigger only where the old one has no word."""
 
 # --------------------------------------------------------------------------- being answered
 
