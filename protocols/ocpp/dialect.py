@@ -39,7 +39,6 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
     """What an action needs to become a request, beside itself. Only what it needs is read."""
 
     now_ms: Milliseconds = Milliseconds(0)
-    connector: int = 1
     remote_start_id: int = 0
     """2.x repeats it in the transaction that begins."""
     transaction_key: str | None = None
