@@ -16,6 +16,7 @@
 | `messages`      | what is said, whichever version says it                                       |
 | `dialect`       | from a version's messages to those and back: `v16`, `v201`, `v21`             |
 | `sampling`      | measured values of any version                                                |
+| `device_model`  | 2.x's components and variables                                                |
 
 Receive liberally, send strictly.
 """
