@@ -47,7 +47,7 @@ from cloud.configuration.writer import ConfigurationWriter
 from cloud.kernel.config import CloudConfig
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.embedded import ChildEvent, EmbeddedPostgres
-from cloud.kernel.facts import FactWriter, GroupCommitter
+from cloud.kernel.facts import FactWriter, GroupCommitter, SpokenWriter
 from cloud.kernel.handover import Follower
 from cloud.kernel.http import Caller
 from cloud.kernel.migrate import migrate
@@ -222,9 +222,8 @@ class Modules:
 
     def of_gateway(self) -> Neighbours:
         """What the OCPP gateway asks of them."""
-        return Neighbours(
-            self.stations, self.ocpp_commands, [ConfigurationWriter(), TransactionWriter()]
-        )
+        writers: list[SpokenWriter] = [ConfigurationWriter(), TransactionWriter()]
+        return Neighbours(self.stations, self.ocpp_commands, self.security, writers)
 
     def routers(self, database: Database, feed: EventFeed, watching: Watching) -> list[APIRouter]:
         """All of REST over these modules."""
