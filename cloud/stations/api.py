@@ -19,7 +19,7 @@ from cloud.stations.clock import (
     to_ms,
     trusts,
 )
-from cloud.stations.store import boot_clocks
+from cloud.stations.store import boot_clocks, evse_states, existing_stations
 from cloud.stations.tenancy_store import Former, former_owners
 
 __all__ = [
@@ -40,6 +40,8 @@ __all__ = [
     "boot_clocks",
     "date",
     "date_told",
+    "evse_states",
+    "existing_stations",
     "former_owners",
     "from_ms",
     "sent_clock",

@@ -14,6 +14,7 @@ from cloud.kernel.database import Cursor
 from cloud.kernel.paging import Column, Cut, Part, Sorts, Where, select_page
 from cloud.kernel.rows import row, rows
 from cloud.transactions.history_store import EVENT_COLUMNS, Recorded, recorded
+from cloud.transactions.zombies import Open
 from protocols.agent_link import TransactionEvent
 
 
@@ -180,3 +181,24 @@ async def ended(cursor: Cursor, station_id: int, ids: Collection[UUID]) -> list[
         (station_id, list(ids)),
     )
     return [found for (found,) in await cursor.fetchall()]
+
+
+# --------------------------------------------------------------------------- sweeping
+
+
+async def sweep_alone(cursor: Cursor) -> bool:
+    """Whether no other process sweeps in this moment."""
+    await cursor.execute("SELECT pg_try_advisory_xact_lock(hashtext('transactions.sweep'))")
+    found = await cursor.fetchone()
+    return found is not None and bool(found[0])
+
+
+async def quiet(cursor: Cursor, since: datetime, behind: UUID, limit: int) -> list[Open]:
+    """Open transactions of which nothing came in since then, in order of their ids."""
+    await cursor.execute(
+        "SELECT id, station_id, evse, origin = 'agent', last_at, updated_at"
+        " FROM transactions.transaction WHERE state = 'open' AND updated_at <= %s AND id > %s"
+        " ORDER BY id LIMIT %s",
+        (since, behind, limit),
+    )
+    return [Open(*found) for found in await cursor.fetchall()]
