@@ -216,3 +216,11 @@ class Transactions:
             for event, token in steps
         )
         return still, tuple(await store.ended(cursor, station_id, told))
+
+    # ------------------------------------------------------------------ for gateways
+
+    async def native(
+        self, cursor: Cursor, transactions: Collection[UUID]
+    ) -> dict[UUID, tuple[str | None, int | None]]:
+        """2.x's transactionId and 1.6's number; those that have neither are left out."""
+        return await store.native_names(cursor, transactions)

@@ -14,6 +14,7 @@ from cloud.kernel.database import Cursor
 from cloud.kernel.paging import Column, Cut, Part, Sorts, Where, select_page
 from cloud.kernel.rows import row, rows
 from cloud.transactions.history_store import EVENT_COLUMNS, Recorded, recorded
+from cloud.transactions.sessions import OCPP_2
 from cloud.transactions.zombies import Open
 from protocols.agent_link import TransactionEvent
 
@@ -181,6 +182,18 @@ async def ended(cursor: Cursor, station_id: int, ids: Collection[UUID]) -> list[
         (station_id, list(ids)),
     )
     return [found for (found,) in await cursor.fetchall()]
+
+
+async def native_names(
+    cursor: Cursor, ids: Collection[UUID]
+) -> dict[UUID, tuple[str | None, int | None]]:
+    """What OCPP stations call these: 2.x by a key, 1.6 by a number."""
+    await cursor.execute(
+        "SELECT id, CASE WHEN origin = %s THEN native_key END, number"
+        " FROM transactions.transaction WHERE id = ANY(%s) AND (origin = %s OR number IS NOT NULL)",
+        (OCPP_2, list(ids), OCPP_2),
+    )
+    return {found: (key, number) for found, key, number in await cursor.fetchall()}
 
 
 # --------------------------------------------------------------------------- sweeping
