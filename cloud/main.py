@@ -67,7 +67,9 @@ from cloud.telemetry.tiers.keeper import Keep
 from cloud.telemetry.writer import TelemetryWriter
 from cloud.transactions import rest as transactions_rest
 from cloud.transactions.service import Transactions
+from cloud.transactions.sweeper import TransactionSweeper
 from cloud.transactions.writer import TransactionWriter
+from cloud.transactions.zombies import Patience
 from cloud.users import rest as users_rest
 from cloud.users.service import DEFAULT_TENANT, Users
 from protocols.agent_link import Action, SetLocalList, Watch, up_filter
@@ -382,6 +384,9 @@ class Cloud:
         for name, work in {
             "agent link": link.run,
             "telemetry tiers": lambda: modules.telemetry.run(utc_now, keep),
+            "transaction sweeper": TransactionSweeper(
+                database, utc_now, _patience(self._config)
+            ).run,
         }.items():
             await stack.enter_async_context(supervised(name, work))
 
@@ -418,6 +423,14 @@ def _keep(config: CloudConfig) -> Keep:
         hours=timedelta(days=config.telemetry_hour_days),
         hot=timedelta(days=config.telemetry_hot_days),
         compaction=config.telemetry_compaction,
+    )
+
+
+def _patience(config: CloudConfig) -> Patience:
+    return Patience(
+        available=timedelta(minutes=config.transaction_available_minutes),
+        silent=timedelta(hours=config.transaction_silent_hours),
+        gone=timedelta(days=config.transaction_gone_days),
     )
 
 

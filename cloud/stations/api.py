@@ -20,7 +20,7 @@ from cloud.stations.clock import (
     to_ms,
     trusts,
 )
-from cloud.stations.store import boot_clocks, note_charging
+from cloud.stations.store import boot_clocks, evse_states, existing_stations, note_charging
 from cloud.stations.tenancy_store import Former, former_owners
 
 __all__ = [
@@ -41,6 +41,8 @@ __all__ = [
     "boot_clocks",
     "date",
     "date_told",
+    "evse_states",
+    "existing_stations",
     "former_owners",
     "from_ms",
     "note_charging",

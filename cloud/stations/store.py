@@ -350,6 +350,12 @@ async def delete_station(cursor: Cursor, station_: Station, now: datetime, by: s
         await cursor.execute(sql, (station_.id,))
 
 
+async def existing_stations(cursor: Cursor, stations_: Collection[int]) -> set[int]:
+    """Those of the keys whose stations have not been deleted."""
+    await cursor.execute("SELECT id FROM stations.station WHERE id = ANY(%s)", (list(stations_),))
+    return {found for (found,) in await cursor.fetchall()}
+
+
 async def known_stations(cursor: Cursor, identities_: Sequence[str]) -> dict[str, Station]:
     """Those of the identities that the tenant has, locked in one order."""
     found = await rows(
