@@ -8,7 +8,17 @@ from typing import Protocol
 
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.errors import KarvonError, Kind
-from cloud.stations.clock import BootClock, Dated, Dating, date, from_ms, sent_clock, to_ms, trusts
+from cloud.stations.clock import (
+    BootClock,
+    Dated,
+    Dating,
+    date,
+    from_ms,
+    sent_clock,
+    to_ms,
+    trusted_at,
+    trusts,
+)
 from cloud.stations.store import boot_clocks
 from cloud.stations.tenancy_store import Former, former_owners
 
@@ -33,6 +43,7 @@ __all__ = [
     "from_ms",
     "sent_clock",
     "to_ms",
+    "trusted_at",
     "trusts",
 ]
 
