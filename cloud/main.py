@@ -51,7 +51,7 @@ from cloud.diagnostics.writer import DiagnosticsWriter
 from cloud.kernel.config import CloudConfig
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.embedded import ChildEvent, EmbeddedPostgres
-from cloud.kernel.facts import FactWriter, GroupCommitter
+from cloud.kernel.facts import FactWriter, GroupCommitter, SpokenWriter
 from cloud.kernel.handover import Follower
 from cloud.kernel.http import Caller
 from cloud.kernel.migrate import migrate
@@ -71,7 +71,9 @@ from cloud.telemetry.tiers.keeper import Keep
 from cloud.telemetry.writer import TelemetryWriter
 from cloud.transactions import rest as transactions_rest
 from cloud.transactions.service import Transactions
+from cloud.transactions.sweeper import TransactionSweeper
 from cloud.transactions.writer import TransactionWriter
+from cloud.transactions.zombies import Patience
 from cloud.users import rest as users_rest
 from cloud.users.service import DEFAULT_TENANT, Users
 from protocols.agent_link import Action, SetLocalList, Watch, up_filter
@@ -222,15 +224,12 @@ class Modules:
 
     def of_gateway(self) -> Neighbours:
         """What the OCPP gateway asks of them."""
-        return Neighbours(
-            self.stations,
-            self.ocpp_commands,
-            [
-                ConfigurationWriter(),
-                DiagnosticsWriter(ocpp_store.expected_versions),
-                TransactionWriter(),
-            ],
-        )
+        writers: list[SpokenWriter] = [
+            ConfigurationWriter(),
+            DiagnosticsWriter(ocpp_store.expected_versions),
+            TransactionWriter(),
+        ]
+        return Neighbours(self.stations, self.ocpp_commands, self.security, writers)
 
     def routers(self, database: Database, feed: EventFeed, watching: Watching) -> list[APIRouter]:
         """All of REST over these modules."""
@@ -390,6 +389,9 @@ class Cloud:
         for name, work in {
             "agent link": link.run,
             "telemetry tiers": lambda: modules.telemetry.run(utc_now, keep),
+            "transaction sweeper": TransactionSweeper(
+                database, utc_now, _patience(self._config)
+            ).run,
             "old notices": lambda: modules.diagnostics.run(notices),
         }.items():
             await stack.enter_async_context(supervised(name, work))
@@ -427,6 +429,14 @@ def _keep(config: CloudConfig) -> Keep:
         hours=timedelta(days=config.telemetry_hour_days),
         hot=timedelta(days=config.telemetry_hot_days),
         compaction=config.telemetry_compaction,
+    )
+
+
+def _patience(config: CloudConfig) -> Patience:
+    return Patience(
+        available=timedelta(minutes=config.transaction_available_minutes),
+        silent=timedelta(hours=config.transaction_silent_hours),
+        gone=timedelta(days=config.transaction_gone_days),
     )
 
 

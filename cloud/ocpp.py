@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ from prometheus_client import CollectorRegistry
 from cloud.authorization.judging import TokensAtHand
 from cloud.communication.admission import Policy, Profile
 from cloud.communication.api import StationRegister
+from cloud.communication.certifying import Certifying
 from cloud.communication.door import Door
 from cloud.communication.frame_log import FrameLog
 from cloud.communication.gateway import Gateway, Serving
 from cloud.communication.ocpp_commands import OcppAnswers, OcppCommands
-from cloud.communication.pki import Pki
+from cloud.communication.pki import Pki, PkiSettings
 from cloud.communication.presence_writer import SpokenPresence
 from cloud.communication.pump import Pump
+from cloud.communication.security import OcppSecurity
 from cloud.communication.throttle import Handshakes
 from cloud.communication.tls import server_context
 from cloud.kernel.config import CloudConfig
@@ -43,6 +46,7 @@ class Neighbours:
 
     register: StationRegister
     commands: OcppCommands
+    security: OcppSecurity
     writers: Sequence[SpokenWriter] = ()
     """Of modules above telemetry, in their order."""
 
@@ -66,6 +70,8 @@ async def gateway(
     ]
     judge = TokensAtHand(database)
     pump = Pump(neighbours.commands, clock)
+    context = None if pki is None else server_context(pki.tls)
+    certifying = Certifying(neighbours.security, PkiSettings.of(config), context, clock)
     async with AsyncExitStack() as stack:
         committer = GroupCommitter(
             database, [], writers, linger_s=LINGER_S, max_deliveries=AT_ONCE, workers=2
@@ -77,17 +83,20 @@ async def gateway(
             judge,
             _door(config, database, neighbours.register, clock),
             FrameLog(database, clock, timedelta(days=config.ocpp_frame_days), registry),
-            _serving(config, pki),
+            _serving(config, context),
             clock,
             registry,
             pump.replied,
             pump.entered,
+            certifying.sign,
         )
         pump.connect(served)
+        certifying.connect(served)
         await stack.enter_async_context(supervised("id tokens at hand", judge.run))
         for name, work in served.works().items():
             await stack.enter_async_context(supervised(name, work))
         await stack.enter_async_context(supervised("OCPP commands", pump.run))
+        await stack.enter_async_context(supervised("OCPP certificates", certifying.run))
         await stack.enter_async_context(served.listening())
         yield served
 
@@ -107,11 +116,11 @@ def _door(
     return Door(database, register, policy, clock, handshakes=handshakes)
 
 
-def _serving(config: CloudConfig, pki: Pki | None) -> Serving:
+def _serving(config: CloudConfig, context: ssl.SSLContext | None) -> Serving:
     return Serving(
         host=config.host,
         port=config.ocpp_port,
         tls_port=config.ocpp_tls_port,
-        tls=None if pki is None else lambda: server_context(pki.tls),
+        tls=context,
         heartbeat_s=config.ocpp_heartbeat_s,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+import uvloop
 from pydantic import ValidationError
 
 from cloud.kernel.config import CloudConfig
@@ -48,7 +49,8 @@ def run(work: Any, *, interrupted: int = 0) -> Any:
     `interrupted` is the exit code after Ctrl-C.
     """
     try:
-        return asyncio.run(work)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(work)
     except KeyboardInterrupt:
         raise typer.Exit(interrupted) from None
     except EmbeddedError as error:

@@ -132,15 +132,13 @@ class StationRegister(Protocol):
         self, cursor: Cursor, identities: Collection[str]
     ) -> dict[str, Resident]: ...
 
-    async def enter_unannounced(self, cursor: Cursor, identity: str) -> Resident | None:
-        """Create it, or put it on the list, by the registration policy.
+    async def enter_unannounced(
+        self, cursor: Cursor, identities: Collection[str]
+    ) -> dict[str, Resident]:
+        """Create them, or put them on the list, by the registration policy.
 
-        None while the list is full, or when somebody else has just made it.
+        Left out are those for which the list has no room.
         """
-        ...
-
-    async def has_joined(self, cursor: Cursor, station_id: int) -> None:
-        """One that was expected has come."""
         ...
 
 

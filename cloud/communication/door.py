@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -37,9 +37,10 @@ from cloud.communication.passwords import Match, Passwords
 from cloud.communication.security_store import AtTheDoor, OcppStation
 from cloud.communication.throttle import Guesses, Handshakes, network_of, retry_after
 from cloud.kernel import events
-from cloud.kernel.database import Cursor, Database, TenantId
+from cloud.kernel.database import Database, TenantId
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.events import Event
+from cloud.kernel.gathering import Gathering
 from cloud.kernel.limiter import Limiter
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,10 @@ class _Known:
         )
 
 
+_Shown = tuple[str, str | None]
+"""An identity, and the fingerprint of the certificate that it came with."""
+
+
 class Door:
     """One per gateway process."""
 
@@ -100,6 +105,8 @@ class Door:
         self._guesses = guesses or Guesses()
         self._even_s = even_s
         self._reports = Limiter(1, ONE_REPORT)
+        self._looking_up = Gathering[_Shown, _Known](self._known)
+        self._taking_in = Gathering[tuple[str, str], Resident](self._enter)
 
     def close(self) -> None:
         """Let the hashing threads go."""
@@ -128,7 +135,7 @@ class Door:
     async def _judge(self, request: Request) -> Admit | Refuse:
         known = await self._look_up(request)
         station = known.facts()
-        if station is None and not self._guesses.may_be_unknown(request.source, self._clock()):
+        if station is None and not self._may_be_unknown(request):
             return self._too_often(request, Reason.TOO_MANY_STRANGERS)
         answer = decide(request, station, self._policy, self._clock())
         match = None
@@ -148,22 +155,36 @@ class Door:
             await self._report(request, station, answer)
         return answer
 
+    def _may_be_unknown(self, request: Request) -> bool:
+        """Where everybody is let in, strangers find nothing out."""
+        if self._policy.registration == "open":
+            return True
+        return self._guesses.may_be_unknown(request.source, self._clock())
+
     async def _look_up(self, request: Request) -> _Known:
         if request.identity is None:
             return _Known()
-        async with self._database.glance() as cursor:
-            return await self._known(cursor, request.identity, request)
+        shown = request.certificate.fingerprint if request.certificate else None
+        return await self._looking_up.ask((request.identity, shown)) or _Known()
 
-    async def _known(self, cursor: Cursor, identity: str, request: Request) -> _Known:
-        resident = (await self._register.residents(cursor, [identity])).get(identity)
-        if resident is None:
-            return _Known()
-        fingerprint = request.certificate.fingerprint if request.certificate else None
-        return _Known(
-            resident,
-            await store.ocpp_station(cursor, resident.id),
-            await store.at_the_door(cursor, resident.id, fingerprint),
-        )
+    async def _known(self, asked: Sequence[_Shown]) -> dict[_Shown, _Known]:
+        """What is known of each identity, and of the certificate it came with."""
+        async with self._database.glance() as cursor:
+            residents = await self._register.residents(cursor, {one[0] for one in asked})
+            ids = [resident.id for resident in residents.values()]
+            kept = await store.ocpp_stations(cursor, ids)
+            agents = await store.with_agents(cursor, ids)
+            prints = {shown for _, shown in asked if shown is not None}
+            revoked = await store.revoked_of(cursor, prints) if prints else set()
+        return {
+            (identity, shown): _Known(
+                resident,
+                kept.get(resident.id, OcppStation(resident.id)),
+                AtTheDoor(resident.id in agents, shown in revoked),
+            )
+            for identity, shown in asked
+            if (resident := residents.get(identity)) is not None
+        }
 
     async def _verify(
         self, request: Request, password: bytes, stored: Collection[str]
@@ -196,16 +217,9 @@ class Door:
         return answer
 
     async def _take_in(self, request: Request, answer: Admit) -> Admit | Refuse:
-        async with self._database.commit_unit() as cursor:
-            resident = await self._register.enter_unannounced(cursor, answer.identity)
-            if resident is None:
-                return Refuse(503, Reason.PENDING_FULL, 60 + retry_after(answer.identity))
-            if answer.standing is Standing.ACCEPTED:
-                await self._register.has_joined(cursor, resident.id)
-            data = {"source": request.source, "standing": str(answer.standing)}
-            await events.append(
-                cursor, [_event(resident, answer.identity, "ocpp.stranger_admitted", data)]
-            )
+        resident = await self._taking_in.ask((answer.identity, request.source))
+        if resident is None:
+            return Refuse(503, Reason.PENDING_FULL, 60 + retry_after(answer.identity))
         logger.warning(
             "a station that nobody announced calls itself %r from %s: %s",
             answer.identity,
@@ -214,6 +228,21 @@ class Door:
         )
         return entered(answer, resident.id, resident.tenant_id)
 
+    async def _enter(self, asked: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Resident]:
+        """Strangers, each with the address it came from."""
+        async with self._database.commit_unit() as cursor:
+            made = await self._register.enter_unannounced(cursor, {one[0] for one in asked})
+            entered_ = {one: made[one[0]] for one in asked if one[0] in made}
+            await events.append(
+                cursor,
+                [
+                    _event(resident, identity, "ocpp.stranger_admitted",
+                           {"source": source, "standing": resident.standing})
+                    for (identity, source), resident in entered_.items()
+                ],
+            )  # fmt: skip
+        return entered_
+
     async def _note(self, answer: Admit, known: _Known, match: Match | None) -> None:
         """Write down what this connection has shown, if it is new."""
         resident, kept = known.resident, known.kept
@@ -221,13 +250,10 @@ class Door:
         assert kept is not None
         settles = match is not None and match.place == 0 and kept.previous_password is not None
         form = match.form if match is not None and match.form != kept.key_form else None
-        joins = resident.standing == "expected"
-        if not (settles or form or joins or answer.raise_to):
+        if not (settles or form or answer.raise_to):
             return
         happened = []
         async with self._database.commit_unit() as cursor:
-            if joins:
-                await self._register.has_joined(cursor, resident.id)
             if form:
                 await store.note_form(cursor, resident.id, form)
             if (

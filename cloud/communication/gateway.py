@@ -42,6 +42,7 @@ from cloud.communication.frame_log import Direction, FrameLog
 from cloud.communication.gateway_store import Deviated
 from cloud.communication.security_store import OcppStation
 from cloud.communication.sockets import Socket, Verdict, header, subprotocols
+from cloud.communication.throttle import Arrivals
 from cloud.communication.tls import client_certificate
 from cloud.kernel import events
 from cloud.kernel.database import Cursor, Database, TenantId
@@ -55,6 +56,7 @@ from protocols.ocpp.messages import (
     Authorize,
     Connected,
     Disconnected,
+    SignCertificate,
     Told,
     Transaction,
 )
@@ -77,6 +79,8 @@ SILENCE: Final = 3.0
 SETTLE_S: Final = 15.0
 """How long after its connection a station without a boot gets no call of ours (S7, S10)."""
 PENDING_S: Final = 30
+UNJUDGED: Final = 4000
+"""Sockets whose upgrade request has not come yet; one address may hold half of them."""
 UNAVAILABLE: Final = "the database is out of reach; try again"
 
 
@@ -87,7 +91,7 @@ class Serving:
     host: str
     port: int | None
     tls_port: int | None
-    tls: Callable[[], ssl.SSLContext] | None
+    tls: ssl.SSLContext | None
     heartbeat_s: int = 300
 
 
@@ -106,6 +110,7 @@ class Gateway:
         registry: CollectorRegistry,
         on_reply: Callable[[Conversation, Reply], None],
         on_entered: Callable[[Conversation], None],
+        on_signing: Callable[[Call, SignCertificate], Coroutine[Any, Any, None]],
     ) -> None:
         self.id = uuid4()
         self._database = database
@@ -117,6 +122,8 @@ class Gateway:
         self._clock = clock
         self._on_reply = on_reply
         self._on_entered = on_entered
+        self._on_signing = on_signing
+        self._arrivals = Arrivals(UNJUDGED)
         self._started_at = clock()
         self._live: dict[int, Conversation] = {}
         self._arriving: list[Conversation] = []
@@ -142,7 +149,7 @@ class Gateway:
             servers.append(await self._listen(self._serving.port, None))
             self.port = servers[-1].sockets[0].getsockname()[1]
         if self._serving.tls_port is not None and self._serving.tls is not None:
-            servers.append(await self._listen(self._serving.tls_port, self._serving.tls()))
+            servers.append(await self._listen(self._serving.tls_port, self._serving.tls))
             self.tls_port = servers[-1].sockets[0].getsockname()[1]
         try:
             yield
@@ -154,7 +161,7 @@ class Gateway:
 
     async def _listen(self, port: int, context: ssl.SSLContext | None) -> asyncio.Server:
         return await asyncio.get_running_loop().create_server(
-            lambda: Socket(self._judged),
+            lambda: Socket(self._judged, self._arrivals),
             self._serving.host,
             port,
             backlog=BACKLOG,
@@ -206,7 +213,7 @@ class Gateway:
         decision = await self._door.admit(request)
         if isinstance(decision, Refuse):
             self._metrics.refused.labels(decision.reason).inc()
-            return Verdict(decision.status, tuple(decision.headers()), str(decision.reason))
+            return Verdict(decision.status, tuple(decision.headers()))
         conversation = self._converse(decision, request, socket)
         self._arriving.append(conversation)
         self._flush_soon()
@@ -279,6 +286,9 @@ class Gateway:
         if isinstance(call.told, Authorize):
             call.conversation.reply(call)
             return
+        if isinstance(call.told, SignCertificate):
+            self._start(self._on_signing(call, call.told))
+            return
         self._told.append(call)
         self._flush_soon()
 
@@ -289,6 +299,9 @@ class Gateway:
             standing = await self._door.standing(who.party.session)
         except Unavailable:
             who.refuse(call, "InternalError", UNAVAILABLE)
+            return
+        if standing is None:
+            who.socket.close(1008, "the station is not known here any more")
             return
         if standing is Standing.ACCEPTED:
             who.pending = False
@@ -455,6 +468,10 @@ class Gateway:
     def live(self, station_id: int) -> Conversation | None:
         """The station's connection, if this gateway holds it."""
         return self._live.get(station_id)
+
+    def stations(self) -> list[int]:
+        """Those that this gateway holds."""
+        return list(self._live)
 
     def ask(self, who: Conversation, asked: Asked, timeout_s: float) -> None:
         """A call to the station, as soon as it may be asked."""

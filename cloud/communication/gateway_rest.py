@@ -19,7 +19,7 @@ from cloud.communication.gateway_views import Connection, GatewayViews
 from cloud.kernel.http import PROBLEM_RESPONSES, Caller, Role, require
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Page
-from cloud.kernel.rest import Flag, Instant
+from cloud.kernel.rest import Instant
 from protocols.agent_link import MAX_STATION_LENGTH
 from protocols.ocpp.deviations import DEVIATIONS
 
@@ -146,7 +146,7 @@ def routes(views: GatewayViews) -> APIRouter:
     async def list_connections(
         caller: Viewer,
         listing: Annotated[Listing, Depends(listing(store.CONNECTIONS))],
-        online: Flag | None = None,
+        online: bool | None = None,
         link: Link | None = None,
         station: Annotated[str | None, Query(max_length=MAX_STATION_LENGTH)] = None,
     ) -> Page[ConnectionView]:

@@ -73,17 +73,13 @@ class AtTheDoor:
     certificate_revoked: bool
 
 
-async def at_the_door(cursor: Cursor, station_id: int, fingerprint: str | None) -> AtTheDoor:
-    """A certificate that is not in the ledger is not revoked: a restored backup may lack it."""
-    found = await rows(
-        cursor,
-        AtTheDoor,
-        "SELECT EXISTS (SELECT FROM communication.credential WHERE station_id = %s) AS has_agent,"
-        " EXISTS (SELECT FROM communication.certificate WHERE fingerprint = %s"
-        "  AND revoked_at IS NOT NULL) AS certificate_revoked",
-        (station_id, fingerprint),
+async def with_agents(cursor: Cursor, stations: Collection[int]) -> set[int]:
+    """Those of the stations that log in to the broker."""
+    await cursor.execute(
+        "SELECT station_id FROM communication.credential WHERE station_id = ANY(%s)",
+        (list(stations),),
     )
-    return found[0]
+    return {station for (station,) in await cursor.fetchall()}
 
 
 async def hold_ocpp_station(

@@ -14,12 +14,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from websockets.datastructures import Headers
-from websockets.exceptions import InvalidHandshake
-from websockets.frames import CloseCode, Frame, Opcode
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
+
+from cloud.communication.throttle import Arrivals
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +65,13 @@ Judge = Callable[["Socket", Request], Awaitable[Verdict]]
 class Socket(asyncio.Protocol):
     """One connection."""
 
-    __slots__ = ("_bytes", "_closing", "_judge", "_listener", "_parts", "_protocol", "_task",
-                 "_timer", "_why", "transport")  # fmt: skip
-
     transport: asyncio.Transport
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, arrivals: Arrivals) -> None:
         self._judge = judge
+        self._arrivals = arrivals
+        self._unjudged = False
+        self._source = ""
         self._protocol = ServerProtocol(max_size=LONGEST_MESSAGE, logger=_QUIET)
         self._listener: Listener | None = None
         self._parts: list[bytes] = []
@@ -86,8 +86,7 @@ class Socket(asyncio.Protocol):
     @property
     def source(self) -> str:
         """The peer's address."""
-        peer = self.transport.get_extra_info("peername")
-        return str(peer[0]) if isinstance(peer, tuple) else "local"
+        return self._source
 
     @property
     def tls(self) -> ssl.SSLObject | None:
@@ -140,6 +139,12 @@ class Socket(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
         self.transport = transport  # type: ignore[assignment]
         self.transport.set_write_buffer_limits(high=MOST_UNSENT)
+        peer = transport.get_extra_info("peername")
+        self._source = str(peer[0]) if isinstance(peer, tuple) else "local"
+        self._unjudged = self._arrivals.arrive(self.source)
+        if not self._unjudged:
+            self.cut("too many wait to be judged")
+            return
         self._after(HANDSHAKE_S, lambda: self.cut("no upgrade request in time"))
 
     def pause_writing(self) -> None:
@@ -165,9 +170,15 @@ class Socket(asyncio.Protocol):
             self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
+        self._judged()
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.on_closed(self._reason(exc))
+
+    def _judged(self) -> None:
+        if self._unjudged:
+            self._unjudged = False
+            self._arrivals.leave(self.source)
 
     def _reason(self, exc: Exception | None) -> str:
         if self._why:
@@ -189,6 +200,7 @@ class Socket(asyncio.Protocol):
             verdict = Verdict(500, text="internal error")
         finally:
             self._task = None
+            self._judged()
         self._answer(request, verdict)
 
     def _answer(self, request: Request, verdict: Verdict) -> None:
@@ -266,16 +278,3 @@ def subprotocols(request: Request) -> list[str]:
     """Those that the station offers, in its order."""
     offered = header(request, "Sec-WebSocket-Protocol") or ""
     return [name.strip() for name in offered.split(",") if name.strip()]
-
-
-__all__ = [
-    "CloseCode",
-    "Headers",
-    "InvalidHandshake",
-    "Judge",
-    "Listener",
-    "Socket",
-    "Verdict",
-    "header",
-    "subprotocols",
-]

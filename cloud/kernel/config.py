@@ -111,6 +111,21 @@ class CloudConfig(BaseSettings):
         description="internal hosts that stations may get firmware from or bring logs to, with"
         " commas: names, addresses, networks such as 10.1.0.0/16",
     )
+    transaction_available_minutes: int = Field(
+        10,
+        ge=1,
+        le=1440,
+        description="minutes after which an open transaction of an available EVSE is over",
+    )
+    transaction_silent_hours: int = Field(
+        24,
+        ge=1,
+        le=8760,
+        description="hours of silence after which one of an idle EVSE is over",
+    )
+    transaction_gone_days: int = Field(
+        7, ge=1, le=365, description="days of silence after which any open transaction is over"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR"
     )

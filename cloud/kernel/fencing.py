@@ -77,3 +77,13 @@ async def let_go(cursor: Cursor, gone: Sequence[tuple[int, int]]) -> list[int]:
         (literal(station for station, _ in gone), literal(epoch for _, epoch in gone)),
     )
     return [row[0] for row in await cursor.fetchall()]
+
+
+async def connected(cursor: Cursor, stations: Iterable[int]) -> set[int]:
+    """Which of these stations have a live connection."""
+    await cursor.execute(
+        "SELECT station_id FROM kernel.live WHERE station_id = ANY(%s::int[])"
+        " AND gateway IS NOT NULL",
+        (literal(stations),),
+    )
+    return {row[0] for row in await cursor.fetchall()}

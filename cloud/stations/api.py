@@ -18,9 +18,10 @@ from cloud.stations.clock import (
     plausible,
     sent_clock,
     to_ms,
+    trusted_at,
     trusts,
 )
-from cloud.stations.store import boot_clocks, note_charging
+from cloud.stations.store import boot_clocks, evse_states, existing_stations, note_charging
 from cloud.stations.tenancy_store import Former, former_owners
 
 __all__ = [
@@ -41,12 +42,15 @@ __all__ = [
     "boot_clocks",
     "date",
     "date_told",
+    "evse_states",
+    "existing_stations",
     "former_owners",
     "from_ms",
     "note_charging",
     "plausible",
     "sent_clock",
     "to_ms",
+    "trusted_at",
     "trusts",
 ]
 

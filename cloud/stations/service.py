@@ -145,30 +145,16 @@ class Stations:
         """How the stations of these identities stand in the register."""
         return await store.residents(cursor, identities)
 
-    async def enter_unannounced(self, cursor: Cursor, identity: str) -> Resident | None:
-        """One that came over OCPP unheard of, as the policy says.
-
-        None while the list is full, or when somebody else has just made it.
-        """
-        policy, now = self._settings.policy, self._clock()
-        if policy is Policy.PENDING and await store.count_pending(cursor) >= MOST_PENDING:
-            return None
+    async def enter_unannounced(
+        self, cursor: Cursor, identities: Collection[str]
+    ) -> dict[str, Resident]:
+        """Those that came over OCPP unheard of, as the policy says; as many as the list takes."""
+        policy, wanted = self._settings.policy, sorted(identities)
+        if policy is Policy.PENDING:
+            wanted = wanted[: max(0, MOST_PENDING - await store.count_pending(cursor))]
         standing = Standing.PENDING if policy is Policy.PENDING else Standing.EXPECTED
-        made = await store.add_station(
-            cursor,
-            self._settings.tenant,
-            identity,
-            name="",
-            site_id=None,
-            registration=standing,
-            now=now,
-        )
-        return None if made is None else Resident(made.id, made.tenant_id, standing.value)
-
-    async def has_joined(self, cursor: Cursor, station_id: int) -> None:
-        """One that was expected has come over OCPP; a claim code stays good for an agent."""
-        now = self._clock()
-        await store.set_registration(cursor, station_id, Standing.REGISTERED, now, now)
+        await store.enlist(cursor, self._settings.tenant, wanted, standing, self._clock())
+        return await store.residents(cursor, wanted)
 
     async def evse(self, cursor: Cursor, station: StationRef, evse: int) -> None:
         """Raises EvseNotFound when the station has told its EVSEs and this is none of them."""

@@ -15,7 +15,7 @@ from cloud.stations.clock import from_ms, plausible, to_ms
 from cloud.stations.store import EvseState, Hardware, Place
 from cloud.stations.writer import changed, evse_event
 from protocols.agent_link import ChargingState, ConnectorStatus
-from protocols.ocpp.messages import Boot, Status
+from protocols.ocpp.messages import Boot, Connected, Status
 
 NO_OUTBOX: Final = UUID(int=0)
 """States of stations without an agent are numbered by when they came in."""
@@ -31,6 +31,9 @@ class SpokenStates:
         boots = [(one, one.told) for one in spoken if isinstance(one.told, Boot)]
         statuses = [(one, one.told) for one in spoken if isinstance(one.told, Status)]
         events: list[Event] = []
+        if arrived := [one for one in spoken if isinstance(one.told, Connected)]:
+            ids = sorted({one.station_id for one in arrived})
+            await store.joined(cursor, ids, arrived[-1].received_at)
         if boots:
             events += await _booted(cursor, boots)
         if statuses:

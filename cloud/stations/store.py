@@ -350,6 +350,12 @@ async def delete_station(cursor: Cursor, station_: Station, now: datetime, by: s
         await cursor.execute(sql, (station_.id,))
 
 
+async def existing_stations(cursor: Cursor, stations_: Collection[int]) -> set[int]:
+    """Those of the keys whose stations have not been deleted."""
+    await cursor.execute("SELECT id FROM stations.station WHERE id = ANY(%s)", (list(stations_),))
+    return {found for (found,) in await cursor.fetchall()}
+
+
 async def known_stations(cursor: Cursor, identities_: Sequence[str]) -> dict[str, Station]:
     """Those of the identities that the tenant has, locked in one order."""
     found = await rows(
@@ -402,6 +408,27 @@ async def add_stations(
         },
     )
     return {identity for (identity,) in await cursor.fetchall()}
+
+
+async def enlist(
+    cursor: Cursor, tenant: TenantId, identities_: Sequence[str], registration: str, now: datetime
+) -> None:
+    """Enter stations that connected without being announced; those that exist stay as they are."""
+    await cursor.execute(
+        "INSERT INTO stations.station (tenant_id, identity, registration, created_at, updated_at)"
+        " SELECT %s, identity, %s, %s, %s FROM unnest(%s::text[]) AS g (identity)"
+        " ON CONFLICT DO NOTHING",
+        (tenant, registration, now, now, list(identities_)),
+    )
+
+
+async def joined(cursor: Cursor, stations_: Sequence[int], now: datetime) -> None:
+    """Expected stations that are here now; a claim code stays good for an agent."""
+    await cursor.execute(
+        "UPDATE stations.station SET registration = 'registered', registered_at = %s,"
+        " updated_at = %s WHERE id = ANY(%s) AND registration = 'expected'",
+        (now, now, list(stations_)),
+    )
 
 
 async def change_stations(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha1
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -134,11 +134,11 @@ def of_transaction(told: Transaction) -> NativeEvent:
         begin_wh=_kept(begin_wh),
         begin_ms=begin.at_ms if begin is not None and not started else None,
         register_wh=_kept(register),
-        power_w=_power(told.readings),
+        power_w=_fitting(_power(told.readings)),
         reason=told.reason,
         stop_token=told.stop_token,
         offline=told.offline,
-        remote_start_id=told.remote_start_id,
+        remote_start_id=_fitting(told.remote_start_id),
     )
 
 
@@ -163,7 +163,7 @@ def of_meter(told: Meter) -> NativeEvent | None:
         begin_wh=_kept(_energy(begin)),
         begin_ms=begin.at_ms if begin is not None else None,
         register_wh=_kept(register),
-        power_w=power,
+        power_w=_fitting(power),
         metered=True,
     )
 
@@ -189,6 +189,14 @@ def _kept(register: WattHours | None) -> WattHours | None:
     if register is None:
         return None
     return WattHours(min(max(register, -1), _MOST_KEPT))
+
+
+Small = TypeVar("Small", bound=int)
+
+
+def _fitting(value: Small | None) -> Small | None:
+    """A number that stations mean, and sums of which a column can hold; else none."""
+    return value if value is not None and -(2**31) <= value < 2**31 else None
 
 
 def _begin(readings: Sequence[Reading]) -> Reading | None:

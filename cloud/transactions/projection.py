@@ -101,9 +101,9 @@ class Conflict:
     kind: Contradiction
 
 
+_TRUSTED: Final = frozenset({"cloud", "synced"})
 _DATINGS: Final = ("unset", "estimated", "cloud", "synced")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_ZERO: Final = timedelta(0)
 _MS: Final = timedelta(milliseconds=1)
 _REVERSED: Final = timedelta(minutes=1)
 """An end may be told to be this much before the start; more is worth a look."""
@@ -216,57 +216,99 @@ def extend(held: Projection, step: Step) -> Projection:
 
 def _native(held: Projection | None, step: Step, event: NativeEvent) -> Projection:
     """The projection with one more event of an OCPP station; None: with its first one."""
-    begins = event.type is TransactionEventType.STARTED and not (held and held.start_seen)
-    ends = event.type is TransactionEventType.ENDED
-    at, dating = step.at.at, str(step.at.quality)
-    start_seen = begins or (held is not None and held.start_seen)
-    if held is None or begins or (event.begin_ms is not None and not start_seen):
-        started_at, started_dating = step.started.at, str(step.started.quality)
-    else:
-        started_at, started_dating = held.started_at, held.started_dating
-    trusted = step.at.quality.trusted and started_dating in {"cloud", "synced"}
-    lasted = max(at - started_at, _ZERO)
-    meter = measured(
-        held.start_wh if held else None,
-        held.meter_wh if held else 0,
-        event,
-        start_told=held.start_told if held else False,
-        lasted=lasted if trusted and (start_seen or event.begin_ms is not None) else None,
-        later=held is None or at >= held.last_at,
-    )
-    review = (held.review if held else None) or meter.review
-    power_wms = _powered(held, at, event, trusted=trusted) if held else 0
-    if ends:
-        review = review or _end_review(step, started_at, start_seen, meter.start_told)
-        review = review or (Review.POWER if _too_little(meter.energy_wh, power_wms) else None)
-    state, reason = (State.ENDED, event.reason) if ends else (State.OPEN, None)
-    stranger = event.stop_token and start_seen
-    return Projection(
-        evse=(held.evse if held else 0) or event.evse,
-        connector=held.connector if held and held.evse else event.connector,
-        state=state,
-        charging_state=_charging(held, event),
-        started_at=started_at,
-        started_dating=started_dating,
-        ended_at=max(at, started_at) if ends else None,
-        ended_dating=dating if ends else None,
-        reason=reason,
-        token=_told(held.token if held else None, None if stranger else step.token),
-        command=held.command if held else None,
+    if held is None:
+        return _ended_natively(_begun_natively(step, event), step, event)
+    tells_start = event.type is TransactionEventType.STARTED or event.begin_ms is not None
+    if tells_start and not held.start_seen:
+        begun = _begun_natively(step, event)
+        held = msgspec.structs.replace(
+            held,
+            started_at=begun.started_at,
+            started_dating=begun.started_dating,
+            start_seen=begun.start_seen,
+            duration_ms=0 if begun.start_seen else held.duration_ms,
+        )
+    return _ended_natively(_gone_on(held, step, event), step, event)
+
+
+def _begun_natively(step: Step, event: NativeEvent) -> Projection:
+    """A transaction of which this event is the first that is known."""
+    begins = event.type is TransactionEventType.STARTED
+    knows = begins or event.begin_ms is not None
+    empty = Projection(
+        evse=event.evse,
+        connector=event.connector,
+        state=State.OPEN,
+        charging_state=str(event.charging_state or ChargingState.CHARGING),
+        started_at=step.started.at,
+        started_dating=str(step.started.quality),
+        ended_at=None,
+        ended_dating=None,
+        reason=None,
+        token=None,
+        command=None,
         seq_no=event.seq_no,
-        energy_wh=meter.energy_wh,
-        meter_wh=meter.meter_wh,
-        raw_wh=_told(event.register_wh, held.raw_wh if held else None),
-        duration_ms=max(lasted // _MS, held.duration_ms if held and not begins else 0),
+        energy_wh=0,
+        meter_wh=0,
+        raw_wh=None,
+        duration_ms=0,
         billing_grade=True,
-        start_seen=start_seen,
-        last_at=max(at, held.last_at) if held else at,
-        review=review,
-        start_wh=meter.start_wh,
-        start_told=meter.start_told,
-        remote_start_id=_told(held.remote_start_id if held else None, event.remote_start_id),
-        power_w=_told(event.power_w, held.power_w if held else None),
-        power_wms=power_wms,
+        start_seen=begins,
+        last_at=step.at.at,
+    )
+    return _gone_on(empty, step, event, knows_start=knows)
+
+
+def _gone_on(
+    held: Projection, step: Step, event: NativeEvent, *, knows_start: bool = False
+) -> Projection:
+    """What any event adds: its measure, and what was not known before."""
+    at = step.at.at
+    trusted = step.at.quality.trusted and held.started_dating in _TRUSTED
+    lasted_ms = max((at - held.started_at) // _MS, 0)
+    knows_start = knows_start or held.start_seen or event.begin_ms is not None
+    later = at >= held.last_at
+    start_wh, start_told, meter_wh, energy_wh, review = measured(
+        held.start_wh,
+        held.meter_wh,
+        event,
+        start_told=held.start_told,
+        lasted_ms=lasted_ms if trusted and knows_start else None,
+        later=later,
+    )
+    stranger = event.stop_token and held.start_seen
+    return msgspec.structs.replace(
+        held,
+        evse=held.evse or event.evse,
+        connector=held.connector if held.evse else event.connector,
+        charging_state=str(event.charging_state) if event.charging_state else held.charging_state,
+        token=_told(held.token, None if stranger else step.token),
+        seq_no=event.seq_no,
+        energy_wh=energy_wh,
+        meter_wh=meter_wh,
+        raw_wh=_told(event.register_wh, held.raw_wh),
+        duration_ms=max(lasted_ms, held.duration_ms),
+        last_at=at if later else held.last_at,
+        review=held.review or review,
+        start_wh=start_wh,
+        start_told=start_told,
+        remote_start_id=_told(held.remote_start_id, event.remote_start_id),
+        power_w=_told(event.power_w, held.power_w),
+        power_wms=_powered(held, at, event) if trusted and later else held.power_wms,
+    )
+
+
+def _ended_natively(held: Projection, step: Step, event: NativeEvent) -> Projection:
+    if event.type is not TransactionEventType.ENDED:
+        return held
+    return msgspec.structs.replace(
+        held,
+        state=State.ENDED,
+        charging_state=str(ChargingState.IDLE),
+        ended_at=max(step.at.at, held.started_at),
+        ended_dating=str(step.at.quality),
+        reason=event.reason,
+        review=held.review or _end_review(held, step.at.at),
     )
 
 
@@ -274,28 +316,20 @@ def _told(value: int | None, otherwise: int | None) -> int | None:
     return otherwise if value is None else value
 
 
-def _charging(held: Projection | None, event: NativeEvent) -> str:
-    if event.type is TransactionEventType.ENDED:
-        return str(ChargingState.IDLE)
-    if event.charging_state is not None:
-        return str(event.charging_state)
-    return held.charging_state if held else str(ChargingState.CHARGING)
-
-
-_LONGEST_HELD: Final = timedelta(minutes=30)
+_LONGEST_HELD_MS: Final = 30 * 60_000
 """For so long one reading of the power is taken to stand."""
 _TOO_LITTLE: Final = 20
 _WMS_PER_WH: Final = 3_600_000
 _LEAST_JUDGED_WH: Final = 2000
 
 
-def _powered(held: Projection, at: datetime, event: NativeEvent, *, trusted: bool) -> int:
+def _powered(held: Projection, at: datetime, event: NativeEvent) -> int:
     """Power times time, by the smaller of the readings on both sides: never too much."""
     after = held.power_w if event.power_w is None else event.power_w
-    if held.power_w is None or after is None or not trusted:
+    if held.power_w is None or after is None:
         return held.power_wms
-    span = min(max(at - held.last_at, _ZERO), _LONGEST_HELD)
-    return held.power_wms + max(0, min(held.power_w, after)) * (span // _MS)
+    span_ms = min((at - held.last_at) // _MS, _LONGEST_HELD_MS)
+    return held.power_wms + max(0, min(held.power_w, after)) * span_ms
 
 
 def _too_little(energy_wh: int, power_wms: int) -> bool:
@@ -304,17 +338,12 @@ def _too_little(energy_wh: int, power_wms: int) -> bool:
     return expected >= _LEAST_JUDGED_WH and energy_wh * _TOO_LITTLE < expected
 
 
-def _end_review(
-    step: Step,
-    started_at: datetime,
-    start_seen: bool,
-    start_told: bool,
-) -> str | None:
-    if started_at - step.at.at > _REVERSED:
+def _end_review(held: Projection, ended_at: datetime) -> str | None:
+    if held.started_at - ended_at > _REVERSED:
         return Review.TIMES
-    if not start_seen and not start_told:
+    if not held.start_seen and not held.start_told:
         return Review.UNMATCHED
-    return None
+    return Review.POWER if _too_little(held.energy_wh, held.power_wms) else None
 
 
 def project(steps: Iterable[Step]) -> tuple[Projection, list[Conflict]]:
@@ -341,7 +370,7 @@ def _concluded(told: Projection, conclusions: Sequence[Step]) -> Projection:
     at, _, step, event = min(holding)
     meter = measured(
         told.start_wh, told.meter_wh, event, start_told=told.start_told,
-        lasted=max(at - told.started_at, _ZERO), later=True,
+        lasted_ms=max((at - told.started_at) // _MS, 0), later=True,
     )  # fmt: skip
     natively = told.start_wh is not None or meter.start_wh is not None
     return msgspec.structs.replace(

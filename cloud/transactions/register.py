@@ -6,7 +6,6 @@ negative, and the transaction is marked for a person to look at.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -21,7 +20,7 @@ MOST_WH: Final = 1_000_000
 """Of one transaction, when its duration is not known."""
 JITTER_WH: Final = 10
 """A register may be rounded differently from one reading to the next."""
-_HOUR: Final = timedelta(hours=1)
+_HOUR_MS: Final = 3_600_000
 
 
 class Review(StrEnum):
@@ -50,10 +49,10 @@ def measured(
     event: NativeEvent,
     *,
     start_told: bool,
-    lasted: timedelta | None,
+    lasted_ms: int | None,
     later: bool,
 ) -> Measure:
-    """The measure with one more event; `lasted` is None when that is not known.
+    """The measure with one more event; `lasted_ms` is None when that is not known.
 
     `later`: nothing that came before is dated after it.
     """
@@ -70,7 +69,7 @@ def measured(
             review = Review.NEGATIVE
         elif start_wh is None:
             start_wh = meter_wh = register
-        elif register - start_wh > _limit(lasted):
+        elif register - start_wh > _limit(lasted_ms):
             review = Review.LEAP
         elif register >= meter_wh:
             meter_wh = register
@@ -83,7 +82,5 @@ def measured(
     return Measure(start_wh, start_told, meter_wh, energy, review)
 
 
-def _limit(lasted: timedelta | None) -> int:
-    if lasted is None:
-        return MOST_WH
-    return MARGIN_WH + int(MOST_W * (lasted / _HOUR))
+def _limit(lasted_ms: int | None) -> int:
+    return MOST_WH if lasted_ms is None else MARGIN_WH + MOST_W * lasted_ms // _HOUR_MS

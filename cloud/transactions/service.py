@@ -194,14 +194,6 @@ class Transactions:
                 caller.subject,
             )
 
-    # ------------------------------------------------------------------ for the gateway
-
-    async def native(
-        self, cursor: Cursor, transactions: Collection[UUID]
-    ) -> dict[UUID, tuple[str | None, int | None]]:
-        """Implements communication's NativeTransactions."""
-        return await store.native_names(cursor, transactions)
-
     # ------------------------------------------------------------------ for the welcome
 
     async def open_transactions(
@@ -224,3 +216,11 @@ class Transactions:
             for event, token in steps
         )
         return still, tuple(await store.ended(cursor, station_id, told))
+
+    # ------------------------------------------------------------------ for gateways
+
+    async def native(
+        self, cursor: Cursor, transactions: Collection[UUID]
+    ) -> dict[UUID, tuple[str | None, int | None]]:
+        """2.x's transactionId and 1.6's number; those that have neither are left out."""
+        return await store.native_names(cursor, transactions)

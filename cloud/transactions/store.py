@@ -14,6 +14,8 @@ from cloud.kernel.database import Cursor
 from cloud.kernel.paging import Column, Cut, Part, Sorts, Where, select_page
 from cloud.kernel.rows import row, rows
 from cloud.transactions.history_store import EVENT_COLUMNS, Recorded, recorded
+from cloud.transactions.sessions import OCPP_2
+from cloud.transactions.zombies import Open
 from protocols.agent_link import TransactionEvent
 
 
@@ -185,10 +187,31 @@ async def ended(cursor: Cursor, station_id: int, ids: Collection[UUID]) -> list[
 async def native_names(
     cursor: Cursor, ids: Collection[UUID]
 ) -> dict[UUID, tuple[str | None, int | None]]:
-    """What their stations call these transactions: 2.x's key, or 1.6's number."""
+    """What OCPP stations call these: 2.x by a key, 1.6 by a number."""
     await cursor.execute(
-        "SELECT id, CASE WHEN number IS NULL THEN native_key END, number"
-        " FROM transactions.transaction WHERE id = ANY(%s) AND origin <> 'agent'",
-        (list(ids),),
+        "SELECT id, CASE WHEN origin = %s THEN native_key END, number"
+        " FROM transactions.transaction WHERE id = ANY(%s) AND (origin = %s OR number IS NOT NULL)",
+        (OCPP_2, list(ids), OCPP_2),
     )
-    return {row[0]: (row[1], row[2]) for row in await cursor.fetchall()}
+    return {found: (key, number) for found, key, number in await cursor.fetchall()}
+
+
+# --------------------------------------------------------------------------- sweeping
+
+
+async def sweep_alone(cursor: Cursor) -> bool:
+    """Whether no other process sweeps in this moment."""
+    await cursor.execute("SELECT pg_try_advisory_xact_lock(hashtext('transactions.sweep'))")
+    found = await cursor.fetchone()
+    return found is not None and bool(found[0])
+
+
+async def quiet(cursor: Cursor, since: datetime, behind: UUID, limit: int) -> list[Open]:
+    """Open transactions of which nothing came in since then, in order of their ids."""
+    await cursor.execute(
+        "SELECT id, station_id, evse, origin = 'agent', last_at, updated_at"
+        " FROM transactions.transaction WHERE state = 'open' AND updated_at <= %s AND id > %s"
+        " ORDER BY id LIMIT %s",
+        (since, behind, limit),
+    )
+    return [Open(*found) for found in await cursor.fetchall()]

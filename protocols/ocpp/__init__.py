@@ -15,6 +15,7 @@
 | `messages`      | what is said, whichever version says it                                       |
 | `dialect`       | from a version's messages to those and back: `v16`, `v201`, `v21`             |
 | `sampling`      | measured values of any version                                                |
+| `device_model`  | 2.x's components and variables                                                |
 | `asks`          | what else stations are asked, with its words: `asks_v16`, `asks_v2`           |
 | `actions`       | which actions go down to stations, which never twice, what in them is secret  |
 | `effects`       | what an answer means for what a station holds from then on                    |

@@ -39,7 +39,6 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):
     """What an action needs to become a request, beside itself. Only what it needs is read."""
 
     now_ms: Milliseconds = Milliseconds(0)
-    connector: int = 1
     remote_start_id: int = 0
     """2.x repeats it in the transaction that begins."""
     transaction_key: str | None = None
@@ -80,7 +79,7 @@ def choose(ways: tuple[Request, ...], context: RequestContext) -> Request:
 
 
 def schedule(do: SetLimit, context: RequestContext) -> dict[str, Any]:
-    """A limit from now until it expires (1.6, 7.13; 2.0.1 Part 2, 2.13), in tenths, cut."""
+    """A limit from now until it expires (1.6, 7.13; 2.0.1 Part 2, K01), in tenths, cut."""
     assert do.limit_ma is not None
     seconds = max(do.valid_ms // 1000, 1)
     periods = [_period(0, do.limit_ma, context)]
@@ -145,6 +144,26 @@ def outcome(action: str, response: dict[str, Any]) -> Outcome:
     parts = (status, info.get("reasonCode"), info.get("additionalInfo"))
     text = ": ".join(str(part) for part in parts if part)
     return Outcome(accepted=done(status, action), text=text)
+
+
+def answer_heartbeat(_told: Any, answer: Answer) -> bytes:
+    return b'{"currentTime":"%b"}' % iso(answer.now_ms).encode()
+
+
+def answer_boot(_told: Any, answer: Answer) -> bytes:
+    return b'{"status":"%b","currentTime":"%b","interval":%d}' % (
+        answer.registration.encode(),
+        iso(answer.now_ms).encode(),
+        answer.interval_s,
+    )
+
+
+def answer_empty(_told: Any, _answer: Answer) -> bytes:
+    return b"{}"
+
+
+def answer_sign(_told: Any, answer: Answer) -> bytes:
+    return b'{"status":"Accepted"}' if answer.status == "Accepted" else b'{"status":"Rejected"}'
 
 
 # --------------------------------------------------------------------------- the port

@@ -1,4 +1,4 @@
-"""Sampled values of any version as readings (OCPP 1.6, 7.32; 2.0.1 Part 2, 2.44 and 3.53).
+"""Sampled values of any version as readings (OCPP 1.6, 7.33 and 7.43; 2.0.1 Part 2, J01).
 
 A value is cut, never rounded up, at the unit of its column, and in decimals, so that no watt-hour
 comes from a binary fraction: "12.3456" kWh are 12 345 Wh. Phases are added before they are cut.
@@ -11,7 +11,7 @@ unit cannot be had, in `raw`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_DOWN, Context, Decimal, InvalidOperation
 from functools import lru_cache
@@ -36,6 +36,11 @@ def trusted(at_ms: int, now_ms: int) -> bool:
     return _FIRST_TRUSTED_MS <= at_ms <= now_ms + _AHEAD_MS
 
 
+def all_trusted(found: tuple[Reading, ...], now_ms: int) -> bool:
+    """By the first and the last: they are in order."""
+    return not found or (trusted(found[0].at_ms, now_ms) and trusted(found[-1].at_ms, now_ms))
+
+
 def iso(at_ms: int) -> str:
     """UTC with milliseconds, the most that stations must read (2.0.1 Part 2, 2.1.4)."""
     seconds, ms = divmod(at_ms, 1000)
@@ -51,7 +56,7 @@ def _seconds(seconds: int) -> str:
 
 _ENERGY, _POWER, _CURRENT, _VOLTAGE, _OFFERED = 0, 4, 8, 12, 16
 _WIDTH: Final = 17
-_MORE, _RAW = -1, -2
+_MORE, _RAW, _SECOND = -1, -2, -3
 _UNKNOWN: Final = -1
 """A phase was told, but not as a number: no total can be made."""
 _ADDED: Final = frozenset({1, 2, 3, 5, 6, 7})
@@ -115,6 +120,7 @@ _ELSEWHERE: Final = frozenset({"EV", "Upstream"})
 _EXTRA: Final = 6
 """Decimal places kept below the unit while phases wait to be added."""
 _MOST: Final = 2**40
+_TENS: Final[tuple[int, ...]] = tuple(10**n for n in range(32))
 _LONGEST_RAW: Final = 120
 _WIDEST_MULTIPLIER: Final = 12
 
@@ -130,11 +136,11 @@ class _Place(NamedTuple):
     """Decimal places from the unit sent to the number kept."""
     most: int
     name: str
-    second: bool
-    """Counts only where the better location has no such value."""
+    column: int = -1
+    """Of a second choice: which it fills where the better location has no such value."""
 
 
-_RAW_PLACE: Final = _Place(_RAW, 0, 0, "", second=False)
+_RAW_PLACE: Final = _Place(_RAW, 0, 0, "")
 
 
 def _place(key: Key) -> _Place:
@@ -149,17 +155,17 @@ def _place(key: Key) -> _Place:
     name = _name(measurand, phase, location, ours)
     column = _COLUMNS.get(measurand)
     if column is None or phase not in _PHASES or location in _ELSEWHERE:
-        return _Place(_MORE, shift, _MOST, name, second=False)
+        return _Place(_MORE, shift, _MOST, name)
     base, of_column = column
     if ours != of_column:
         return _RAW_PLACE
-    second = location in ("Inlet", "Body")
-    if base == _OFFERED:
-        return _Place(base, shift, _MOST, name, second)
-    slot = base + _PHASES[phase]
-    if slot > base and base in (_ENERGY, _POWER):
-        return _Place(slot, shift + _EXTRA, _MOST * 10**_EXTRA, name, second)
-    return _Place(slot, shift, _MOST, name, second)
+    slot = base if base == _OFFERED else base + _PHASES[phase]
+    most = _MOST
+    if slot in _ADDED:
+        shift, most = shift + _EXTRA, _MOST * _TENS[_EXTRA]
+    if location in ("Inlet", "Body"):
+        return _Place(_SECOND, shift, most, name, slot)
+    return _Place(slot, shift, most, name)
 
 
 def _name(measurand: str, phase: str, location: str, unit: str) -> str:
@@ -182,24 +188,33 @@ def _placed(key: Key) -> _Place:
 
 # --------------------------------------------------------------------------- numbers
 
-_TENS: Final[tuple[int, ...]] = tuple(10**n for n in range(32))
 _EXACT: Final = Context(prec=80, rounding=ROUND_DOWN)
 _LONGEST_NUMBER: Final = 40
 
 
 def scaled(value: str | float, shift: int) -> int | None:
     """A decimal number times 10**shift, cut to a whole one; None for what is no such number."""
-    if type(value) is not str:
-        if type(value) is float and value.is_integer() and shift >= 0:
-            return int(value) * _TENS[shift]
+    if not isinstance(value, str):
+        if shift >= 0 and 0 <= value < _MOST_FLOAT:
+            number = round(value * _TENS[shift])
+            if number / _TENS[shift] == value and number < _EXACT_FLOAT:
+                return number
         value = repr(value)
     if shift >= 0 and len(value) <= _LONGEST_NUMBER:
         if value.isdecimal():
             return int(value) * _TENS[shift]
         whole, dot, part = value.partition(".")
         if dot and whole.isdecimal() and part.isdecimal():
-            return int(whole + part[:shift].ljust(shift, "0"))
+            missing = shift - len(part)
+            if missing >= 0:
+                return int(whole + part) * _TENS[missing]
+            return int(whole + part[:shift])
     return _scaled_slowly(value, shift)
+
+
+_MOST_FLOAT: Final = 1e12
+_EXACT_FLOAT: Final = 10**15
+"""Below it no two decimals of as many digits are the same float, so equal floats are equal."""
 
 
 def _scaled_slowly(value: str, shift: int) -> int | None:
@@ -241,7 +256,7 @@ class _Moment:
                 self._keep_raw(key, value, _MORE)
         elif number < 0:
             self._keep_raw(key, value, slot)
-        elif place.second:
+        elif slot == _SECOND:
             self.second.append((place, number))
         elif self.columns[slot] != number:
             self._keep_raw(key, value, _MORE)
@@ -288,10 +303,10 @@ class _Moment:
         """A measurand of which the outlet says nothing is taken from the inlet or the body."""
         told = {slot // 4 for slot, number in enumerate(self.columns) if number is not None}
         for place, number in self.second:
-            if place.slot // 4 not in told and self.columns[place.slot] is None:
-                self.columns[place.slot] = number
+            if place.column // 4 not in told and self.columns[place.column] is None:
+                self.columns[place.column] = number
             else:
-                kept = number // _TENS[_EXTRA] if place.slot in _ADDED else number
+                kept = number // _TENS[_EXTRA] if place.column in _ADDED else number
                 self.more.setdefault(place.name, kept)
 
     def _add_phases(self, base: int, name: str) -> None:
@@ -317,10 +332,13 @@ Unpacked = tuple[Key, "str | float", str]
 """A sampled value's key, its number, and its signed form ("": none)."""
 
 
-def readings(entries: Iterable[Any] | None, unpack: Callable[[Any], Unpacked]) -> Readings:
+def readings(entries: Sequence[Any] | None, unpack: Callable[[Any], Unpacked]) -> Readings:
     """One reading for each time and context, by time; `unpack` knows the version's fields."""
+    if not entries:
+        return ()
+    placed = _places
     moments: dict[tuple[Milliseconds, str], _Moment] = {}
-    for entry in entries or ():
+    for entry in entries:
         at_ms = unix_ms(entry.timestamp)
         context, moment = None, None
         for one in entry.sampledValue:
@@ -336,16 +354,10 @@ def readings(entries: Iterable[Any] | None, unpack: Callable[[Any], Unpacked]) -
                 moment.signed.append(signed)
                 if value == "":
                     continue
-            place = _places.get(key) or _placed(key)
-            slot, shift, most, _, second = place
+            place = placed.get(key) or _placed(key)
+            slot, shift, most, _, _ = place
             number = scaled(value, shift)
-            if (
-                slot >= 0
-                and number is not None
-                and 0 <= number <= most
-                and columns[slot] is None
-                and not second
-            ):
+            if slot >= 0 and number is not None and 0 <= number <= most and columns[slot] is None:
                 columns[slot] = number
             else:
                 moment.put_rare(key, place, value, number)

@@ -29,6 +29,10 @@ from protocols.ocpp.dialect import (
     Outcome,
     Request,
     RequestContext,
+    answer_boot,
+    answer_empty,
+    answer_heartbeat,
+    answer_sign,
     choose,
     outcome,
     plain,
@@ -43,7 +47,6 @@ from protocols.ocpp.messages import (
     Firmware,
     Log,
     Meter,
-    Reading,
     Security,
     SignCertificate,
     Status,
@@ -53,7 +56,7 @@ from protocols.ocpp.messages import (
     Transaction,
     Variable,
 )
-from protocols.ocpp.sampling import Key, iso, readings, trusted, unix_ms
+from protocols.ocpp.sampling import Key, all_trusted, iso, readings, trusted, unix_ms
 from protocols.ocpp.version import Version
 from protocols.quantities import WattHours
 
@@ -87,7 +90,7 @@ _REASONS: Final = {
     "UnlockCommand": ("Remote", "UnlockCommand"),
     "DeAuthorized": ("DeAuthorized", "Deauthorized"),
 }
-"""Section 7.36 -> 2.x's reason and trigger. Without one it is Local (6.21)."""
+"""Section 7.36 -> 2.x's reason and trigger. Without one it is Local (6.49)."""
 
 _UPLOADS: Final = {"UploadFailed": "UploadFailure"}
 """DiagnosticsStatus (7.24) in UploadLogStatusEnumType's words; the others are the same."""
@@ -107,11 +110,6 @@ def _unpack(one: Any) -> tuple[Key, str | float, str]:
     if one.format == "SignedData":
         return (one.measurand, one.unit, one.phase, one.location, None), "", str(one.value)
     return (one.measurand, one.unit, one.phase, one.location, None), one.value, ""
-
-
-def _trusted(found: tuple[Reading, ...], now_ms: int) -> bool:
-    """By the first and the last: they are in order."""
-    return not found or (trusted(found[0].at_ms, now_ms) and trusted(found[-1].at_ms, now_ms))
 
 
 def _authorize(request: Any, _now_ms: int) -> Told:
@@ -179,7 +177,7 @@ def _meter(request: Any, now_ms: int) -> Told:
         evse=_evse(request.connectorId),
         readings=found,
         number=request.transactionId,
-        clock_trusted=_trusted(found, now_ms),
+        clock_trusted=all_trusted(found, now_ms),
     )
 
 
@@ -288,31 +286,11 @@ def _answer_stop(told: Any, answer: Answer) -> bytes:
     return _tag_info(answer.token)
 
 
-def _answer_heartbeat(_told: Any, answer: Answer) -> bytes:
-    return b'{"currentTime":"%b"}' % iso(answer.now_ms).encode()
-
-
-def _answer_boot(_told: Any, answer: Answer) -> bytes:
-    return b'{"status":"%b","currentTime":"%b","interval":%d}' % (
-        answer.registration.encode(),
-        iso(answer.now_ms).encode(),
-        answer.interval_s,
-    )
-
-
-def _answer_empty(_told: Any, _answer: Answer) -> bytes:
-    return b"{}"
-
-
-def _answer_sign(_told: Any, answer: Answer) -> bytes:
-    return b'{"status":"Accepted"}' if answer.status == "Accepted" else b'{"status":"Rejected"}'
-
-
 _TRANSFERS: Final = frozenset({"Accepted", "Rejected", "UnknownMessageId", "UnknownVendorId"})
 
 
 def _answer_transfer(_told: Any, answer: Answer) -> bytes:
-    """Data is text in 1.6 (6.10): anything else is given as its JSON."""
+    """Data is text in 1.6 (6.16): anything else is given as its JSON."""
     payload = {"status": answer.status if answer.status in _TRANSFERS else "Rejected"}
     if answer.data is not None:
         data = answer.data
@@ -322,18 +300,18 @@ def _answer_transfer(_told: Any, answer: Answer) -> bytes:
 
 _ANSWERS: Final[Mapping[str, Callable[[Any, Answer], bytes]]] = {
     "Authorize": _answer_token,
-    "BootNotification": _answer_boot,
+    "BootNotification": answer_boot,
     "DataTransfer": _answer_transfer,
-    "DiagnosticsStatusNotification": _answer_empty,
-    "FirmwareStatusNotification": _answer_empty,
-    "Heartbeat": _answer_heartbeat,
-    "LogStatusNotification": _answer_empty,
-    "MeterValues": _answer_empty,
-    "SecurityEventNotification": _answer_empty,
-    "SignCertificate": _answer_sign,
-    "SignedFirmwareStatusNotification": _answer_empty,
+    "DiagnosticsStatusNotification": answer_empty,
+    "FirmwareStatusNotification": answer_empty,
+    "Heartbeat": answer_heartbeat,
+    "LogStatusNotification": answer_empty,
+    "MeterValues": answer_empty,
+    "SecurityEventNotification": answer_empty,
+    "SignCertificate": answer_sign,
+    "SignedFirmwareStatusNotification": answer_empty,
     "StartTransaction": _answer_start,
-    "StatusNotification": _answer_empty,
+    "StatusNotification": answer_empty,
     "StopTransaction": _answer_stop,
 }
 
@@ -429,7 +407,7 @@ _TRIGGERS: Final = {
     "SignChargingStationCertificate": ("ExtendedTriggerMessage", "SignChargePointCertificate"),
     "SignCertificate": ("ExtendedTriggerMessage", "SignChargePointCertificate"),
 }
-"""5.17; the whitepaper's own trigger (4.4) only where the old one has no word."""
+"""5.17; the whitepaper's own trigger only where the old one has no word."""
 
 # --------------------------------------------------------------------------- being answered
 

@@ -7,7 +7,7 @@ Authorize, which must say something, and says Unknown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any, ClassVar, Final
 
@@ -25,14 +25,18 @@ from protocols.agent_link import (
     SetLocalList,
     TransactionEventType,
 )
+from protocols.ocpp import device_model
 from protocols.ocpp.dialect import (
     NotExpressible,
     NotSupported,
     Outcome,
     Request,
     RequestContext,
+    answer_boot,
+    answer_empty,
+    answer_heartbeat,
+    answer_sign,
     choose,
-    done,
     outcome,
     plain,
     schedule,
@@ -47,7 +51,6 @@ from protocols.ocpp.messages import (
     Log,
     Meter,
     Notice,
-    Reading,
     Report,
     Security,
     SignCertificate,
@@ -58,7 +61,7 @@ from protocols.ocpp.messages import (
     Transaction,
     Variable,
 )
-from protocols.ocpp.sampling import Unpacked, iso, readings, trusted, unix_ms
+from protocols.ocpp.sampling import Unpacked, all_trusted, iso, readings, trusted, unix_ms
 from protocols.ocpp.schemas import codec
 from protocols.ocpp.version import Version
 
@@ -117,12 +120,7 @@ def _event(request: Any, now_ms: int) -> Told:
 
 def _meter(request: Any, now_ms: int) -> Told:
     found = readings(request.meterValue, _unpack)
-    return Meter(evse=request.evseId, readings=found, clock_trusted=_trusted(found, now_ms))
-
-
-def _trusted(found: tuple[Reading, ...], now_ms: int) -> bool:
-    """By the first and the last: they are in order."""
-    return not found or (trusted(found[0].at_ms, now_ms) and trusted(found[-1].at_ms, now_ms))
+    return Meter(evse=request.evseId, readings=found, clock_trusted=all_trusted(found, now_ms))
 
 
 def _status(request: Any, _now_ms: int) -> Told:
@@ -198,43 +196,7 @@ def _report(request: Any, _now_ms: int) -> Told:
         seq_no=request.seqNo,
         more=bool(request.tbc),
         at_ms=unix_ms(request.generatedAt),
-        variables=tuple(_reported(msgspec.to_builtins(request.reportData or []))),
-    )
-
-
-def _reported(data: Iterable[dict[str, Any]]) -> Iterable[Variable]:
-    for one in data:
-        for attribute in one["variableAttribute"]:
-            yield _variable(
-                one,
-                attribute.get("type"),
-                attribute.get("value"),
-                mutability=attribute.get("mutability", "ReadWrite"),
-                characteristics=one.get("variableCharacteristics", {}),
-            )
-
-
-_SECRET: Final = ("securityctrlr", "basicauthpassword")
-
-
-def _variable(
-    told: Mapping[str, Any], kind: str | None, value: str | None, **more: Any
-) -> Variable:
-    """A secret is never kept, though a station or a request of ours says it."""
-    component, variable = told["component"], told["variable"]
-    evse = component.get("evse") or {}
-    if (component["name"].lower(), variable["name"].lower()) == _SECRET:
-        value, more["mutability"] = None, "WriteOnly"
-    return Variable(
-        component=component["name"],
-        component_instance=component.get("instance") or "",
-        variable=variable["name"],
-        variable_instance=variable.get("instance") or "",
-        evse=evse.get("id"),
-        connector=evse.get("connectorId"),
-        attribute=kind or "Actual",
-        value=value,
-        **more,
+        variables=tuple(device_model.reported(msgspec.to_builtins(request.reportData or []))),
     )
 
 
@@ -273,26 +235,6 @@ _CERTIFICATE: Final = frozenset(
 )
 _TRANSFERS: Final = frozenset({"Accepted", "Rejected", "UnknownMessageId", "UnknownVendorId"})
 _OF_THE_CLOUD: Final = "Central"
-
-
-def _answer_empty(_told: Any, _answer: Answer) -> bytes:
-    return b"{}"
-
-
-def _answer_heartbeat(_told: Any, answer: Answer) -> bytes:
-    return b'{"currentTime":"%b"}' % iso(answer.now_ms).encode()
-
-
-def _answer_boot(_told: Any, answer: Answer) -> bytes:
-    return b'{"status":"%b","currentTime":"%b","interval":%d}' % (
-        answer.registration.encode(),
-        iso(answer.now_ms).encode(),
-        answer.interval_s,
-    )
-
-
-def _answer_sign(_told: Any, answer: Answer) -> bytes:
-    return b'{"status":"Accepted"}' if answer.status == "Accepted" else b'{"status":"Rejected"}'
 
 
 def _answer_transfer(_told: Any, answer: Answer) -> bytes:
@@ -349,10 +291,10 @@ class V201:
     def __init__(self) -> None:
         self._answers: dict[str, Callable[[Any, Answer], bytes]] = {
             "Authorize": self._answer_authorize,
-            "BootNotification": _answer_boot,
+            "BootNotification": answer_boot,
             "DataTransfer": _answer_transfer,
-            "Heartbeat": _answer_heartbeat,
-            "SignCertificate": _answer_sign,
+            "Heartbeat": answer_heartbeat,
+            "SignCertificate": answer_sign,
             "TransactionEvent": self._answer_event,
         }
         self._ways: dict[type, Callable[[Any, RequestContext], tuple[Request, ...]]] = {
@@ -363,7 +305,7 @@ class V201:
             SetLocalList: self._set_local_list,
         }
         for action in _READERS:
-            self._answers.setdefault(action, _answer_empty)
+            self._answers.setdefault(action, answer_empty)
 
     def read(self, action: str, request: Any, now_ms: int) -> Told:
         reader = _READERS.get(action)
@@ -494,16 +436,13 @@ class V201:
         if not variables:
             full = {"requestId": request_id, "reportBase": "FullInventory"}
             return Request("GetBaseReport", full)
-        wanted = [_named(one) | {"attributeType": one.attribute} for one in variables]
-        return Request("GetVariables", {"getVariableData": wanted})
+        return Request("GetVariables", device_model.asked(variables))
 
     def change(self, variables: tuple[Variable, ...]) -> tuple[Request, ...]:
         """B05."""
-        wanted = [
-            _named(one) | {"attributeType": one.attribute, "attributeValue": one.value or ""}
-            for one in variables
-        ]
-        return (Request("SetVariables", {"setVariableData": wanted}),) if wanted else ()
+        if not variables:
+            return ()
+        return (Request("SetVariables", device_model.changed(variables)),)
 
     # ------------------------------------------------------------------- outcomes
 
@@ -512,23 +451,9 @@ class V201:
         if action == "GetLocalListVersion":
             return Outcome(accepted=True, text=str(told["versionNumber"]))
         results = next((v for k, v in told.items() if k.endswith("Result") and v), None)
-        if not isinstance(results, list):
-            return outcome(action, told)
-        texts, variables, accepted = [], [], True
-        wanted = {_key(one): one.get("attributeValue") for one in _asked(request)}
-        for one in results:
-            status = one.get("attributeStatus") or one.get("status") or ""
-            accepted = accepted and done(status)
-            if status != "Accepted":
-                texts.append(_result_text(one, status))
-            if done(status) and action in _OF_VARIABLES:
-                value = one.get("attributeValue")
-                value = wanted.get(_key(one)) if value is None else value
-                variables.append(_variable(one, one.get("attributeType"), value))
-        return Outcome(accepted=accepted, text="; ".join(texts), variables=tuple(variables))
-
-
-_OF_VARIABLES: Final = frozenset({"GetVariables", "SetVariables"})
+        if isinstance(results, list):
+            return device_model.outcome(action, request, results)
+        return outcome(action, told)
 
 
 def _says_only_status(token: TokenInfo) -> bool:
@@ -600,43 +525,3 @@ _TRIGGERS: Final = {
         "TransactionEvent",
     )
 } | {"SignCertificate": "SignChargingStationCertificate"}
-
-
-def _named(one: Variable) -> dict[str, Any]:
-    component: dict[str, Any] = {"name": one.component}
-    if one.component_instance:
-        component["instance"] = one.component_instance
-    if one.evse is not None:
-        component["evse"] = {"id": one.evse}
-        if one.connector is not None:
-            component["evse"]["connectorId"] = one.connector
-    variable = {"name": one.variable}
-    if one.variable_instance:
-        variable["instance"] = one.variable_instance
-    return {"component": component, "variable": variable}
-
-
-def _asked(request: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-    return request.get("setVariableData") or ()
-
-
-def _key(one: Mapping[str, Any]) -> tuple[object, ...]:
-    """Names compare without regard to case (2.0.1 Part 1, 4.1)."""
-    component, variable = one["component"], one["variable"]
-    evse = component.get("evse") or {}
-    names = (
-        component["name"],
-        component.get("instance") or "",
-        variable["name"],
-        variable.get("instance") or "",
-        one.get("attributeType") or "Actual",
-    )
-    return (*(name.lower() for name in names), evse.get("id"), evse.get("connectorId"))
-
-
-def _result_text(one: Mapping[str, Any], status: str) -> str:
-    component, variable = one.get("component") or {}, one.get("variable") or {}
-    what = ".".join(part["name"] for part in (component, variable) if part.get("name"))
-    info = one.get("attributeStatusInfo") or one.get("statusInfo") or {}
-    parts = (what, status, info.get("reasonCode"), info.get("additionalInfo"))
-    return ": ".join(str(part) for part in parts if part)

@@ -2,7 +2,7 @@
 
 Read and understood: everything that 2.0.1 has, with 2.1's longer tokens, new measurands, and the
 cost of a transaction while it runs. Kept as Notice: battery swaps (S), DER events (R), priority
-charging (K21), settlements of ad hoc payments (C25), event streams (N12) that nobody opened.
+charging (K), settlements of ad hoc payments (C), event streams (N) that nobody opened.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import fcntl
 import logging
 import os
 import signal
+import subprocess
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +96,7 @@ class Supervised:
         self._output = output
         self._stop_signal = stop_signal
         self._report = report or _log_event
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Process | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._serving = asyncio.Event()
 
@@ -130,7 +131,7 @@ class Supervised:
             await _end(self._process, self._stop_signal)
         await self._output.close()
 
-    async def _run(self) -> asyncio.subprocess.Process:
+    async def _run(self) -> Process:
         """Start the child and wait until it serves."""
         self._process = process = await spawn(await self._launch(), self._output, self._stop_signal)
         waited = 0.0
@@ -148,7 +149,7 @@ class Supervised:
             f"{self._output.last_words()}\nThe whole log: {self._output.path}"
         )
 
-    async def _keep(self, process: asyncio.subprocess.Process) -> None:
+    async def _keep(self, process: Process) -> None:
         clock = asyncio.get_running_loop().time
         pause = FIRST_BACKOFF_S
         while True:
@@ -160,7 +161,7 @@ class Supervised:
             self._report(ChildEvent(self.name, "died", _how(code)))
             process, pause = await self._restart(pause)
 
-    async def _restart(self, pause: float) -> tuple[asyncio.subprocess.Process, float]:
+    async def _restart(self, pause: float) -> tuple[Process, float]:
         while True:
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_BACKOFF_S)
@@ -174,18 +175,49 @@ class Supervised:
                 return process, pause
 
 
-async def spawn(
-    launch: Launch, output: OutputLog, death_signal: signal.Signals
-) -> asyncio.subprocess.Process:
+class Process:
+    """A child of this thread; its end is heard of through a pidfd, on whatever event loop."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen = popen
+        self._ended = asyncio.Event()
+        self._pidfd = os.pidfd_open(popen.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._end)
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        return self._popen.returncode
+
+    def send_signal(self, how: int) -> None:
+        self._popen.send_signal(how)
+
+    async def wait(self) -> int:
+        """The exit code; negative for a signal."""
+        await self._ended.wait()
+        return self._popen.wait()
+
+    def _end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._popen.wait()
+        self._ended.set()
+
+
+async def spawn(launch: Launch, output: OutputLog, death_signal: signal.Signals) -> Process:
     """Start a child that gets `death_signal` when this thread ends, however it ends."""
     write_end = await output.attach()
     account = launch.account
     try:
-        return await asyncio.create_subprocess_exec(
-            *launch.command,
+        popen = subprocess.Popen(  # noqa: ASYNC220  # the death signal is bound to the forking thread
+            launch.command,
             cwd=launch.cwd,
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", **launch.env},
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
             stdout=write_end,
             stderr=write_end,
             user=account.uid if account else None,
@@ -193,10 +225,11 @@ async def spawn(
             extra_groups=[] if account else None,
             start_new_session=True,
             umask=0o077,
-            preexec_fn=_die_with(os.getpid(), death_signal),
+            preexec_fn=_die_with(os.getpid(), death_signal),  # noqa: PLW1509  # it calls prctl alone
         )
     finally:
         os.close(write_end)
+    return Process(popen)
 
 
 def _die_with(parent: int, how: signal.Signals) -> Callable[[], None]:
@@ -208,7 +241,7 @@ def _die_with(parent: int, how: signal.Signals) -> Callable[[], None]:
     return bind
 
 
-async def _end(process: asyncio.subprocess.Process, how: signal.Signals) -> None:
+async def _end(process: Process, how: signal.Signals) -> None:
     for attempt in (how, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(attempt)

@@ -37,6 +37,7 @@ def upgrade() -> None:
         CREATE INDEX transaction_review
             ON transactions.transaction (tenant_id, started_at DESC, id DESC)
             WHERE review IS NOT NULL;
+        CREATE INDEX transaction_quiet ON transactions.transaction (id) WHERE state = 'open';
         CREATE SEQUENCE transactions.number AS integer MINVALUE 1 CYCLE;
         GRANT USAGE ON SEQUENCE transactions.number TO karvon_commit;
     """)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
+import anyio.to_thread
 import httpx
 import pytest
 from fastapi.routing import APIRoute
@@ -148,6 +149,22 @@ async def test_every_route_asks_for_its_role(world: Any) -> None:
                 at = f"{method} {path} as {role}: {answer.status_code} {answer.text}"
                 assert (answer.status_code != refused) is allowed, at
                 assert answer.status_code < 500, at
+
+
+async def test_reading_takes_no_turn_through_a_thread(
+    admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        raise AssertionError("FastAPI calls what is no coroutine in a thread")
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", refused)
+    for method, path in NEEDS:
+        if method == "GET" and not path.endswith("/stream"):
+            url = path.format(
+                command=uuid4(), key_id=9, user_id=9, site=9, station="CP-9", evse=1, value="none",
+                group=9, transaction=uuid4(),
+            )  # fmt: skip
+            assert (await admin.get(url)).status_code in {200, 404}, path
 
 
 async def test_a_wrong_key_is_a_problem_not_a_page(world: Any) -> None:

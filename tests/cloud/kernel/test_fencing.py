@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import UUID
@@ -13,7 +14,7 @@ import pytest
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.events import Event
 from cloud.kernel.facts import GroupCommitter, Spoken
-from cloud.kernel.fencing import let_go, take_over
+from cloud.kernel.fencing import let_go, take_over, unfenced
 from cloud.kernel.handover import Move, hand_over
 from protocols.ocpp.messages import Answer, Connected, Security
 from protocols.quantities import Milliseconds
@@ -66,6 +67,22 @@ async def test_an_older_connections_words_are_not_taken(database: Database) -> N
     assert said[0].answer.number is None
 
 
+async def test_commits_for_one_station_follow_each_other(database: Database) -> None:
+    epochs = await connect(database, HERE, 1, 2)
+
+    async def heard(station: int) -> None:
+        async with database.commit_unit() as cursor:
+            await unfenced(cursor, [spoken(station, epochs[station])])
+
+    async with database.commit_unit() as cursor:
+        await unfenced(cursor, [spoken(1, epochs[1])])
+        await heard(2)
+        later = asyncio.create_task(heard(1))
+        done, _ = await asyncio.wait([later], timeout=0.3)
+        assert not done
+    await later
+
+
 async def test_a_connections_beginning_needs_no_epoch(database: Database) -> None:
     told = Connected(gateway=HERE, version="ocpp1.6", security_profile=0, address="::1")
     said = Spoken(7, ONE, 0, NOW, told, Answer(now_ms=Milliseconds(0)))
@@ -109,7 +126,9 @@ async def test_takeovers_beside_commits_never_let_an_old_word_in_later(
     async def keep_taking_over() -> None:
         while not stop.is_set():
             await connect(database, THERE, *range(1, 6))
+            await asyncio.sleep(dice.uniform(0, 0.1))
 
+    dice = random.Random(7)
     async with GroupCommitter(database, [], [Heard()], linger_s=0) as sink:
         task = asyncio.create_task(keep_taking_over())
         for _ in range(60):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ import psycopg
 import pytest
 from prometheus_client import CollectorRegistry
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from cloud.api.app import create_app
 from cloud.api.live import EventFeed
@@ -91,6 +93,12 @@ class Station:
         return next(payload for a, payload in self.asked if a == action)
 
     async def _read(self) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            await self._read_all()
+        async with self._arrived:
+            self._arrived.notify_all()
+
+    async def _read_all(self) -> None:
         async for frame in self.socket:
             message = json.loads(frame)
             async with self._arrived:
@@ -103,8 +111,6 @@ class Station:
                     kind, message_id, *rest = message
                     self.results[message_id] = [kind, *rest]
                 self._arrived.notify_all()
-        async with self._arrived:
-            self._arrived.notify_all()
 
 
 class Ocpp:

@@ -57,7 +57,7 @@ async def test_a_session_in_16(ocpp: Ocpp) -> None:
     assert found["id_token"]["value"].lower() == "04a1b2c3"
     shown = await ocpp.get("/stations/CP-1")
     assert shown["online"]
-    assert shown["link"] == "ocpp1.6"
+    assert (shown["link"], shown["registration"]) == ("ocpp1.6", "registered")
     assert shown["hardware"]["vendor"] == "Acme"
     assert shown["evses"][0]["state"]["value"]["status"] == "Available"
     assert shown["evses"][0]["state"]["source"] == "station"

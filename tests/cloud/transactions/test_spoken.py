@@ -6,6 +6,7 @@ import random
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -278,6 +279,18 @@ async def test_values_without_a_number_belong_to_the_session_of_their_time(
     assert (open_["energy_wh"], len(open_["events"])) == (200, 2)
 
 
+async def test_gateways_are_told_what_stations_call_their_transactions(
+    world: Any, line: Line, rows: Rows
+) -> None:
+    number = await line.start(start(NOW))
+    await line.say(event("x", STARTED, 0, minutes(1), evse=2, remote_start_id=77))
+    await line.say(stop(815, minutes(2), 6500))
+    of_16, of_2, unmatched = (row["transaction"] for row in await rows())
+    async with world.database.commit_unit() as cursor:
+        names = await world.transactions.native(cursor, [of_16, of_2, unmatched])
+    assert names == {UUID(of_16): (None, number), UUID(of_2): ("x", None)}
+
+
 # --------------------------------------------------------------------------- ends
 
 
@@ -504,6 +517,7 @@ async def test_a_register_that_moves_far_less_than_the_power_is_looked_at(
 async def test_absurd_numbers_do_not_break_the_commit(line: Line, rows: Rows) -> None:
     number = await line.start(start(NOW))
     await line.say(meter(number, minutes(1), 2**80), meter(number, minutes(2), -(2**80)))
+    await line.say(meter(number, minutes(2), 1000, power_w=Watts(2**70)))
     await line.say(stop(number, minutes(3), 1100))
     (row,) = await rows()
     assert (row["energy_wh"], row["state"]) == (100, "ended")

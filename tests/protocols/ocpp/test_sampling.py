@@ -298,6 +298,17 @@ def test_scaling_is_that_of_decimals(number: Decimal, shift: int) -> None:
     assert scaled(str(number), shift) == int(number.scaleb(shift))
 
 
+@given(st.floats(0, 1e13), st.integers(0, 9))
+def test_a_float_is_the_decimal_that_json_wrote(number: float, shift: int) -> None:
+    assert scaled(number, shift) == int(Decimal(repr(number)).scaleb(shift))
+
+
+@given(st.integers(0, 10**14), st.integers(0, 6), st.integers(0, 9))
+def test_a_float_of_few_digits_is_exact(digits: int, places: int, shift: int) -> None:
+    written = Decimal(digits).scaleb(-places)
+    assert scaled(float(written), shift) == int(written.scaleb(shift))
+
+
 @given(st.lists(st.integers(0, 10**12), min_size=3, max_size=3))
 def test_a_sum_loses_no_digit(microwatthours: list[int]) -> None:
     phases = [
