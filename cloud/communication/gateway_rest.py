@@ -124,7 +124,7 @@ class MessageView(BaseModel):
         )
 
 
-def _filters(
+async def _filters(
     direction: Way | None = None,
     action: Annotated[str | None, Query(max_length=64, description="e.g. StopTransaction")] = None,
     text: Annotated[str | None, Query(max_length=100, description="that the frame holds")] = None,

@@ -147,7 +147,7 @@ class RevocationRequest(Body):
     reason: str = Field(min_length=1, max_length=200)
 
 
-def _filters(
+async def _filters(
     revoked: bool | None = None,
     ends_before: Annotated[Instant | None, Query(description="its last day is before")] = None,
 ) -> dict[str, Any]:
