@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self, cast
+from typing import Any, Self
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -24,7 +24,7 @@ from cloud.api.watching import Sources, Watching
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
 from cloud.broker import Broker, embedded_broker, outside_broker
-from cloud.communication import asks_rest, gateway_rest, security_rest
+from cloud.communication import asks_rest, gateway_rest, ocpp_store, security_rest
 from cloud.communication import rest as communication_rest
 from cloud.communication import store as communication_store
 from cloud.communication.answers import Answers
@@ -44,6 +44,10 @@ from cloud.configuration import rest as configuration_rest
 from cloud.configuration import store as configuration_store
 from cloud.configuration.service import Configuration, ConfigurationHandover
 from cloud.configuration.writer import ConfigurationWriter
+from cloud.diagnostics import rest as diagnostics_rest
+from cloud.diagnostics import store as diagnostics_store
+from cloud.diagnostics.service import Diagnostics, DiagnosticsHandover
+from cloud.diagnostics.writer import DiagnosticsWriter
 from cloud.kernel.config import CloudConfig
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.embedded import ChildEvent, EmbeddedPostgres
@@ -73,8 +77,6 @@ from cloud.transactions.zombies import Patience
 from cloud.users import rest as users_rest
 from cloud.users.service import DEFAULT_TENANT, Users
 from protocols.agent_link import Action, SetLocalList, Watch, up_filter
-from protocols.ocpp.dialect import dialect
-from protocols.ocpp.version import Version
 
 logger = logging.getLogger(__name__)
 BROKER_DEADLINE_S = 15.0
@@ -125,6 +127,7 @@ class Link(CommandLink):
     async def forget(self, cursor: Cursor, station_id: int) -> None:
         await communication_store.forget_station(cursor, station_id)
         await configuration_store.forget_station(cursor, station_id)
+        await diagnostics_store.forget_station(cursor, station_id)
 
     async def publish_credentials(self) -> None:
         await self._credentials.publish()
@@ -163,6 +166,7 @@ def tenancy(database: Database) -> Tenancy:
         commands,
         TelemetryHandover(),
         ConfigurationHandover(),
+        DiagnosticsHandover(),
         lists.authorization,
     ]
     return Tenancy(database, followers, utc_now)
@@ -185,6 +189,7 @@ class Modules:
     answers: Answers
     calls: Calls
     configuration: Configuration
+    diagnostics: Diagnostics
 
     @classmethod
     def over(cls, database: Database, broker: Broker, config: CloudConfig, pki: Pki | None) -> Self:
@@ -210,21 +215,20 @@ class Modules:
                 database, directory, None if pki is None else pki.authority, utc_now
             ),
             gateway_views=GatewayViews(database, directory),
-            ocpp_commands=OcppCommands(
-                database,
-                lambda name: cast("Any", dialect(Version(name))),
-                authorization,
-                transactions,
-                utc_now,
-            ),
+            ocpp_commands=OcppCommands(database, authorization, transactions, utc_now),
             answers=answers,
             calls=Calls(database, directory, lists, answers, utc_now, allowed),
             configuration=Configuration(database, stations, utc_now),
+            diagnostics=Diagnostics(database, stations, utc_now),
         )
 
     def of_gateway(self) -> Neighbours:
         """What the OCPP gateway asks of them."""
-        writers: list[SpokenWriter] = [ConfigurationWriter(), TransactionWriter()]
+        writers: list[SpokenWriter] = [
+            ConfigurationWriter(),
+            DiagnosticsWriter(ocpp_store.expected_versions),
+            TransactionWriter(),
+        ]
         return Neighbours(self.stations, self.ocpp_commands, self.security, writers)
 
     def routers(self, database: Database, feed: EventFeed, watching: Watching) -> list[APIRouter]:
@@ -240,6 +244,7 @@ class Modules:
             gateway_rest.routes(self.gateway_views),
             asks_rest.router(self.calls),
             configuration_rest.router(self.configuration),
+            diagnostics_rest.router(self.diagnostics),
             api_rest.router(database, self.stations, feed),
             watching_rest.router(watching),
         ]
@@ -380,13 +385,14 @@ class Cloud:
             clock=utc_now,
             registry=self._registry,
         )
-        keep = _keep(self._config)
+        keep, notices = _keep(self._config), timedelta(days=self._config.notice_days)
         for name, work in {
             "agent link": link.run,
             "telemetry tiers": lambda: modules.telemetry.run(utc_now, keep),
             "transaction sweeper": TransactionSweeper(
                 database, utc_now, _patience(self._config)
             ).run,
+            "old notices": lambda: modules.diagnostics.run(notices),
         }.items():
             await stack.enter_async_context(supervised(name, work))
 

@@ -81,7 +81,7 @@ class Filters:
     since: datetime | None
 
 
-def _filters(
+async def _filters(
     kind: Annotated[
         str | None, Query(max_length=100, description="what it begins with: `command.`")
     ] = None,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from cloud.authorization import store
 from cloud.authorization.service import Authorization
 from cloud.authorization.store import Group, Token
-from cloud.kernel.etags import ETAG_RESPONSES, Guarded, Tagged, version_of
+from cloud.kernel.etags import ETAG_RESPONSES, IfMatch, IfNoneMatch, version_of
 from cloud.kernel.http import Caller, Role, require
 from cloud.kernel.imports import Importing, ImportReport, RowReport, import_body
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
@@ -166,9 +166,7 @@ def _add_token_lists(routes: APIRouter, authorization: Authorization) -> None:
 
 def _add_tokens(routes: APIRouter, authorization: Authorization) -> None:
     @routes.get("/id-tokens/{value:path}", responses=ETAG_RESPONSES)
-    async def read_token(
-        caller: Viewer, value: ValuePath, tagged: Annotated[Tagged, Depends()]
-    ) -> IdTokenView:
+    async def read_token(caller: Viewer, value: ValuePath, tagged: IfNoneMatch) -> IdTokenView:
         found = await authorization.token(caller, value)
         return tagged.answer(IdTokenView.of(found), version_of(found))
 
@@ -177,16 +175,14 @@ def _add_tokens(routes: APIRouter, authorization: Authorization) -> None:
         caller: Operator,
         value: ValuePath,
         request: IdTokenChange,
-        expected: Annotated[Guarded, Depends()],
+        expected: IfMatch,
     ) -> IdTokenView:
         changes = request.model_dump(exclude_unset=True)
         changed = await authorization.change(caller, value, changes, expected)
         return expected.answer(IdTokenView.of(changed), version_of(changed))
 
     @routes.delete("/id-tokens/{value:path}", status_code=204)
-    async def delete_token(
-        caller: Operator, value: ValuePath, expected: Annotated[Guarded, Depends()]
-    ) -> None:
+    async def delete_token(caller: Operator, value: ValuePath, expected: IfMatch) -> None:
         await authorization.delete(caller, value, expected)
 
 
@@ -205,9 +201,7 @@ def _add_groups(routes: APIRouter, authorization: Authorization) -> None:
         return GroupView.of(await authorization.add_group(caller, request.name))
 
     @routes.get("/id-token-groups/{group}", responses=ETAG_RESPONSES)
-    async def read_group(
-        caller: Viewer, group: GroupPath, tagged: Annotated[Tagged, Depends()]
-    ) -> GroupView:
+    async def read_group(caller: Viewer, group: GroupPath, tagged: IfNoneMatch) -> GroupView:
         found = await authorization.group(caller, group)
         return tagged.answer(GroupView.of(found), version_of(found))
 
@@ -216,13 +210,11 @@ def _add_groups(routes: APIRouter, authorization: Authorization) -> None:
         caller: Operator,
         group: GroupPath,
         request: GroupRequest,
-        expected: Annotated[Guarded, Depends()],
+        expected: IfMatch,
     ) -> GroupView:
         renamed = await authorization.rename_group(caller, group, request.name, expected)
         return expected.answer(GroupView.of(renamed), version_of(renamed))
 
     @routes.delete("/id-token-groups/{group}", status_code=204)
-    async def delete_group(
-        caller: Operator, group: GroupPath, expected: Annotated[Guarded, Depends()]
-    ) -> None:
+    async def delete_group(caller: Operator, group: GroupPath, expected: IfMatch) -> None:
         await authorization.delete_group(caller, group, expected)

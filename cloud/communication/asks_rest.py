@@ -21,6 +21,7 @@ from protocols.agent_link import MAX_STATION_LENGTH, IdToken
 from protocols.ocpp import asks
 from protocols.ocpp.actions import without_secrets
 from protocols.ocpp.asks import AnyAsk, Purpose, Unit
+from protocols.ocpp.messages import Variable
 
 Technician = Annotated[Caller, Depends(require(Role.TECHNICIAN))]
 Operator = Annotated[Caller, Depends(require(Role.OPERATOR))]
@@ -179,7 +180,7 @@ class GetVariablesBody(Asking):
     variables: list[VariableBody] = Field([], max_length=100, description="none: all")
 
     def ask(self) -> AnyAsk:
-        named = tuple(asks.VariableName(**one.model_dump()) for one in self.variables)
+        named = tuple(Variable(**one.model_dump()) for one in self.variables)
         return asks.GetVariables(variables=named)
 
 
@@ -189,7 +190,7 @@ class SetVariablesBody(Asking):
     variables: list[NewValueBody] = Field(min_length=1, max_length=100)
 
     def ask(self) -> AnyAsk:
-        named = tuple(asks.NewValue(**one.model_dump()) for one in self.variables)
+        named = tuple(Variable(**one.model_dump()) for one in self.variables)
         return asks.SetVariables(variables=named)
 
 

@@ -35,8 +35,9 @@ from cloud.kernel.database import Cursor, Database
 from cloud.kernel.http import Caller
 from cloud.kernel.idempotency import KeyReused
 from protocols.ocpp.actions import goes_down, is_secret, without_secrets
-from protocols.ocpp.asking import NotExpressible, Numbers
+from protocols.ocpp.asking import Numbers
 from protocols.ocpp.asks import AnyAsk, SetVariables, one_by_one, words
+from protocols.ocpp.dialect import NotExpressible
 from protocols.ocpp.schemas import SchemaError, codec
 from protocols.ocpp.version import Version
 

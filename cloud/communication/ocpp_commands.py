@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import msgspec
@@ -35,9 +35,10 @@ from cloud.kernel.events import Event
 from cloud.kernel.facts import Spoken
 from protocols.agent_link import Action, SetLocalList
 from protocols.ocpp.actions import NEVER_TWICE, without_secrets
-from protocols.ocpp.asking import NotExpressible, Numbers
+from protocols.ocpp.asking import Numbers
 from protocols.ocpp.asks import AnyAsk, words
-from protocols.ocpp.messages import Answered, Boot, Connected, Variable
+from protocols.ocpp.dialect import NotExpressible, Outcome, Request, RequestContext, dialect
+from protocols.ocpp.messages import Answered, Boot, Connected
 from protocols.ocpp.version import Version
 from protocols.quantities import Milliseconds
 
@@ -45,47 +46,17 @@ logger = logging.getLogger(__name__)
 AT_ONCE: Final = 500
 
 
-class Request(NamedTuple):
-    """A CALL of ours; `way` names which of several ways to say it this is (S26)."""
+class Speaker(Protocol):
+    """The part of a `protocols.ocpp.dialect.Dialect` that asks."""
 
-    action: str
-    payload: dict[str, Any]
-    way: str = ""
+    def ways(self, do: Action, context: RequestContext) -> tuple[Request, ...]: ...
 
-
-@dataclass(frozen=True)
-class Context:
-    """What a request's payload depends on besides what is to be done."""
-
-    now_ms: Milliseconds
-    remote_start_id: int = 0
-    transaction_key: str | None = None
-    transaction_number: int | None = None
-    way: str = ""
-    """The way that this station is known to take: it comes first."""
+    def outcome(self, action: str, request: Mapping[str, Any], response: Any) -> Outcome: ...
 
 
-class Outcome(Protocol):
-    """What an answer amounts to."""
-
-    @property
-    def accepted(self) -> bool: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def variables(self) -> tuple[Variable, ...]: ...
-
-
-class Dialect(Protocol):
-    """A version's words for what stations are asked."""
-
-    def ways(self, do: Any, context: Context) -> Sequence[Request]:
-        """Every way to ask it, the best first. Raises NotExpressible when there is none."""
-        ...
-
-    def outcome(
-        self, action: str, request: Mapping[str, Any], response: Mapping[str, Any]
-    ) -> Outcome: ...
+def speaker(version: str) -> Speaker:
+    """By the name of the WebSocket subprotocol."""
+    return dialect(Version(version))
 
 
 @dataclass(frozen=True)
@@ -138,13 +109,13 @@ class OcppCommands:
     def __init__(
         self,
         database: Database,
-        dialect_of: Callable[[str], Dialect],
         lists: LocalLists,
         transactions: NativeTransactions,
         clock: Callable[[], datetime],
+        speaker_of: Callable[[str], Speaker] = speaker,
     ) -> None:
         self._database = database
-        self._dialect_of = dialect_of
+        self._speaker_of = speaker_of
         self._lists = lists
         self._transactions = transactions
         self._clock = clock
@@ -256,14 +227,14 @@ class OcppCommands:
             action, payload = words(Version(one.version), do, Numbers(one.number, key, number))
             return replace(due, action=action, payload=_plain(payload))
         kind = _kind(one.action)
-        context = Context(
+        context = RequestContext(
             now_ms=Milliseconds(round(now.timestamp() * 1000)),
             remote_start_id=one.number,
             transaction_key=key,
             transaction_number=number,
             way=one.learned.get(kind, ""),
         )
-        first, *others = self._dialect_of(one.version).ways(do, context)
+        first, *others = self._speaker_of(one.version).ways(do, context)
         due = replace(due, kind=kind, known_way=context.way, other_ways=tuple(others))
         return _asking(due, first)
 

@@ -98,9 +98,10 @@ async def link(cursor: Cursor, station_id: int) -> OcppLink | None:
 
 
 async def is_agent(cursor: Cursor, station_id: int) -> bool:
-    """Whether an agent ever greeted for the station."""
+    """Whether an agent spoke for the station last."""
     await cursor.execute(
-        "SELECT FROM communication.connection WHERE station_id = %s", (station_id,)
+        "SELECT FROM communication.connection WHERE station_id = %s AND link = 'agent'",
+        (station_id,),
     )
     return await cursor.fetchone() is not None
 
@@ -280,6 +281,16 @@ async def fail(cursor: Cursor, unfit: Mapping[UUID, str], now: datetime) -> list
 
 
 # --------------------------------------------------------------------------- answers
+
+
+async def expected_versions(cursor: Cursor, commands: Collection[UUID]) -> dict[UUID, str]:
+    """Which firmware the stations are to run after these commands, where that was said."""
+    await cursor.execute(
+        "SELECT id, action ->> 'expected_version' FROM communication.command"
+        " WHERE id = ANY(%s::uuid[]) AND action ? 'expected_version'",
+        (literal(commands),),
+    )
+    return dict(await cursor.fetchall())
 
 
 async def settle(cursor: Cursor, results: Sequence[Result]) -> list[Ended]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from cloud.communication import store
 from cloud.communication.commands import Commands, Named
-from cloud.kernel.etags import ETAG_RESPONSES, Tagged, version_of
+from cloud.kernel.etags import ETAG_RESPONSES, IfNoneMatch, version_of
 from cloud.kernel.http import PROBLEM_RESPONSES, Caller, Role, require
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Page
@@ -101,7 +101,7 @@ class CommandView(BaseModel):
         )
 
 
-def _filters(
+async def _filters(
     status: Status | None = None,
     kind: ActionKind | None = None,
     start: Annotated[
@@ -132,9 +132,7 @@ def routes(commands: Commands) -> APIRouter:
         return listing.answer(found, CommandView, CommandView.of)
 
     @router.get("/commands/{command}", responses=ETAG_RESPONSES)
-    async def read_command(
-        caller: Viewer, command: UUID, tagged: Annotated[Tagged, Depends()]
-    ) -> CommandView:
+    async def read_command(caller: Viewer, command: UUID, tagged: IfNoneMatch) -> CommandView:
         found = await commands.get(caller, command)
         return tagged.answer(CommandView.of(found), version_of(found))
 

@@ -152,9 +152,10 @@ async def hand_over(cursor: Cursor, station_id: int, tenant: TenantId, now: date
 
 
 async def online(cursor: Cursor, tenant: TenantId) -> list[int]:
+    """Agents, which all take the local list; a station that speaks OCPP is given it on request."""
     await cursor.execute(
         "SELECT station_id FROM communication.connection WHERE tenant_id = %s AND online"
-        " ORDER BY station_id",
+        " AND link = 'agent' ORDER BY station_id",
         (tenant,),
     )
     return [row[0] for row in await cursor.fetchall()]

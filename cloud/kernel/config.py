@@ -103,6 +103,9 @@ class CloudConfig(BaseSettings):
     telemetry_compaction: Literal["blocks", "timescale"] = Field(
         "blocks", description="timescale: TimescaleDB's own compression, if licensed"
     )
+    notice_days: int = Field(
+        90, ge=1, le=36500, description="days that OCPP stations' notices are kept"
+    )
     transfer_hosts: str = Field(
         "",
         description="internal hosts that stations may get firmware from or bring logs to, with"

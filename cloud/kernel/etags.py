@@ -12,7 +12,7 @@ import hashlib
 from typing import Annotated, Any, Final, TypeVar, cast
 
 import msgspec
-from fastapi import Header, Response
+from fastapi import Depends, Header, Response
 from pydantic import BaseModel
 
 from cloud.kernel.errors import KarvonError, Kind
@@ -71,16 +71,9 @@ ANYTHING: Final = Expected(None)
 
 
 class Guarded(Expected):
-    """For `Depends()` of PATCH, PUT and DELETE: what `If-Match` expects, and the ETag after it."""
+    """Of PATCH, PUT and DELETE: what `If-Match` expects, and the ETag after it."""
 
-    def __init__(
-        self,
-        response: Response,
-        if_match: Annotated[
-            str | None,
-            Header(max_length=_LONGEST, description="the ETag seen; 412 when it is no longer so"),
-        ] = None,
-    ) -> None:
+    def __init__(self, response: Response, if_match: str | None) -> None:
         super().__init__(if_match)
         self._response = response
 
@@ -99,15 +92,9 @@ def _version(tag: str) -> str | None:
 
 
 class Tagged:
-    """For `Depends()`: answers a GET with its ETag, or 304 when the caller has it already."""
+    """Answers a GET with its ETag, or 304 when the caller has it already."""
 
-    def __init__(
-        self,
-        response: Response,
-        if_none_match: Annotated[
-            str | None, Header(max_length=_LONGEST, description="ETags seen; 304 when still so")
-        ] = None,
-    ) -> None:
+    def __init__(self, response: Response, if_none_match: str | None) -> None:
         self._response = response
         self._seen = [] if if_none_match is None else _tags(if_none_match)
 
@@ -119,6 +106,30 @@ class Tagged:
             return cast("View", sent)  # FastAPI sends a Response as it is
         self._response.headers["ETag"] = tag
         return view
+
+
+async def _guarded(
+    response: Response,
+    if_match: Annotated[
+        str | None,
+        Header(max_length=_LONGEST, description="the ETag seen; 412 when it is no longer so"),
+    ] = None,
+) -> Guarded:
+    return Guarded(response, if_match)
+
+
+async def _tagged(
+    response: Response,
+    if_none_match: Annotated[
+        str | None, Header(max_length=_LONGEST, description="ETags seen; 304 when still so")
+    ] = None,
+) -> Tagged:
+    return Tagged(response, if_none_match)
+
+
+IfMatch = Annotated[Guarded, Depends(_guarded)]
+IfNoneMatch = Annotated[Tagged, Depends(_tagged)]
+"""For a route's parameters. Made by coroutines: FastAPI calls anything else in a thread."""
 
 
 def etag(version: str, state: str | None = None) -> str:

@@ -23,9 +23,13 @@ def http_url(host: str, port: int) -> str:
 
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """The HTTP socket, taken first: a port in use is told before anything is started."""
+    """The HTTP socket, taken first: a port in use is told before anything is started.
+
+    It names its protocol, because asyncio turns Nagle's delay off only where it reads TCP there.
+    With it, head and body of an answer are 40 ms apart: the client acknowledges late.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))

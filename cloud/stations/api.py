@@ -18,6 +18,7 @@ from cloud.stations.clock import (
     plausible,
     sent_clock,
     to_ms,
+    trusted_at,
     trusts,
 )
 from cloud.stations.store import boot_clocks, evse_states, existing_stations, note_charging
@@ -49,6 +50,7 @@ __all__ = [
     "plausible",
     "sent_clock",
     "to_ms",
+    "trusted_at",
     "trusts",
 ]
 

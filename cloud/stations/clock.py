@@ -63,10 +63,16 @@ def plausible(at: datetime, received_at: datetime) -> bool:
     return _OLDEST <= at <= received_at + _AHEAD
 
 
+def trusted_at(wall_ms: int, quality: ClockQuality, received_at: datetime) -> datetime | None:
+    """The wall time, where it stands by itself."""
+    at = from_ms(wall_ms)
+    trusted = quality is not ClockQuality.UNSET and plausible(at, received_at)
+    return at if trusted else None
+
+
 def trusts(stamp: Stamp, received_at: datetime) -> bool:
     """Whether the stamp's wall time stands by itself."""
-    trusted = stamp.quality is not ClockQuality.UNSET
-    return trusted and plausible(from_ms(stamp.wall_ms), received_at)
+    return trusted_at(stamp.wall_ms, stamp.quality, received_at) is not None
 
 
 def sent_clock(sent: Stamp, received_at: datetime) -> BootClock:

@@ -9,7 +9,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from cloud.kernel.database import Cursor
-from cloud.kernel.etags import ETAG_RESPONSES, Guarded, Tagged, state_of, version_of
+from cloud.kernel.etags import (
+    ETAG_RESPONSES,
+    Guarded,
+    IfMatch,
+    IfNoneMatch,
+    state_of,
+    version_of,
+)
 from cloud.kernel.http import Caller, Role, require
 from cloud.kernel.imports import Importing, ImportReport, Line, import_body
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
@@ -53,8 +60,6 @@ Text = Annotated[str | None, Query(max_length=100, description="part of identity
 Part = Annotated[str | None, Query(max_length=100)]
 StationListing = Annotated[Listing, Depends(listing(store.STATIONS))]
 EvseListing = Annotated[Listing, Depends(listing(store.EVSES))]
-IfMatch = Annotated[Guarded, Depends()]
-IfNoneMatch = Annotated[Tagged, Depends()]
 
 
 def router(stations: Stations, clock: Callable[[], datetime]) -> APIRouter:
@@ -102,7 +107,7 @@ def _add_sites(routes: APIRouter, stations: Stations) -> None:
         await stations.delete_site(caller, site, expected)
 
 
-def _filters(
+async def _filters(
     site: SiteFilter = None,
     registration: Standing | None = None,
     online: bool | None = None,

@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 
 from cloud.kernel.database import Cursor, TenantId
-from cloud.kernel.rows import rows
+from cloud.kernel.rows import literal, rows
 from cloud.telemetry.columns import FIELDS, Extra
 from cloud.telemetry.tiers import partials
 from cloud.telemetry.tiers.plan import HOUR, Marks, Piece, Tier, floor
@@ -88,7 +88,7 @@ async def note_late(cursor: Cursor, spans: Collection[tuple[int, datetime, datet
     stations, firsts, lasts = zip(*spans, strict=True) if spans else ((), (), ())
     await cursor.execute(
         "SELECT telemetry.note_late(%s::int[], %s::timestamptz[], %s::timestamptz[])",
-        (list(stations), list(firsts), list(lasts)),
+        (literal(stations), _quoted(firsts), _quoted(lasts)),
     )
     found = await cursor.fetchone()
     return int(found[0]) if found else 0
@@ -106,6 +106,10 @@ async def there(
         (list(stations), list(evses), list(times)),
     )
     return {(row[0], row[1], row[2]) for row in await cursor.fetchall()}
+
+
+def _quoted(times: Iterable[datetime]) -> str:
+    return literal(f'"{at}"' for at in times)
 
 
 async def copy_samples(cursor: Cursor, data: bytes) -> None:

@@ -9,7 +9,7 @@ from uuid import UUID
 from cloud.kernel.database import Cursor
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Delivery
-from cloud.stations.api import Dating, boot_clocks, date, from_ms, trusts
+from cloud.stations.api import Dating, boot_clocks, date, from_ms, trusted_at
 from cloud.telemetry import store
 from cloud.telemetry.columns import Dated, pack
 from protocols.agent_link import (
@@ -44,10 +44,11 @@ class TelemetryWriter:
         found: list[Dated] = []
         doubtful: list[tuple[Delivery, Stamp, Series]] = []
         for delivery, sent, series in _series(deliveries):
-            if trusts(_stamp(series), delivery.received_at):
-                found.append(Dated(delivery.station_id, from_ms(series.wall_ms), series))
-            else:
+            first = trusted_at(series.wall_ms, series.quality, delivery.received_at)
+            if first is None:
                 doubtful.append((delivery, sent, series))
+            else:
+                found.append(Dated(delivery.station_id, first, series))
         if doubtful:
             found += await self._by_clocks(cursor, doubtful)
         return found

@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, Field
 
-from cloud.kernel.etags import ETAG_RESPONSES, Tagged, version_of
+from cloud.kernel.etags import ETAG_RESPONSES, IfNoneMatch, version_of
 from cloud.kernel.http import Caller, Role, require
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Page, Part
@@ -164,7 +164,7 @@ class CommandView(BaseModel):
         return cls(command=command, status_url=f"/api/v1/commands/{command}")
 
 
-def _filters(
+async def _filters(
     station: Annotated[str | None, Query(max_length=MAX_STATION_LENGTH)] = None,
     site: Annotated[
         int | None, Query(ge=1, le=LARGEST_ID, description="stations there now")
@@ -216,7 +216,7 @@ def _add_reading(routes: APIRouter, transactions: Transactions) -> None:
 
     @routes.get("/transactions/{transaction}", responses=ETAG_RESPONSES)
     async def read_transaction(
-        caller: Viewer, transaction: UUID, tagged: Annotated[Tagged, Depends()]
+        caller: Viewer, transaction: UUID, tagged: IfNoneMatch
     ) -> TransactionDetailView:
         """With its first events; the others are read at `/transactions/{transaction}/events`."""
         first = Part(store.EVENTS, store.EVENTS.default, _FIRST_EVENTS)

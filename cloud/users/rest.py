@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, Field
 
-from cloud.kernel.etags import ETAG_RESPONSES, Guarded, Tagged, version_of
+from cloud.kernel.etags import ETAG_RESPONSES, IfMatch, IfNoneMatch, version_of
 from cloud.kernel.http import Caller, Role, require
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Page
@@ -173,18 +173,14 @@ def _add_keys(routes: APIRouter, users: Users) -> None:
         return NewApiKeyView.of_new(made)
 
     @routes.get("/api-keys/{key_id}", responses=ETAG_RESPONSES)
-    async def read_key(
-        caller: Admin, key_id: Id, tagged: Annotated[Tagged, Depends()]
-    ) -> ApiKeyView:
+    async def read_key(caller: Admin, key_id: Id, tagged: IfNoneMatch) -> ApiKeyView:
         found = await users.key(caller, key_id)
         return tagged.answer(
             ApiKeyView.of(found), key_version(found), version_of(found.last_used_at)
         )
 
     @routes.delete("/api-keys/{key_id}")
-    async def revoke_key(
-        caller: Admin, key_id: Id, expected: Annotated[Guarded, Depends()]
-    ) -> ApiKeyView:
+    async def revoke_key(caller: Admin, key_id: Id, expected: IfMatch) -> ApiKeyView:
         """The key holds no more, from its next request on."""
         return ApiKeyView.of(await users.revoke_key(caller, key_id, expected))
 
@@ -208,9 +204,7 @@ def _add_users(routes: APIRouter, users: Users) -> None:
         return UserView.of(await users.create_user(caller, request.model_dump()))
 
     @routes.get("/users/{user_id}", responses=ETAG_RESPONSES)
-    async def read_user(
-        caller: Admin, user_id: Id, tagged: Annotated[Tagged, Depends()]
-    ) -> UserView:
+    async def read_user(caller: Admin, user_id: Id, tagged: IfNoneMatch) -> UserView:
         found = await users.user(caller, user_id)
         return tagged.answer(UserView.of(found), version_of(found))
 
@@ -219,7 +213,7 @@ def _add_users(routes: APIRouter, users: Users) -> None:
         caller: Admin,
         user_id: Id,
         request: UserChange,
-        expected: Annotated[Guarded, Depends()],
+        expected: IfMatch,
     ) -> UserView:
         """A new password, or disabling, ends the user's sessions."""
         changes = request.model_dump(exclude_unset=True)
@@ -227,8 +221,6 @@ def _add_users(routes: APIRouter, users: Users) -> None:
         return expected.answer(UserView.of(changed), version_of(changed))
 
     @routes.delete("/users/{user_id}", status_code=204)
-    async def erase_user(
-        caller: Admin, user_id: Id, expected: Annotated[Guarded, Depends()]
-    ) -> None:
+    async def erase_user(caller: Admin, user_id: Id, expected: IfMatch) -> None:
         """Erase the person with their keys and sessions, for good."""
         await users.erase_user(caller, user_id, expected)

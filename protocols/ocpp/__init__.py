@@ -3,7 +3,6 @@
 | module          | owns                                                                          |
 |-----------------|-------------------------------------------------------------------------------|
 | `version`       | the WebSocket subprotocols                                                    |
-| `messages`      | what a station tells and is told, whichever version it speaks                 |
 | `shapes`        | what the official JSON schemas demand, as a small language of our own         |
 | `schemas`       | typed messages built from it; strict: parser and validator in one             |
 | `deviations`    | what chargers do against the specification, by name                           |
@@ -17,6 +16,9 @@
 | `dialect`       | from a version's messages to those and back: `v16`, `v201`, `v21`             |
 | `sampling`      | measured values of any version                                                |
 | `device_model`  | 2.x's components and variables                                                |
+| `asks`          | what else stations are asked, with its words: `asks_v16`, `asks_v2`           |
+| `actions`       | which actions go down to stations, which never twice, what in them is secret  |
+| `effects`       | what an answer means for what a station holds from then on                    |
 
 Receive liberally, send strictly.
 """

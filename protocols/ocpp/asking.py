@@ -5,10 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 
-class NotExpressible(Exception):
-    """The version has no words for it; the text says what."""
-
-
 class Numbers(NamedTuple):
     """The names that a request gives or takes."""
 

@@ -14,6 +14,8 @@ import msgspec
 
 from protocols.agent_link import IdToken
 from protocols.ocpp.asking import Numbers
+from protocols.ocpp.dialect import dialect
+from protocols.ocpp.messages import Variable
 from protocols.ocpp.version import Version
 from protocols.quantities import MilliAmperes, Watts
 
@@ -51,29 +53,15 @@ class ClearCache(Ask, frozen=True, kw_only=True, tag="clear_cache"):
     pass
 
 
-class VariableName(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A variable of the device model; of 1.6's keys only `variable` counts."""
-
-    variable: str
-    component: str = "ChargingStation"
-    component_instance: str = ""
-    variable_instance: str = ""
-    evse: int | None = None
-    connector: int | None = None
-    attribute: str = "Actual"
-
-
-class NewValue(VariableName, frozen=True, kw_only=True, omit_defaults=True):
-    value: str
-
-
 class GetVariables(Ask, frozen=True, kw_only=True, tag="get_variables"):
-    variables: tuple[VariableName, ...] = ()
+    variables: tuple[Variable, ...] = ()
     """None of them: all."""
 
 
 class SetVariables(Ask, frozen=True, kw_only=True, tag="set_variables"):
-    variables: tuple[NewValue, ...]
+    """Each to its value; without one to the empty text."""
+
+    variables: tuple[Variable, ...]
 
 
 class ReserveNow(Ask, frozen=True, kw_only=True, tag="reserve_now"):
@@ -207,6 +195,15 @@ def words(version: Version, ask: AnyAsk, numbers: Numbers) -> Worded:
     from protocols.ocpp.asks_v2 import V2
     from protocols.ocpp.asks_v16 import V16
 
+    if isinstance(ask, TriggerMessage):
+        request = dialect(version).trigger(ask.message, ask.evse, ask.connector or 1)
+        return request.action, request.payload
+    if isinstance(ask, GetVariables):
+        request = dialect(version).ask(ask.variables, numbers.own)
+        return request.action, request.payload
+    if isinstance(ask, SetVariables):
+        (request,) = dialect(version).change(ask.variables)
+        return request.action, request.payload
     known: Words = V16 if version is Version.V16 else V2
     return known[type(ask)](ask, numbers)
 

@@ -7,17 +7,9 @@ from typing import Any, Final
 import msgspec
 
 from protocols.ocpp import asks
-from protocols.ocpp.asking import NotExpressible, Numbers, amperes, told
+from protocols.ocpp.asking import Numbers, amperes, told
+from protocols.ocpp.dialect import NotExpressible
 
-_TRIGGERS: Final = {
-    "BootNotification": "TriggerMessage",
-    "FirmwareStatusNotification": "TriggerMessage",
-    "Heartbeat": "TriggerMessage",
-    "MeterValues": "TriggerMessage",
-    "StatusNotification": "TriggerMessage",
-    "LogStatusNotification": "ExtendedTriggerMessage",
-    "SignChargingStationCertificate": "ExtendedTriggerMessage",
-}
 _PURPOSES: Final = {
     "ChargingStationMaxProfile": "ChargePointMaxProfile",
     "TxDefaultProfile": "TxDefaultProfile",
@@ -39,27 +31,8 @@ def _reset(ask: asks.Reset, _: Numbers) -> asks.Worded:
     return "Reset", {"type": ask.kind.capitalize()}
 
 
-def _trigger(ask: asks.TriggerMessage, _: Numbers) -> asks.Worded:
-    action = _TRIGGERS.get(ask.message)
-    if action is None:
-        raise NotExpressible(f"OCPP 1.6 has no {ask.message} that could be asked for")
-    name = ask.message.replace("ChargingStation", "ChargePoint")
-    return action, told(requestedMessage=name, connectorId=ask.evse or None)
-
-
 def _clear_cache(_ask: asks.ClearCache, _: Numbers) -> asks.Worded:
     return "ClearCache", {}
-
-
-def _get_variables(ask: asks.GetVariables, _: Numbers) -> asks.Worded:
-    return "GetConfiguration", told(key=[one.variable for one in ask.variables] or None)
-
-
-def _set_variables(ask: asks.SetVariables, _: Numbers) -> asks.Worded:
-    if len(ask.variables) != 1:
-        raise NotExpressible("OCPP 1.6 changes one key at a time")
-    (one,) = ask.variables
-    return "ChangeConfiguration", {"key": one.variable, "value": one.value}
 
 
 def _reserve(ask: asks.ReserveNow, _: Numbers) -> asks.Worded:
@@ -184,10 +157,7 @@ def _transfer(ask: asks.DataTransfer, _: Numbers) -> asks.Worded:
 V16: Final[asks.Words] = {
     asks.UnlockConnector: _unlock,
     asks.Reset: _reset,
-    asks.TriggerMessage: _trigger,
     asks.ClearCache: _clear_cache,
-    asks.GetVariables: _get_variables,
-    asks.SetVariables: _set_variables,
     asks.ReserveNow: _reserve,
     asks.CancelReservation: _cancel,
     asks.SetChargingProfile: _set_profile,

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from protocols.agent_link import IdToken
 from protocols.ocpp import asks
-from protocols.ocpp.asking import NotExpressible, Numbers, amperes, told
+from protocols.ocpp.asking import Numbers, amperes, told
+from protocols.ocpp.dialect import NotExpressible
 
 
 def _evse(evse: int | None, connector: int | None = None) -> dict[str, Any] | None:
@@ -22,36 +23,8 @@ def _reset(ask: asks.Reset, _: Numbers) -> asks.Worded:
     return "Reset", told(type=kind, evseId=ask.evse or None)
 
 
-def _trigger(ask: asks.TriggerMessage, _: Numbers) -> asks.Worded:
-    where = _evse(ask.evse, ask.connector)
-    return "TriggerMessage", told(requestedMessage=ask.message, evse=where)
-
-
 def _clear_cache(_ask: asks.ClearCache, _: Numbers) -> asks.Worded:
     return "ClearCache", {}
-
-
-def _name(one: asks.VariableName) -> dict[str, Any]:
-    return told(
-        component=told(
-            name=one.component,
-            instance=one.component_instance or None,
-            evse=_evse(one.evse, one.connector),
-        ),
-        variable=told(name=one.variable, instance=one.variable_instance or None),
-        attributeType=None if one.attribute == "Actual" else one.attribute,
-    )
-
-
-def _get_variables(ask: asks.GetVariables, numbers: Numbers) -> asks.Worded:
-    if not ask.variables:
-        return "GetBaseReport", {"requestId": numbers.own, "reportBase": "FullInventory"}
-    return "GetVariables", {"getVariableData": [_name(one) for one in ask.variables]}
-
-
-def _set_variables(ask: asks.SetVariables, _: Numbers) -> asks.Worded:
-    data = [{**_name(one), "attributeValue": one.value} for one in ask.variables]
-    return "SetVariables", {"setVariableData": data}
 
 
 def _token(token: IdToken) -> dict[str, Any]:
@@ -179,10 +152,7 @@ def _transfer(ask: asks.DataTransfer, _: Numbers) -> asks.Worded:
 V2: Final[asks.Words] = {
     asks.UnlockConnector: _unlock,
     asks.Reset: _reset,
-    asks.TriggerMessage: _trigger,
     asks.ClearCache: _clear_cache,
-    asks.GetVariables: _get_variables,
-    asks.SetVariables: _set_variables,
     asks.ReserveNow: _reserve,
     asks.CancelReservation: _cancel,
     asks.SetChargingProfile: _set_profile,

@@ -201,6 +201,7 @@ _READERS: Final[Mapping[str, Callable[[Payload, Payload], Effect]]] = {
     "GetLocalListVersion": _list_version,
     "UpdateFirmware": _firmware,
     "SignedUpdateFirmware": _firmware,
+    "PublishFirmware": _firmware,
     "GetDiagnostics": _log,
     "GetLog": _log,
     "SetVariableMonitoring": _set_monitors,

@@ -33,6 +33,8 @@ from cloud.communication.security import OcppSecurity
 from cloud.communication.transfers import Allowed
 from cloud.configuration import rest as configuration_rest
 from cloud.configuration.service import Configuration
+from cloud.diagnostics import rest as diagnostics_rest
+from cloud.diagnostics.service import Diagnostics
 from cloud.kernel import events
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.events import Event
@@ -188,6 +190,7 @@ class World:
             database, self.stations, self.authorization, self.answers, self.clock, Allowed()
         )
         self.configuration = Configuration(database, self.stations, self.clock)
+        self.diagnostics = Diagnostics(database, self.stations, self.clock)
         self.telemetry = Telemetry(database, self.stations)
         self.security = OcppSecurity(database, self.stations, certificate_authority(), self.clock)
         self.feed = EventFeed(database, self.stations)
@@ -203,6 +206,7 @@ class World:
                 security_rest.routes(self.security),
                 asks_rest.router(self.calls),
                 configuration_rest.router(self.configuration),
+                diagnostics_rest.router(self.diagnostics),
                 api_rest.router(database, self.stations, self.feed),
             ],
             database,

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
+import anyio.to_thread
 import httpx
 import pytest
 from fastapi.routing import APIRoute
@@ -75,6 +76,12 @@ NEEDS: dict[tuple[str, str], Role | None] = {
     ("GET", "/api/v1/stations/{station}/charging-limits"): V,
     ("GET", "/api/v1/stations/{station}/reservations"): V,
     ("GET", "/api/v1/stations/{station}/local-list"): V,
+    ("GET", "/api/v1/stations/{station}/security-events"): V,
+    ("GET", "/api/v1/stations/{station}/firmware"): V,
+    ("GET", "/api/v1/stations/{station}/logs"): V,
+    ("GET", "/api/v1/stations/{station}/monitors"): V,
+    ("GET", "/api/v1/stations/{station}/display-messages"): V,
+    ("GET", "/api/v1/stations/{station}/notices"): V,
     ("POST", "/api/v1/stations/{station}/commands/remote-stop"): OP,
     ("GET", "/api/v1/stations/{station}/telemetry"): V,
     ("POST", "/api/v1/claims"): None,
@@ -142,6 +149,22 @@ async def test_every_route_asks_for_its_role(world: Any) -> None:
                 at = f"{method} {path} as {role}: {answer.status_code} {answer.text}"
                 assert (answer.status_code != refused) is allowed, at
                 assert answer.status_code < 500, at
+
+
+async def test_reading_takes_no_turn_through_a_thread(
+    admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        raise AssertionError("FastAPI calls what is no coroutine in a thread")
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", refused)
+    for method, path in NEEDS:
+        if method == "GET" and not path.endswith("/stream"):
+            url = path.format(
+                command=uuid4(), key_id=9, user_id=9, site=9, station="CP-9", evse=1, value="none",
+                group=9, transaction=uuid4(),
+            )  # fmt: skip
+            assert (await admin.get(url)).status_code in {200, 404}, path
 
 
 async def test_a_wrong_key_is_a_problem_not_a_page(world: Any) -> None:

@@ -14,11 +14,9 @@ import pytest
 
 from cloud.communication import store
 from cloud.communication.ocpp_commands import (
-    Context,
     Due,
     OcppAnswers,
     OcppCommands,
-    Request,
     running,
 )
 from cloud.kernel.database import Cursor, Database
@@ -27,6 +25,7 @@ from cloud.kernel.fencing import let_go, take_over
 from cloud.kernel.http import Role
 from cloud.stations.api import StationRef
 from protocols.agent_link import Hello, SetLocalList
+from protocols.ocpp.dialect import Request, RequestContext
 from protocols.ocpp.messages import Answer, Answered, Connected, Told
 from protocols.quantities import Milliseconds
 
@@ -36,8 +35,8 @@ SOFT = {"type": "Soft"}
 
 
 class NoWords:
-    def ways(self, do: Any, context: Context) -> list[Request]:
-        return [Request(type(do).__name__, {}, "")]
+    def ways(self, do: Any, context: RequestContext) -> tuple[Request, ...]:
+        return (Request(type(do).__name__, {}, ""),)
 
     def outcome(self, action: str, request: Mapping[str, Any], response: Mapping[str, Any]) -> Any:
         raise AssertionError
@@ -48,7 +47,7 @@ class Gateway:
 
     def __init__(self, database: Database, world: Any) -> None:
         self.commands = OcppCommands(
-            database, lambda _: NoWords(), world.authorization, self, world.clock
+            database, world.authorization, self, world.clock, lambda _: NoWords()
         )
         self.database, self.clock = database, world.clock
         self.sink = GroupCommitter(database, [], [OcppAnswers()], linger_s=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,11 +16,9 @@ from cloud.communication import ocpp_store, store
 from cloud.communication.answers import Answers, TooManyWaiting
 from cloud.communication.commands import Commands
 from cloud.communication.ocpp_commands import (
-    Context,
     Due,
     OcppAnswers,
     OcppCommands,
-    Request,
     running,
 )
 from cloud.communication.store import CommandRow
@@ -35,8 +34,10 @@ from protocols.agent_link import (
     SetLimit,
     SetLocalList,
 )
-from protocols.ocpp.asking import NotExpressible
+from protocols.ocpp.dialect import NotExpressible, Outcome, Request, RequestContext
 from protocols.ocpp.messages import Answer, Answered, Boot, Connected, Told
+from protocols.ocpp.schemas import codec
+from protocols.ocpp.version import Version
 from protocols.quantities import MilliAmperes, Milliseconds
 
 START = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -46,28 +47,21 @@ LIMIT = SetLimit(0, MilliAmperes(16000), Milliseconds(60000))
 OPEN = UUID(int=77)
 
 
-@dataclass(frozen=True)
-class Heard:
-    accepted: bool
-    text: str = ""
-    variables: tuple[Any, ...] = ()
-
-
 class Words:
     """A dialect with two ways for a limit, and none for a list."""
 
-    def ways(self, do: Any, context: Context) -> list[Request]:
+    def ways(self, do: Any, context: RequestContext) -> tuple[Request, ...]:
         if isinstance(do, SetLocalList):
             raise NotExpressible("it holds no list")
         names = ["best", "other"] if isinstance(do, SetLimit) else [""]
         names.sort(key=lambda name: name != context.way if context.way else False)
         told = {"start": context.remote_start_id, "stop": context.transaction_number}
-        return [Request(type(do).__name__, {**told, "way": name}, name) for name in names]
+        return tuple(Request(type(do).__name__, {**told, "way": name}, name) for name in names)
 
     def outcome(
         self, action: str, request: Mapping[str, Any], response: Mapping[str, Any]
-    ) -> Heard:
-        return Heard(response["status"] == "Accepted", response["status"])
+    ) -> Outcome:
+        return Outcome(accepted=response["status"] == "Accepted", text=response["status"])
 
 
 @dataclass
@@ -82,7 +76,7 @@ class House:
     def __post_init__(self) -> None:
         self.commands = Commands(self.database, self.surroundings, self.surroundings, self.clock)
         self.ocpp = OcppCommands(
-            self.database, lambda _: Words(), self.surroundings, self, self.clock
+            self.database, self.surroundings, self, self.clock, lambda _: Words()
         )
 
     def clock(self) -> datetime:
@@ -268,11 +262,11 @@ async def test_another_way_is_tried_and_remembered_for_the_firmware(house: House
     epochs = await house.connect(HERE, 1)
     command = await house.give(1)
     (due,) = await house.ocpp.due(HERE)
-    other = house.ocpp.next_request(due, Heard(accepted=False))
+    other = house.ocpp.next_request(due, Outcome(accepted=False, text=""))
     assert other is not None
     assert (due.payload["way"], other.payload["way"]) == ("best", "other")
-    assert house.ocpp.next_request(other, Heard(accepted=False)) is None
-    assert house.ocpp.next_request(other, Heard(accepted=True)) is None
+    assert house.ocpp.next_request(other, Outcome(accepted=False, text="")) is None
+    assert house.ocpp.next_request(other, Outcome(accepted=True, text="")) is None
     await house.say(1, epochs[1], reply(other))
     assert (await house.row(command)).request == other.payload
     for firmware, way in (("", "other"), ("2.0", "best")):
@@ -358,3 +352,39 @@ async def test_many_stations_commands_are_claimed_at_once(house: House) -> None:
         for station, _ in stations:
             await house.commands.send(cursor, ONE, station, LIMIT, timedelta(minutes=2), "key:7")
     assert len(await house.ocpp.due(HERE)) == 300
+
+
+@pytest.mark.parametrize("version", list(Version))
+async def test_everyday_commands_go_out_in_every_versions_words(
+    house: House, version: Version
+) -> None:
+    """What is given to an agent is given to a station that speaks OCPP in the same way."""
+    native = {Version.V16: "number"}.get(version, "key")
+
+    class Book:
+        async def native(
+            self, cursor: Cursor, transactions: Collection[UUID]
+        ) -> dict[UUID, tuple[str | None, int | None]]:
+            return {OPEN: (None, 4711) if native == "number" else ("tx-1", None)}
+
+    real = OcppCommands(house.database, house.surroundings, Book(), house.clock)
+    given: list[Action] = [
+        RemoteStart(1, IdToken("04A2")),
+        RemoteStop(OPEN),
+        LIMIT,
+        SetLimit(1, None, Milliseconds(1000)),
+        SetAvailability(0, operative=False),
+        SetLocalList(1, ()),
+    ]
+    await house.connect(HERE, *range(1, len(given) + 1))
+    async with house.database.commit_unit() as cursor:
+        await ocpp_store.note_versions(
+            cursor, dict.fromkeys(range(1, len(given) + 1), (ONE, version, house.now))
+        )
+    for station, action in enumerate(given, 1):
+        await house.give(station, action)
+    due = await real.due(HERE)
+    assert len(due) == len(given)
+    for one in due:
+        codec(version).make_request(one.action, one.payload)
+        json.dumps(one.payload)

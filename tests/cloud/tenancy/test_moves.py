@@ -16,6 +16,7 @@ from cloud.authorization.service import Authorization
 from cloud.communication import store as communication_store
 from cloud.communication.commands import CommandResults, Commands
 from cloud.configuration.service import ConfigurationHandover
+from cloud.diagnostics.service import DiagnosticsHandover
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.facts import Delivery, GroupCommitter
 from cloud.kernel.http import Role
@@ -123,7 +124,13 @@ async def moving(world: Any) -> AsyncIterator[Moving]:
     lists = Lists()
     commands = Commands(world.database, Directory(), lists, world.clock)
     lists.authorization = Authorization(world.database, CommandLink(commands), world.clock)
-    followers = [commands, TelemetryHandover(), ConfigurationHandover(), lists.authorization]
+    followers = [
+        commands,
+        TelemetryHandover(),
+        ConfigurationHandover(),
+        DiagnosticsHandover(),
+        lists.authorization,
+    ]
     tenancy = Tenancy(world.database, followers, world.clock)
     writers = [StateWriter(), TelemetryWriter(), TransactionWriter(), CommandResults()]
     hello = Hello(OUTBOX, (BOOT,), stamp(NOON), {s: Mark(1, 1) for s in Stream}, "1.0", (), (), 0)

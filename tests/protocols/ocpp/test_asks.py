@@ -11,7 +11,9 @@ import pytest
 from protocols.agent_link import IdToken
 from protocols.ocpp import asks
 from protocols.ocpp.actions import NEVER_TWICE, goes_down, without_secrets
-from protocols.ocpp.asking import NotExpressible, Numbers
+from protocols.ocpp.asking import Numbers
+from protocols.ocpp.dialect import NotExpressible
+from protocols.ocpp.messages import Variable
 from protocols.ocpp.schemas import codec
 from protocols.ocpp.version import Version
 from protocols.quantities import MilliAmperes, Watts
@@ -20,6 +22,12 @@ NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 CARD = IdToken("04A2B3C4")
 NUMBERS = Numbers(7, "tx-1", 4711)
 PERIODS = (asks.Period(start_s=0, limit_ma=MilliAmperes(16_050), phases=3),)
+
+
+def heartbeat(value: str | None = None) -> Variable:
+    return Variable(component="ChargingStation", variable="HeartbeatInterval", value=value)
+
+
 ASKS: list[asks.AnyAsk] = [
     asks.UnlockConnector(evse=1),
     asks.Reset(kind="soft"),
@@ -28,8 +36,8 @@ ASKS: list[asks.AnyAsk] = [
     asks.TriggerMessage(message="SignChargingStationCertificate"),
     asks.ClearCache(),
     asks.GetVariables(),
-    asks.GetVariables(variables=(asks.VariableName(variable="HeartbeatInterval"),)),
-    asks.SetVariables(variables=(asks.NewValue(variable="HeartbeatInterval", value="60"),)),
+    asks.GetVariables(variables=(heartbeat(),)),
+    asks.SetVariables(variables=(heartbeat("60"),)),
     asks.ReserveNow(id=3, id_token=CARD, expires_at=NOON, evse=1, group="taxis"),
     asks.ReserveNow(id=3, id_token=CARD, expires_at=NOON),
     asks.CancelReservation(id=3),
@@ -111,9 +119,7 @@ def test_what_1_6_cannot_say_is_not_said_otherwise(ask: asks.AnyAsk) -> None:
 
 
 def test_1_6_changes_one_key_at_a_time() -> None:
-    both = asks.SetVariables(
-        variables=tuple(asks.NewValue(variable=name, value="1") for name in ("A", "B"))
-    )
+    both = asks.SetVariables(variables=tuple(heartbeat(value) for value in ("1", "2")))
     assert len(asks.one_by_one(Version.V16, both)) == 2
     assert asks.one_by_one(Version.V201, both) == (both,)
 
