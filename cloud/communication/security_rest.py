@@ -18,7 +18,7 @@ from cloud.communication.security import (
     settings_version,
 )
 from cloud.communication.security_store import OcppStation
-from cloud.kernel.etags import ETAG_RESPONSES, Guarded, Tagged, state_of, version_of
+from cloud.kernel.etags import ETAG_RESPONSES, IfMatch, IfNoneMatch, state_of, version_of
 from cloud.kernel.http import PROBLEM_RESPONSES, Caller, Role, require
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Page
@@ -30,7 +30,6 @@ Operator = Annotated[Caller, Depends(require(Role.OPERATOR))]
 Admin = Annotated[Caller, Depends(require(Role.ADMIN))]
 IdentityPath = Annotated[str, Path(min_length=1, max_length=MAX_STATION_LENGTH)]
 SerialPath = Annotated[str, Path(pattern=r"^[0-9a-f]{1,40}$")]
-IfMatch = Annotated[Guarded, Depends()]
 PEM = "application/x-pem-file"
 _ONCE = {"Cache-Control": "no-store"}
 
@@ -170,7 +169,7 @@ def routes(security: OcppSecurity) -> APIRouter:
 def _add_settings(router: APIRouter, security: OcppSecurity) -> None:
     @router.get("/stations/{station}/ocpp", responses=ETAG_RESPONSES)
     async def read_ocpp_settings(
-        caller: Viewer, station: IdentityPath, tagged: Annotated[Tagged, Depends()]
+        caller: Viewer, station: IdentityPath, tagged: IfNoneMatch
     ) -> OcppView:
         """The defaults, for a station that nobody has set any for."""
         found = await security.settings(caller, station)
@@ -235,7 +234,7 @@ def _add_certificates(router: APIRouter, security: OcppSecurity) -> None:
 
     @router.get("/ocpp-certificates/{serial}", responses=ETAG_RESPONSES)
     async def read_ocpp_certificate(
-        caller: Viewer, serial: SerialPath, tagged: Annotated[Tagged, Depends()]
+        caller: Viewer, serial: SerialPath, tagged: IfNoneMatch
     ) -> CertificateView:
         found = await security.certificate(caller, serial)
         return tagged.answer(CertificateView.of(found), version_of(found))

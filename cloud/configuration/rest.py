@@ -21,7 +21,7 @@ from cloud.configuration.store import (
     ReservationHeld,
     VariableHeld,
 )
-from cloud.kernel.etags import ETAG_RESPONSES, Tagged, version_of
+from cloud.kernel.etags import ETAG_RESPONSES, IfNoneMatch, version_of
 from cloud.kernel.http import Caller, Role, require
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Page
@@ -188,7 +188,7 @@ def router(configuration: Configuration) -> APIRouter:
 
     @routes.get("/local-list", responses=ETAG_RESPONSES)
     async def read_local_list(
-        caller: Viewer, station: IdentityPath, tagged: Annotated[Tagged, Depends()]
+        caller: Viewer, station: IdentityPath, tagged: IfNoneMatch
     ) -> LocalListView:
         """Which list of id tokens the station holds."""
         view = LocalListView.of(station, await configuration.local_list(caller, station))
