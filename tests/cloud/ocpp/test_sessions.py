@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from tests.cloud.ocpp.conftest import Ocpp, Refused, Station
-
-BEGAN = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
-
-
-def at(minutes: float) -> str:
-    return (BEGAN + timedelta(minutes=minutes)).isoformat().replace("+00:00", "Z")
+from tests.cloud.ocpp.wire import at, event_201
 
 
 def meter(minutes: float, wh: int, watts: int = 11_000) -> dict[str, Any]:
@@ -64,29 +58,6 @@ async def test_a_session_in_16(ocpp: Ocpp) -> None:
     span = {"from": at(0), "to": at(60), "every": "1h"}
     buckets = (await ocpp.get("/stations/CP-1/telemetry", **span))["items"]
     assert sum(bucket["samples"] for bucket in buckets) == 3
-
-
-def event_201(
-    kind: str, seq: int, minutes: float, transaction: str, token: str | None, wh: int, **more: Any
-) -> dict[str, Any]:
-    info = {"transactionId": transaction, "chargingState": "Charging", **more.pop("info", {})}
-    value = {
-        "timestamp": at(minutes),
-        "sampledValue": [{"value": wh, "measurand": "Energy.Active.Import.Register"}],
-    }
-    fields = {
-        "eventType": kind,
-        "timestamp": at(minutes),
-        "triggerReason": "Authorized" if kind == "Started" else "MeterValuePeriodic",
-        "seqNo": seq,
-        "transactionInfo": info,
-        "evse": {"id": 1, "connectorId": 1},
-        "meterValue": [value],
-        **more,
-    }
-    if token is not None:
-        fields["idToken"] = {"idToken": token, "type": "ISO14443"}
-    return fields
 
 
 @pytest.mark.parametrize("version", ["ocpp2.0.1", "ocpp2.1"])
