@@ -41,7 +41,7 @@ from edge_agent.rules.connector import Connector
 from edge_agent.rules.evse import EvseState
 from edge_agent.rules.power_limit import PAUSE
 from edge_agent.rules.station import Station
-from protocols.agent_link import Sample, Stamp
+from protocols.agent_link import EvseStatus, Sample, Stamp
 
 T = TypeVar("T")
 Power = Withhold | SetLimit | Release
@@ -107,6 +107,8 @@ class Loop:
         self.settings = settings
         self.wake = wake
         self.watchers: set[Callable[[EvseReading], None]] = set()
+        self.told: dict[int, EvseStatus] = {}
+        """What was last reported of each EVSE, which is never ahead of the commit."""
         self._line_of = {number: line for line in lines for number in line.numbers.values()}
 
     # ------------------------------------------------------------------ starting and stopping
@@ -139,8 +141,10 @@ class Loop:
             self._note(line, error)
 
     async def _make_evse_safe(self, line: Line, mine: int, number: int) -> None:
-        open_here = self.station.connectors[number].state.session is not None
-        limit = self.station.settings.failsafe if open_here else PAUSE
+        running = self.station.connectors[number].state.session
+        open_here = running is not None
+        measured = running is not None and not running.young
+        limit = self.station.settings.failsafe if measured else PAUSE
         await self._within(line.board.set_limit(mine, limit))
         self.station.confirmed[number] = limit
         if not open_here:
@@ -249,6 +253,7 @@ class Loop:
         await self._actuate(line, connector, power)
         for action in actions:
             if isinstance(action, ReportStatus):
+                self.told[action.status.evse] = action.status
                 self.ledger.report(action.status)
         if durable or any(isinstance(action, ReportStatus) for action in actions):
             self.wake()

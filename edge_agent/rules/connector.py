@@ -22,7 +22,7 @@ from typing import Final
 
 import msgspec
 
-from edge_agent.hardware.board import EvseInfo, EvseReading, IecState
+from edge_agent.hardware.board import EnergyKind, EvseInfo, EvseReading, IecState
 from edge_agent.records import Register, Transaction
 from edge_agent.rules import session as accounts
 from edge_agent.rules.actions import (
@@ -482,7 +482,7 @@ class Connector:
             return []
         wanted = running is not None and running.stop is None and not state.fault and not state.lost
         actions: list[Action] = []
-        limit = state.offer.limit if wanted else PAUSE
+        limit = state.offer.limit if wanted and not self._register_starts(running) else PAUSE
         if limit != state.written:
             raises = limit > PAUSE and (state.written is None or limit > state.written)
             actions.append(SetLimit(self.evse, limit, raises))
@@ -491,6 +491,18 @@ class Connector:
             actions.append(Release(self.evse) if wanted else Withhold(self.evse))
             self._tell_contactor(wanted, now)
         return actions
+
+    def _register_starts(self, running: Session | None) -> bool:
+        """Released, but the disk does not know yet where the session register has started.
+
+        If anything flowed now, and this process died, a start from zero that has climbed past the
+        old value could not be told from a register that went on.
+        """
+        state = self.state
+        if running is None or not running.unmeasured or self.rating.kind is not EnergyKind.SESSION:
+            return False
+        readable = state.reading is not None and state.reading.energy is not None
+        return readable and (state.released is not True or state.meter.fresh)
 
     def _tell_contactor(self, wanted: bool, now: Stamp) -> None:
         if wanted:

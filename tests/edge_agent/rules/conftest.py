@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from uuid import UUID
 
 import msgspec
@@ -53,6 +54,10 @@ INFO = EvseInfo(
     billing_grade=True,
 )
 CARD = IdToken("04A1B2C3")
+
+
+def _is_durable(action: Action) -> bool:
+    return isinstance(action, Emit | Keep | Forget)
 
 
 class Bench:
@@ -131,6 +136,22 @@ class Bench:
         if any(isinstance(action, Release) for action in actions):
             actions = actions + self.tell(Read(self.reading()))
         return actions
+
+    def killed_in(self, event: Event, deeds: int) -> None:
+        """The agent dies after so many deeds of what this leads to; a commit is one deed."""
+        due: list[Event] = [event]
+        for event in due:
+            for durable, group in groupby(self.connector.handle(event, self.now), _is_durable):
+                for deed in [tuple(group)] if durable else [(each,) for each in group]:
+                    if deeds == 0:
+                        self.die()
+                        return
+                    deeds -= 1
+                    for action in deed:
+                        self._do(action)
+                    if isinstance(deed[0], Release):
+                        due.append(Read(self.reading()))
+        self.die()
 
     def _do(self, action: Action) -> None:  # one line per kind of action
         self.log.append(type(action).__name__)
