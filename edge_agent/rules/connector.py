@@ -322,7 +322,7 @@ class Connector:
         return not self.state.lost
 
     def _prove(self, running: Session, now: Stamp) -> None:
-        """After a restart: the register went on, so it is the same session; or it did not."""
+        """After a restart: the same vehicle at a register that went on, or it is over."""
         if self.state.step is Step.RESET and not running.young:
             running = replace(
                 running,
@@ -330,7 +330,21 @@ class Connector:
                 stop_ms=now.mono_ms,
                 start_wh=self.state.meter.register.meter_wh - running.record.energy_wh,
             )
+        elif running.stop is None and self._swapped(running):
+            running = replace(
+                running,
+                stop=StoppedReason.EV_DISCONNECTED,
+                stop_ms=now.mono_ms,
+                stop_trigger=Trigger.EV_DEPARTED,
+            )
         self._set(session=replace(running, proven=True), written=None, released=None)
+
+    def _swapped(self, running: Session) -> bool:
+        """Another vehicle is here: the board waits for a release that this session has had.
+
+        A young one may have been persisted and never released.
+        """
+        return bool(self.state.reading and self.state.reading.awaits_release and not running.young)
 
     def _finish(self, running: Session, now: Stamp) -> list[Action]:
         """The end is decided: end it once the last energy is known, or patience is out."""

@@ -70,6 +70,7 @@ class Bench:
         self.boot = UUID(int=1)
         self._ids = 0
         self.plugged = self.released = self.broken = self.autostart = False
+        self.awaits_release = False
         self.wants = 16_000
         self.limit = 0
         self.raw = self.true_wh = 0
@@ -111,6 +112,7 @@ class Bench:
             current=(current, current, current),
             energy=WattHours(self.raw),
             applied_limit=MilliAmperes(self.limit),
+            awaits_release=self.awaits_release,
         )
 
     def wait(self, seconds: float) -> None:
@@ -156,14 +158,14 @@ class Bench:
     def _do(self, action: Action) -> None:  # one line per kind of action
         self.log.append(type(action).__name__)
         if isinstance(action, Withhold):
-            self.released = False
+            self.released = self.awaits_release = False
         elif isinstance(action, SetLimit):
             self.limit = action.limit
         elif isinstance(action, Release):
             assert self.kept, "released without a persisted transaction"
             if not self.released:
                 self.raw = 0
-            self.released = True
+            self.released, self.awaits_release = True, False
         elif isinstance(action, Emit):
             self.facts.append(action.fact)
         elif isinstance(action, Forget):

@@ -315,6 +315,27 @@ def test_a_vehicle_gone_while_the_agent_was_dead_ends_with_the_boards_energy(
     assert (ended.energy_wh, ended.reason) == (bench.true_wh, StoppedReason.EV_DISCONNECTED)
 
 
+def test_a_vehicle_changed_while_the_agent_was_dead_does_not_charge_on_the_last_ones_card(
+    bench: Bench,
+) -> None:
+    bench.charge(300)
+    bench.wait(1800)
+    bench.unplug()
+    bench.die()
+    bench.released, bench.awaits_release = False, True
+    bench.plug()
+    bench.poll(5)
+    (ended,) = bench.events(ENDED)
+    assert (ended.energy_wh, ended.reason) == (bench.true_wh, StoppedReason.EV_DISCONNECTED)
+    assert bench.drawn == 0
+    first = bench.true_wh
+    bench.present()
+    bench.poll(60)
+    bench.unplug()
+    bench.poll(2)
+    assert bench.events(ENDED)[-1].energy_wh == bench.true_wh - first > 0
+
+
 def test_a_power_cut_ends_with_the_best_known_energy(bench: Bench) -> None:
     bench.charge(300)
     (known,) = bench.kept.values()
