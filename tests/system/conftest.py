@@ -14,7 +14,7 @@ import urllib.parse
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from uuid import UUID, uuid4
 
 import paho.mqtt.client as mqtt
@@ -87,6 +87,48 @@ class Stubborn:
                 return
 
 
+class Attentive:
+    """Someone who looks at the charger before doing anything, at a station that may be dead.
+
+    Who came to a dead charger, or held the card up again because its death had swallowed the
+    answer, would prove nothing about the charger. Who leaves, leaves whenever they want.
+    """
+
+    def __init__(self, station: Station) -> None:
+        self._station = station
+
+    def plug(self, want_wh: int, max_ma: int) -> None:
+        if not shows_idle(self._station):
+            raise DemoError("it does not show that it is free")
+        self._station.plug(want_wh, max_ma)
+
+    def present(self, token: str) -> None:
+        if not shown(self._station).get("transaction"):
+            self._station.present(token)
+
+    def unplug(self) -> None:
+        self._station.unplug()
+
+    def full(self) -> bool:
+        return self._station.full()
+
+
+def shown(station: Station) -> dict[str, Any]:
+    """What the living agent shows of the station's EVSE; raises DemoError when it shows nothing."""
+    evses: list[dict[str, Any]] = station.agent_status()["evses"]
+    if not evses:
+        raise DemoError(f"{station.identity} has just been started")
+    return evses[0]
+
+
+def shows_idle(station: Station) -> bool:
+    """No vehicle and no transaction, and the last one's end is on disk."""
+    try:
+        return bool(shown(station)["charging_state"] == "Idle")
+    except DemoError:
+        return False
+
+
 class World:
     """A network, stations in it, people at them, and the invariant."""
 
@@ -146,14 +188,7 @@ class World:
     def leave(self, station: Station) -> None:
         """Unplug, and let the next vehicle come only when this one was seen to go."""
         station.unplug()
-        self.network.wait_for(lambda: self._idle(station), 30, "the agent to see it go")
-
-    def _idle(self, station: Station) -> bool:
-        try:
-            (evse,) = station.agent_status()["evses"]
-        except (DemoError, ValueError):  # it has just been started
-            return False
-        return bool(evse["charging_state"] == "Idle")
+        self.network.wait_for(lambda: shows_idle(station), 30, "the agent to see it go")
 
     def begin(self, station: Station, want_wh: int = 100_000) -> None:
         """Plug, present, and wait until current flows."""
@@ -162,7 +197,10 @@ class World:
         self.network.wait_for(lambda: station.current_ma() > 0, 30, "current to flow")
 
     def drivers(self, *stations: Station) -> list[Driver]:
-        return [Driver(one, TOKEN, random.Random(self._chance.random()), BUSY) for one in stations]
+        return [
+            Driver(Attentive(one), TOKEN, random.Random(self._chance.random()), BUSY)
+            for one in stations
+        ]
 
     def traffic(self, drivers: list[Driver], seconds: float) -> None:
         """Let vehicles come and go for a while."""
@@ -178,6 +216,14 @@ class World:
         span = {"from": since.isoformat(), "to": (since + RECENT).isoformat()}
         rows = self.network.rest.items(path, **span, evse=1, every="1s")
         return max((datetime.fromisoformat(row["at"]) for row in rows), default=None)
+
+    def awaits_card(self, station: Station) -> bool:
+        """A vehicle is there, and no transaction."""
+        try:
+            evse = shown(station)
+        except DemoError:
+            return False
+        return evse["charging_state"] == "EVConnected" and not evse.get("transaction")
 
     def everybody_leaves(self, *stations: Station) -> None:
         for station in stations:

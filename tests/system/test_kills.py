@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from karvon.demo.process import DemoError, wait_for
+from karvon.demo.session import TOKEN
 
 CLOUD_INSTANTS = (
     "cloud.before_commit",
@@ -22,7 +23,9 @@ AGENT_INSTANTS = (
     "agent.before_publish",
     "agent.after_ack",
 )
-DIE_S = 40.0
+DIE_S = 120.0
+DEAD_S = 4.0
+"""At the simulator's speed a whole session: the vehicle may be full, and gone, meanwhile."""
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +68,28 @@ def test_the_agent_killed_at(
         station.agent.start({"KARVON_FAULT": f"{instant}:{passes}"})
         _until_dead(world, drivers, station.agent)
         kills.count(instant)
+        world.traffic(drivers, chance.uniform(0.0, DEAD_S))
         station.agent.start()
         world.traffic(drivers, chance.uniform(0.5, 2.0))
     world.everybody_leaves(station)
     world.agree(station)
+
+
+def test_a_vehicle_is_changed_while_the_agent_is_dead(world, kills) -> None:
+    """Nobody charges on the card of somebody who has left."""
+    station = world.station("C")
+    world.begin(station, 150)
+    world.network.wait_for(station.full, 60, "the vehicle to be full")
+    station.agent.kill()
+    kills.count("a full vehicle, changed before the agent lives again")
+    station.unplug()
+    station.plug(250, 32_000)
+    station.agent.start()
+    world.network.wait_for(lambda: world.awaits_card(station), 30, "the last session to end")
+    station.present(TOKEN)
+    world.network.wait_for(station.full, 60, "the next vehicle to be full")
+    world.leave(station)
+    world.agree(station, sessions=2)
 
 
 @pytest.mark.parametrize("instant", CLOUD_INSTANTS)
