@@ -109,6 +109,8 @@ class Loop:
         self.watchers: set[Callable[[EvseReading], None]] = set()
         self.told: dict[int, EvseStatus] = {}
         """What was last reported of each EVSE, which is never ahead of the commit."""
+        self._ahead: dict[int, EvseState] = {}
+        """What each EVSE was before a step that is decided, but not on disk yet."""
         self._line_of = {number: line for line in lines for number in line.numbers.values()}
 
     # ------------------------------------------------------------------ starting and stopping
@@ -164,7 +166,7 @@ class Loop:
         now = self.clock.now()
         kept: list[Keep] = []
         for connector in self.station.connectors.values():
-            state = connector.state
+            state = self._ahead.get(connector.evse, connector.state)
             if state.session is not None:
                 kept.append(Keep(state.session.measured(state.meter, now, state.charging)))
             kept.append(Keep(state.meter.register))
@@ -245,10 +247,7 @@ class Loop:
         before = connector.state
         actions = connector.handle(event, self.clock.now())
         safe, durable, power = _split(actions)
-        await self._actuate(line, connector, safe)
-        if not self._persist(connector, durable):
-            untold = {"written": None, "released": None} if safe else {}
-            connector.state = replace(before, **untold)  # type: ignore[arg-type]  # by field name
+        if not await self._settle(line, connector, before, safe, durable):
             return
         await self._actuate(line, connector, power)
         for action in actions:
@@ -259,6 +258,27 @@ class Loop:
             self.wake()
         if connector.state.meter.fresh and any(isinstance(each, Release) for each in power):
             await self._look_again(line, connector)
+
+    async def _settle(
+        self,
+        line: Line,
+        connector: Connector,
+        before: EvseState,
+        safe: list[Power],
+        durable: list[Durable],
+    ) -> bool:
+        """Make safe, then persist; whatever keeps that from happening, the step is taken back."""
+        self._ahead[connector.evse] = before
+        persisted = False
+        try:
+            await self._actuate(line, connector, safe)
+            persisted = self._persist(connector, durable)
+        finally:
+            del self._ahead[connector.evse]
+            if not persisted:
+                untold = {"written": None, "released": None} if safe else {}
+                connector.state = replace(before, **untold)  # type: ignore[arg-type]  # by field name
+        return persisted
 
     def _persist(self, connector: Connector, durable: list[Durable]) -> bool:
         """False: a start could not be persisted; it must not happen."""

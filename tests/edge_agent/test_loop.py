@@ -272,6 +272,35 @@ async def test_a_clean_stop_leaves_the_session_open_with_its_last_energy(rig: Ri
     assert kept.energy_wh == pytest.approx(rig.board.true_energy(), abs=7)
 
 
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_stopped_between_the_decision_and_the_commit_nothing_is_lost(
+    rig: Rig, cancelled: bool
+) -> None:
+    """The last checkpoint must not take an end for done that never reached the disk."""
+    await rig.charge(130)
+    rig.time.advance(30)
+    rig.board.unplug()
+    hangs = asyncio.Event()
+
+    async def hanging(_evse: int) -> None:
+        hangs.set()
+        await asyncio.Event().wait()
+
+    withhold, rig.board.withhold = rig.board.withhold, hanging
+    step = asyncio.create_task(rig.loop.step(rig.loop.lines[0]))
+    await hangs.wait()
+    if cancelled:
+        step.cancel()
+        await asyncio.wait([step])
+    rig.loop.checkpoint()
+    step.cancel()
+    rig.board.withhold = withhold
+    rig.start()
+    await rig.seconds(3)
+    (ended,) = rig.events(ENDED)
+    assert ended.energy_wh == pytest.approx(rig.board.true_energy(), abs=1)
+
+
 async def test_a_remote_start_and_stop(rig: Rig) -> None:
     rig.board.plug()
     await rig.seconds(2)
