@@ -7,6 +7,7 @@ import json
 import queue
 import random
 import shutil
+import signal
 import ssl
 import tempfile
 import time
@@ -25,7 +26,7 @@ from karvon.demo.drivers import Driver, Habits
 from karvon.demo.faults import FaultProxy
 from karvon.demo.network import Network
 from karvon.demo.places import TASHKENT, Plan
-from karvon.demo.process import DemoError, wait_for
+from karvon.demo.process import Child, DemoError, wait_for
 from karvon.demo.session import TOKEN
 from karvon.demo.station import Station
 from protocols.agent_link import (
@@ -56,6 +57,7 @@ from protocols.quantities import MilliAmperes, Milliseconds, WattHours
 SPEED = 20.0
 POLL_S = 0.5
 SETTLE_S = 60.0
+DIE_S = 120.0
 RECENT = timedelta(seconds=60)
 HERE = Path(__file__).parent
 BUSY = Habits(
@@ -209,6 +211,25 @@ class World:
             for driver in drivers:
                 driver.step(time.monotonic())
             time.sleep(0.05)
+
+    def until_dead(self, drivers: list[Driver], child: Child) -> None:
+        """Let traffic go on until the child dies at the instant that it is armed with."""
+
+        def gone() -> bool:
+            self.traffic(drivers, 0.2)
+            return not child.alive
+
+        wait_for(gone, DIE_S, f"{child.name} to reach the armed instant")
+        assert child.exit_code == -signal.SIGKILL, child.tail()
+
+    def until_charged(self, drivers: list[Driver], station: Station) -> None:
+        """Let traffic go on until energy has flowed, so that there is something to judge."""
+
+        def flowed() -> bool:
+            self.traffic(drivers, 0.2)
+            return any(session.energy_mwh for session in station.truth())
+
+        wait_for(flowed, DIE_S, f"a session at {station.identity}")
 
     def newest_sample(self, station: Station, since: datetime) -> datetime | None:
         """When the newest telemetry after `since` was measured, as REST shows it."""
