@@ -98,9 +98,10 @@ async def link(cursor: Cursor, station_id: int) -> OcppLink | None:
 
 
 async def is_agent(cursor: Cursor, station_id: int) -> bool:
-    """Whether an agent ever greeted for the station."""
+    """Whether the station's newest connection was an agent's."""
     await cursor.execute(
-        "SELECT FROM communication.connection WHERE station_id = %s", (station_id,)
+        "SELECT FROM communication.connection WHERE station_id = %s AND link = 'agent'",
+        (station_id,),
     )
     return await cursor.fetchone() is not None
 
