@@ -257,7 +257,7 @@ def _native(held: Projection | None, step: Step, event: NativeEvent) -> Projecti
         energy_wh=meter.energy_wh,
         meter_wh=meter.meter_wh,
         raw_wh=_told(event.register_wh, held.raw_wh if held else None),
-        duration_ms=max(lasted // _MS, held.duration_ms if held and not begins else 0),
+        duration_ms=max(lasted // _MS, 0 if held is None or begins or ends else held.duration_ms),
         billing_grade=True,
         start_seen=start_seen,
         last_at=max(at, held.last_at) if held else at,
