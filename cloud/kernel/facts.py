@@ -113,7 +113,7 @@ class GroupCommitter:
         writers: Sequence[FactWriter],
         *,
         linger_s: float = 0.02,
-        max_deliveries: int = 500,
+        max_deliveries: int = 1500,
         workers: int = 2,
     ) -> None:
         self._database = database
