@@ -465,7 +465,7 @@ def _add_numbered(routes: APIRouter, calls: Calls) -> None:
 _PREFERENCES: Final = re.compile(r"\s*([a-z-]+)\s*(?:=\s*\"?(\d+)\"?\s*)?")
 
 
-def _wish(
+async def _wish(
     response: Response,
     wait: Annotated[
         int, Query(ge=1, le=LONGEST_WAIT_S, description="seconds; `Prefer: wait=N` goes before")

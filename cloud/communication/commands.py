@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import msgspec
 import psycopg
 
-from cloud.communication import store
+from cloud.communication import endings, store
 from cloud.communication.api import (
     CommandNotFound,
     CommandUnderWay,
@@ -21,7 +21,6 @@ from cloud.communication.api import (
     StationDirectory,
 )
 from cloud.communication.store import CommandFilters, CommandRow
-from cloud.kernel import events
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.events import Event
@@ -121,7 +120,7 @@ class Commands:
                     command=str(command_id),
                     status=held.status,
                 )
-            await events.append(cursor, [_event(row)])
+            await endings.tell(cursor, [endings.of(row)])
             return (await self._named(cursor, [row]))[0]
 
     async def station_moved(self, cursor: Cursor, move: Move) -> None:
@@ -184,8 +183,7 @@ class Commands:
     async def _expire(self) -> None:
         now = self._clock()
         async with self._database.commit_unit() as cursor:
-            gone = await store.expire_commands(cursor, now - LATE_ANSWERS, now)
-            await events.append(cursor, [_event(row) for row in gone])
+            await endings.expire(cursor, now - LATE_ANSWERS, now)
 
 
 def _names_a_list(row: CommandRow) -> bool:
@@ -199,16 +197,6 @@ def _as_command(row: CommandRow, action: Action) -> Command:
         issued_ms=Milliseconds(round(row.requested_at.timestamp() * 1000)),
         valid_ms=Milliseconds(round(valid.total_seconds() * 1000)),
         do=action,
-    )
-
-
-def _event(row: CommandRow) -> Event:
-    return Event(
-        tenant_id=TenantId(row.tenant_id),
-        kind=f"command.{row.status}",
-        station_id=row.station_id,
-        subject=str(row.id),
-        data={"action": row.action.get("action"), "text": row.result},
     )
 
 

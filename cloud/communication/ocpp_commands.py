@@ -23,12 +23,12 @@ from uuid import UUID
 import msgspec
 import psycopg
 
+from cloud.communication import endings
 from cloud.communication import ocpp_store as store
 from cloud.communication.api import LocalLists, NativeTransactions
 from cloud.communication.commands import LATE_ANSWERS, SWEEP_S
-from cloud.communication.ocpp_store import Ended, Result, Sent, Waiting
-from cloud.communication.store import COMMAND_CHANNEL, SET_LOCAL_LIST, expire_commands
-from cloud.kernel import events
+from cloud.communication.ocpp_store import Result, Sent, Waiting
+from cloud.communication.store import COMMAND_CHANNEL, SET_LOCAL_LIST
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.events import Event
@@ -179,7 +179,7 @@ class OcppCommands:
                 await store.note_sent(cursor, sent, now)
             if unfit:
                 ended += await store.fail(cursor, unfit, now)
-            await _tell(cursor, ended)
+            await endings.tell(cursor, ended)
         return found
 
     async def _worded(
@@ -264,14 +264,7 @@ class OcppCommands:
         """Give up what nobody answered."""
         now = self._clock()
         async with self._database.commit_unit() as cursor:
-            gone = await expire_commands(cursor, now - LATE_ANSWERS, now)
-            await _tell(
-                cursor,
-                [
-                    Ended(r.id, r.tenant_id, r.station_id, r.action, r.request, r.status, r.result)
-                    for r in gone
-                ],
-            )
+            await endings.expire(cursor, now - LATE_ANSWERS, now)
 
 
 def as_deed(action: dict[str, Any]) -> Action | AnyAsk:
@@ -305,32 +298,6 @@ def _names_one(one: Waiting) -> bool:
     return one.action.get("transaction") is not None
 
 
-async def _settled(cursor: Cursor, ended: Sequence[Ended]) -> list[Event]:
-    """Wake who waits for these commands, and forget the passwords that they carried."""
-    await store.wake_askers(cursor, [one.id for one in ended])
-    shown = {one.id: (without_secrets(one.action), without_secrets(one.request)) for one in ended}
-    told = {one.id: (one.action, one.request) for one in ended}
-    shown = {command: hidden for command, hidden in shown.items() if hidden != told[command]}
-    if shown:
-        await store.hide(cursor, shown)
-    return [event(one) for one in ended]
-
-
-async def _tell(cursor: Cursor, ended: Sequence[Ended]) -> None:
-    await events.append(cursor, await _settled(cursor, ended))
-
-
-def event(one: Ended) -> Event:
-    """That a command came to its end."""
-    return Event(
-        tenant_id=TenantId(one.tenant_id),
-        kind=f"command.{one.status}",
-        station_id=one.station_id,
-        subject=str(one.id),
-        data={"action": one.action.get("action"), "text": one.result},
-    )
-
-
 class OcppAnswers:
     """The commit path's part: what stations answered, and what else commands depend on."""
 
@@ -346,7 +313,7 @@ class OcppAnswers:
         }
         if not results:
             return []
-        return await _settled(cursor, await store.settle(cursor, list(results.values())))
+        return await endings.settled(cursor, await store.settle(cursor, list(results.values())))
 
 
 async def _note_links(cursor: Cursor, told: Sequence[Spoken]) -> None:

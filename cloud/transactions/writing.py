@@ -11,6 +11,7 @@ from uuid import UUID
 
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.events import Event
+from cloud.stations.api import note_charging
 from cloud.transactions import history_store as history
 from cloud.transactions.history_store import AGENT, Held, Native, Noted
 from cloud.transactions.projection import (
@@ -100,9 +101,28 @@ async def settle(cursor: Cursor, work: Mapping[UUID, Work], now: datetime) -> li
         events.append(_event(row, one.held))
     await history.put(cursor, rows, now)
     await history.put_measures(cursor, further, now)
+    await note_charging(
+        cursor, [_stands(row) for row in (*rows, *further) if _shows(row, work[row.id].held)]
+    )
     if conflicts:
         await history.note_conflicts(cursor, conflicts, now)
     return events
+
+
+def _shows(row: Held, before: Held | None) -> bool:
+    """Whether the EVSE stands otherwise now; an agent tells that itself."""
+    if row.native.origin == AGENT.origin or not row.projection.evse:
+        return False
+    if before is None:
+        return row.projection.state is State.OPEN
+    old, new = before.projection, row.projection
+    return (old.state, old.charging_state) != (new.state, new.charging_state)
+
+
+def _stands(row: Held) -> tuple[int, int, UUID | None, str | None]:
+    open_ = row.projection.state is State.OPEN
+    transaction = row.id if open_ else None
+    return row.station_id, row.projection.evse, transaction, row.projection.charging_state
 
 
 def _from_history(one: Work, every: list[Step]) -> tuple[Projection, list[Noted]]:

@@ -19,7 +19,7 @@ from typer.main import get_command
 from karvon.remote import tasks
 from karvon.remote.call import Call, Option, command, moment
 from karvon.remote.client import USAGE, RemoteError, at
-from karvon.remote.resources import RESOURCES, Field, Resource, Verb
+from karvon.remote.resources import HELD, RESOURCES, Field, Resource, Verb
 
 HELP: Final = """The cloud: run it, keep it, and speak with one that runs.
 
@@ -73,11 +73,12 @@ def _list(resource: Resource) -> Callable[..., None]:
         query = {field.name: _value(field, given[_name(field)]) for field in resource.filters}
         query["sort"] = given.get("sort")
         wanted = None if everything else (most or SHOWN)
+        path = at(resource.path, **given)
         if call.as_csv:
-            for part in call.cloud.csv(resource.path, query, wanted):
+            for part in call.cloud.csv(path, query, wanted):
                 sys.stdout.write(part)
             return
-        items = list(call.cloud.items(resource.path, query, wanted))
+        items = list(call.cloud.items(path, query, wanted))
         more = len(items) == wanted and most is None
         note = f"more with --all or --limit (now {SHOWN})" if more else ""
         call.rows(resource.columns, items, note)
@@ -251,6 +252,9 @@ def _grow() -> None:
         if resource.name == "events":
             tasks.add_following(branch)
         app.add_typer(branch, name=resource.name)
+    for held in HELD:
+        options = [tasks.STATION, *_list_options(held)]
+        command(app, held.name, _list(held), held.about, options, csv_too=True)
     tasks.add_tasks(app)
 
 

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -19,6 +20,8 @@ from karvon.remote.watching import live
 
 FINAL: Final = frozenset({"executed", "rejected", "failed", "expired", "cancelled"})
 POLL_S: Final = 0.5
+CALL_S: Final = 25
+"""For an answer to one request; the same is asked again under the same key."""
 BUCKETS: Final = 1440
 FIRST_PAUSE_S: Final = 1.0
 AFTER_ALL: Final = "2999-01-01T00:00:00Z"
@@ -135,6 +138,78 @@ def _availability(call: Call, *, station: str, state: str, evse: int, no_wait: b
         raise RemoteError(USAGE, f"{state!r}: say on or off")
     body = {"evse": evse, "operative": state == "on"}
     _told(call, station, "set-availability", body, wait=not no_wait)
+
+
+# --------------------------------------------------------------------------- OCPP
+
+
+def _ocpp(
+    call: Call, *, station: str, action: str, payload: str, file: Path | None, async_: bool
+) -> None:
+    """A call in the station's own words, and its answer."""
+    prefer = "respond-async" if async_ else f"wait={CALL_S}"
+    path = at("/stations/{station}/ocpp/{action}", station=station, action=action)
+    body = _payload(payload, file)
+    try:
+        answer = call.cloud.ask("POST", path, body=body, headers={"Prefer": prefer}).json()
+    except RemoteError as error:
+        if error.problem.get("code") == "command.unanswered":
+            raise RemoteError(FAILED, error.text, error.problem) from None
+        raise
+    if async_:
+        call.one(answer)
+        return
+    if call.as_json:
+        call.json(answer)
+    if not answer["accepted"]:
+        raise RemoteError(FAILED, f"{station}: {action} {answer['status']}: {answer['text']}")
+    if not call.as_json:
+        call.one(answer["response"] or {"status": answer["status"]})
+
+
+def _payload(text: str, file: Path | None) -> dict[str, Any]:
+    try:
+        if file is not None:
+            text = file.read_text(encoding="utf-8")
+        payload = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise RemoteError(USAGE, f"the payload cannot be read: {error}") from None
+    if not isinstance(payload, dict):
+        raise RemoteError(USAGE, 'the payload is a JSON object, e.g. \'{"type": "Soft"}\'')
+    return payload
+
+
+def _configure(
+    call: Call,
+    *,
+    station: str,
+    settings: list[str],
+    component: str,
+    evse: int | None,
+    no_wait: bool,
+) -> None:
+    """Set variables, and wait until the station has taken them."""
+    variables = []
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise RemoteError(USAGE, f"{setting!r}: write NAME=VALUE")
+        variables.append({"component": component, "variable": name, "value": value, "evse": evse})
+    path = at("/stations/{station}/variables", station=station)
+    given = call.cloud.ask("PATCH", path, body={"variables": variables}).json()["commands"]
+    if no_wait:
+        call.one({"commands": given})
+        return
+    with _spinner(call, f"{station}: given, waiting for the station"):
+        ended = [_result(call, str(one["command"])) for one in given]
+    if call.as_json:
+        call.json(ended)
+    failed = [one for one in ended if one["status"] != "executed"]
+    if failed:
+        reasons = "; ".join(f"{one['status']} {one['result']}" for one in failed)
+        raise RemoteError(FAILED, f"{station}: {reasons}{_advice(failed[0]['status'])}")
+    if not call.as_json:
+        sys.stdout.write(f"{station}: {', '.join(settings)} taken\n")
 
 
 # --------------------------------------------------------------------------- telemetry
@@ -283,6 +358,32 @@ def add_tasks(app: typer.Typer) -> None:
             STATION,
             Option("state", str, ..., "on or off.", argument=True),
             WHICH_EVSE,
+            NO_WAIT,
+        ],
+    )
+    command(
+        app,
+        "ocpp",
+        _ocpp,
+        "Ask a station anything that its OCPP version knows, and show what it answered.",
+        [
+            STATION,
+            Option("action", str, ..., "In the version's own words, e.g. Reset.", argument=True),
+            Option("payload", str, "{}", "JSON.", argument=True),
+            Option("file", Path | None, None, "The payload, instead of writing it out."),
+            Option("async_", bool, False, "Do not wait for the answer.", flag="--async"),
+        ],
+    )
+    command(
+        app,
+        "configure",
+        _configure,
+        "Set a station's variables, or OCPP 1.6's keys.",
+        [
+            STATION,
+            Option("settings", list[str], ..., "NAME=VALUE …", argument=True),
+            Option("component", Annotated[str, typer.Option(help="Whose.")], "ChargingStation"),
+            Option("evse", int | None, None, "Of this EVSE."),
             NO_WAIT,
         ],
     )

@@ -313,3 +313,30 @@ async def test_a_foreign_station_is_not_there(world: Any, gateway: Gateway) -> N
         for path, body in (("ocpp/Reset", SOFT), ("commands/reset", {"kind": "soft"})):
             answer = await other.post(f"/api/v1/stations/CP-1/{path}", json=body)
             assert answer.status_code == 404
+
+
+async def test_what_is_cancelled_or_expires_wakes_its_waiter_and_keeps_no_secret(
+    world: Any, gateway: Gateway, admin: httpx.AsyncClient
+) -> None:
+    station = await world.station()
+    epoch = await gateway.connect(station)
+    async with world.database.commit_unit() as cursor:
+        await let_go(cursor, [(station.id, epoch)])
+    payload = {"key": "AuthorizationKey", "value": "0123456789abcdef"}
+    url = "/api/v1/stations/CP-1/ocpp/ChangeConfiguration"
+    prefer = {"Prefer": "respond-async"}
+    commands = []
+    for _ in range(2):
+        answer = await admin.post(url, json=payload, headers=prefer)
+        commands.append(UUID(answer.json()["command"]))
+    with world.answers.expecting(commands[0]) as ended:
+        ended.clear()
+        await admin.post(f"/api/v1/commands/{commands[0]}/cancellation")
+        async with asyncio.timeout(10):
+            await ended.wait()
+    world.clock.forward(hours=1)
+    await world.commands._expire()
+    async with world.database.commit_unit() as cursor:
+        rows = [await store.command(cursor, command) for command in commands]
+    assert [row.status for row in rows if row] == ["cancelled", "expired"]
+    assert "0123456789abcdef" not in str(rows)

@@ -60,6 +60,17 @@ async def test_a_session_in_16(ocpp: Ocpp) -> None:
     assert sum(bucket["samples"] for bucket in buckets) == 3
 
 
+async def test_values_metered_after_the_end_do_not_make_it_longer(ocpp: Ocpp) -> None:
+    await ocpp.token("04A1B2C3")
+    station = await ocpp.booted("CP-1")
+    await charge_16(station, "04a1b2c3", 1_000, 7_400)
+    triggered = {"connectorId": 1, "meterValue": [meter(41.5, 8_400, 0)]}
+    assert await station.call("MeterValues", triggered) == {}
+    (found,) = await ocpp.transactions(station="CP-1")
+    assert (found["energy_wh"], found["duration_ms"]) == (7_400, 40 * 60_000)
+    assert (found["ended_at"], found["review"]) == (at(41), None)
+
+
 @pytest.mark.parametrize("version", ["ocpp2.0.1", "ocpp2.1"])
 async def test_a_session_in_2x(ocpp: Ocpp, version: str) -> None:
     await ocpp.token("04A1B2C3", group=None)

@@ -64,6 +64,21 @@ async def test_an_available_connector_ends_its_session(
     assert (row["ended_at"], row["conflicts"]) == ("2026-05-01T12:07:00Z", 0)
 
 
+async def test_an_evse_shows_its_transaction(world: Any, line: Line, rows: Rows) -> None:
+    await status(world, line, "Occupied", 0)
+
+    async def shown() -> tuple[Any, ...]:
+        async with world.database.commit_unit() as cursor:
+            await cursor.execute("SELECT transaction, charging_state FROM stations.evse_state")
+            return tuple(await cursor.fetchone())
+
+    number = await line.start(start(minutes(0)))
+    (row,) = await rows()
+    assert await shown() == (UUID(row["transaction"]), "Charging")
+    await line.say(stop(number, minutes(7), 1650))
+    assert await shown() == (None, "Idle")
+
+
 async def test_a_sign_of_life_opens_it_again(
     world: Any, line: Line, rows: Rows, sweeper: TransactionSweeper
 ) -> None:

@@ -20,7 +20,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from karvon.remote.cli import app
-from karvon.remote.resources import RESOURCES
+from karvon.remote.resources import HELD, RESOURCES
 
 pytestmark = pytest.mark.system
 Cloud = Callable[..., Result]
@@ -200,6 +200,38 @@ def test_the_table_offers_what_the_api_takes(serving: dict[str, str]) -> None:
         assert bool(resource.imports) == (f"/api/v1{resource.path}/import" in paths["paths"])
         for verb in resource.verbs:
             assert _is_there(paths["paths"], verb.path, verb.method.lower()), verb.path
+
+
+def test_what_a_station_holds_is_listed_as_the_api_lists_it(
+    serving: dict[str, str], cloud: Cloud, ask: Callable[..., Any]
+) -> None:
+    paths = httpx.get(f"{serving['KARVON_URL']}/openapi.json").json()
+    ask("stations", "add", "H-1")
+    for held in HELD:
+        listed = paths["paths"][f"/api/v1{held.path}"]["get"]
+        assert {field.name for field in held.filters} == _parameters(listed), held.name
+        assert _sorts(paths, listed) == set(held.sort.split(", ")), held.name
+        assert ask(held.name, "H-1") == []
+        assert "0 shown" in cloud(held.name, "H-1").stdout
+    assert cloud("variables", "H-1", "--csv").stdout.startswith("component,")
+    assert "H-9" in cloud("notices", "H-9", code=1).stderr
+
+
+def test_a_station_that_cannot_be_asked_says_why_in_a_line(
+    cloud: Cloud, ask: Callable[..., Any], tmp_path: Path
+) -> None:
+    ask("stations", "add", "O-1")
+    file = tmp_path / "payload.json"
+    file.write_text('{"type": "Soft"}')
+    away = cloud("ocpp", "O-1", "Reset", "--file", file, code=1).stderr
+    assert "not connected yet" in away
+    for wrong in (("ocpp", "O-1", "Reset", "["), ("ocpp", "O-1", "Reset", "[]")):
+        assert len(cloud(*wrong, code=2).stderr.strip().splitlines()) == 1
+    cloud("ocpp", "O-1", "Reset", "--file", tmp_path / "none", code=2)
+    cloud("configure", "O-1", "HeartbeatInterval", code=2)
+    given = ask("configure", "O-1", "HeartbeatInterval=60", "--no-wait")["commands"]
+    shown = ask("commands", "show", given[0]["command"])
+    assert (shown["status"], shown["link"]) == ("requested", "ocpp")
 
 
 def _parameters(operation: dict[str, Any]) -> set[str]:
