@@ -6,8 +6,8 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import Callable, Collection
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -56,7 +56,7 @@ from cloud.kernel.handover import Follower
 from cloud.kernel.http import Caller
 from cloud.kernel.migrate import migrate
 from cloud.kernel.observability import Check, health_routes
-from cloud.kernel.serving import http, http_url, listening, supervised
+from cloud.kernel.serving import apart, http, http_url, listening, supervised
 from cloud.ocpp import Neighbours, gateway
 from cloud.stations import rest as stations_rest
 from cloud.stations.registration import Policy
@@ -324,7 +324,9 @@ class Cloud:
         checks: dict[str, Check] = {"database": database.healthy}
         routers: list[APIRouter] = []
         if config.role in {"all", "ingest"}:
-            checks["broker"] = await self._ingest(stack, database, broker, modules)
+            checks["broker"] = await stack.enter_async_context(
+                apart("ingest", lambda: self._ingest(dsn, broker, pki))
+            )
         if config.role in {"all", "api"}:
             feed = EventFeed(database, modules.stations)
             watching = Watching(live_sources(modules), utc_now)
@@ -359,10 +361,20 @@ class Cloud:
             if port is not None
         }
 
-    async def _ingest(
-        self, stack: AsyncExitStack, database: Database, broker: Broker, modules: Modules
+    @asynccontextmanager
+    async def _ingest(self, dsn: str, broker: Broker, pki: Pki | None) -> AsyncIterator[Check]:
+        """Take what agents send, and keep telemetry's tiers; tells whether the broker is up.
+
+        It shares nothing with REST but the database: it runs on another loop (decision 0017).
+        """
+        async with AsyncExitStack() as stack:
+            yield await self._ingesting(stack, dsn, broker, pki)
+
+    async def _ingesting(
+        self, stack: AsyncExitStack, dsn: str, broker: Broker, pki: Pki | None
     ) -> Check:
-        """Take what agents send, and keep telemetry's tiers; returns whether the broker is up."""
+        database = await stack.enter_async_context(Database.open(dsn))
+        modules = Modules.over(database, broker, self._config, pki)
         writers: list[FactWriter] = [
             StateWriter(),
             TelemetryWriter(),

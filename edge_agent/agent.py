@@ -246,7 +246,6 @@ class Agent:
 
     def status(self) -> dict[str, Any]:
         """What `karvon agent status` shows."""
-        connectors = self.loop.station.connectors.values()
         return {
             "running": True,
             "station": self.journal.station,
@@ -254,7 +253,7 @@ class Agent:
             "clock": self.loop.clock.now().quality,
             "uplink": self.inbox.link if self.uplink is not None else "not configured",
             "status": self.station_status(),
-            "evses": [each.state.reported for each in connectors if each.state.reported],
+            "evses": [self.loop.told[evse] for evse in sorted(self.loop.told)],
         }
 
     def watch(self) -> tuple[Readings, Callable[[], None]]:

@@ -41,7 +41,7 @@ from edge_agent.rules.connector import Connector
 from edge_agent.rules.evse import EvseState
 from edge_agent.rules.power_limit import PAUSE
 from edge_agent.rules.station import Station
-from protocols.agent_link import Sample, Stamp
+from protocols.agent_link import EvseStatus, Sample, Stamp
 
 T = TypeVar("T")
 Power = Withhold | SetLimit | Release
@@ -107,6 +107,10 @@ class Loop:
         self.settings = settings
         self.wake = wake
         self.watchers: set[Callable[[EvseReading], None]] = set()
+        self.told: dict[int, EvseStatus] = {}
+        """What was last reported of each EVSE, which is never ahead of the commit."""
+        self._ahead: dict[int, EvseState] = {}
+        """What each EVSE was before a step that is decided, but not on disk yet."""
         self._line_of = {number: line for line in lines for number in line.numbers.values()}
 
     # ------------------------------------------------------------------ starting and stopping
@@ -139,8 +143,10 @@ class Loop:
             self._note(line, error)
 
     async def _make_evse_safe(self, line: Line, mine: int, number: int) -> None:
-        open_here = self.station.connectors[number].state.session is not None
-        limit = self.station.settings.failsafe if open_here else PAUSE
+        running = self.station.connectors[number].state.session
+        open_here = running is not None
+        measured = running is not None and not running.young
+        limit = self.station.settings.failsafe if measured else PAUSE
         await self._within(line.board.set_limit(mine, limit))
         self.station.confirmed[number] = limit
         if not open_here:
@@ -160,7 +166,7 @@ class Loop:
         now = self.clock.now()
         kept: list[Keep] = []
         for connector in self.station.connectors.values():
-            state = connector.state
+            state = self._ahead.get(connector.evse, connector.state)
             if state.session is not None:
                 kept.append(Keep(state.session.measured(state.meter, now, state.charging)))
             kept.append(Keep(state.meter.register))
@@ -241,19 +247,38 @@ class Loop:
         before = connector.state
         actions = connector.handle(event, self.clock.now())
         safe, durable, power = _split(actions)
-        await self._actuate(line, connector, safe)
-        if not self._persist(connector, durable):
-            untold = {"written": None, "released": None} if safe else {}
-            connector.state = replace(before, **untold)  # type: ignore[arg-type]  # by field name
+        if not await self._settle(line, connector, before, safe, durable):
             return
         await self._actuate(line, connector, power)
         for action in actions:
             if isinstance(action, ReportStatus):
+                self.told[action.status.evse] = action.status
                 self.ledger.report(action.status)
         if durable or any(isinstance(action, ReportStatus) for action in actions):
             self.wake()
         if connector.state.meter.fresh and any(isinstance(each, Release) for each in power):
             await self._look_again(line, connector)
+
+    async def _settle(
+        self,
+        line: Line,
+        connector: Connector,
+        before: EvseState,
+        safe: list[Power],
+        durable: list[Durable],
+    ) -> bool:
+        """Make safe, then persist; whatever keeps that from happening, the step is taken back."""
+        self._ahead[connector.evse] = before
+        persisted = False
+        try:
+            await self._actuate(line, connector, safe)
+            persisted = self._persist(connector, durable)
+        finally:
+            del self._ahead[connector.evse]
+            if not persisted:
+                untold = {"written": None, "released": None} if safe else {}
+                connector.state = replace(before, **untold)  # type: ignore[arg-type]  # by field name
+        return persisted
 
     def _persist(self, connector: Connector, durable: list[Durable]) -> bool:
         """False: a start could not be persisted; it must not happen."""

@@ -26,6 +26,7 @@ VERSION = "1"
 WAITING: Final = re.compile(r"/api/v1/stations/[^/]+/ocpp/[^/]+")
 """What answers when a station has answered."""
 LARGEST_BODY = 8 * 1024 * 1024
+_NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 _ABOUT = """Times are RFC 3339 in UTC; energy is in Wh, power in W, currents in mA, voltages in mV,
 all integers. Stations go by their wire identity. Lists come in pages: pass `next` as `cursor`;
 `Accept: text/csv` gives them as CSV. Single resources have an ETag for `If-None-Match` and
@@ -67,7 +68,10 @@ def _document(app: FastAPI) -> None:
 
 
 class Guard:
-    """Refuses what only the database would find, or memory: NULs in the URL, bodies without end."""
+    """Refuses what only the database would find, or memory: NULs in the URL, bodies without end.
+
+    And has browsers take every answer for what it says it is: what stations wrote is in it (A24).
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -78,14 +82,23 @@ class Guard:
         elif not _storable_url(Request(scope)):
             detail = "path or query holds a NUL character"
             answer = problem(422, "request.invalid", "Invalid request", detail)
-            await answer(scope, receive, send)
+            await answer(scope, receive, _as_it_is(send))
         else:
-            await self._app(scope, _counted(receive), send)
+            await self._app(scope, _counted(receive), _as_it_is(send))
 
 
 def _storable_url(request: Request) -> bool:
     queried = (part for pair in request.query_params.multi_items() for part in pair)
     return all(storable(text) for text in (request.scope["path"], *queried))
+
+
+def _as_it_is(send: Send) -> Send:
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), _NO_SNIFFING]
+        await send(message)
+
+    return sent
 
 
 def _counted(receive: Receive) -> Receive:

@@ -298,6 +298,11 @@ class Conversation:
         for output in self.rpc.fail(call.id, code, text):
             self._answer_output(output, call.action)
 
+    def refuse_guess(self, call: Call) -> None:
+        """No verdict, not even on a right id token: the station has asked about too many (A23)."""
+        self._deviate("guessing", call.action)
+        self.refuse(call, "InternalError", "too many unknown id tokens; try again in a while")
+
     def _greet(self, answer: Answer) -> None:
         answer.registration = Registration.PENDING if self.pending else Registration.ACCEPTED
         answer.interval_s = self.heartbeat_s

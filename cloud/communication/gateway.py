@@ -49,6 +49,7 @@ from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.events import Event
 from cloud.kernel.facts import FactSink, Spoken
+from cloud.kernel.limiter import Limiter
 from protocols.agent_link import IdToken
 from protocols.ocpp.dialect import dialect
 from protocols.ocpp.messages import (
@@ -57,6 +58,7 @@ from protocols.ocpp.messages import (
     Connected,
     Disconnected,
     SignCertificate,
+    TokenStatus,
     Told,
     Transaction,
 )
@@ -81,6 +83,8 @@ SETTLE_S: Final = 15.0
 PENDING_S: Final = 30
 UNJUDGED: Final = 4000
 """Sockets whose upgrade request has not come yet; one address may hold half of them."""
+GUESSES: Final = 30
+"""Unknown id tokens that a station may ask about at once; beyond that one a second (A23)."""
 UNAVAILABLE: Final = "the database is out of reach; try again"
 
 
@@ -124,6 +128,7 @@ class Gateway:
         self._on_entered = on_entered
         self._on_signing = on_signing
         self._arrivals = Arrivals(UNJUDGED)
+        self._guesses = Limiter(GUESSES, timedelta(seconds=1))
         self._started_at = clock()
         self._live: dict[int, Conversation] = {}
         self._arriving: list[Conversation] = []
@@ -270,6 +275,11 @@ class Gateway:
         self._metrics.calls.inc()
         token = _token(call.told)
         if token is not None:
+            if isinstance(call.told, Authorize) and not self._guesses.allow(
+                _asker(call), self.now()
+            ):
+                call.conversation.refuse_guess(call)
+                return
             call.answer.token = self._judge.at_hand(
                 call.conversation.party.tenant_id, token, call.received_at
             )
@@ -279,11 +289,17 @@ class Gateway:
                 return
         self._take(call)
 
+    def _may_ask(self, call: Call) -> bool:
+        """Charged before it is judged, and given back when the id token was a known one."""
+        return not isinstance(call.told, Authorize) or self._guesses.allow(_asker(call), self.now())
+
     def _take(self, call: Call) -> None:
         if call.conversation.pending:
             self._start(self._ask_the_door(call))
             return
         if isinstance(call.told, Authorize):
+            if call.answer.token is not None and call.answer.token.status is not _UNKNOWN:
+                self._guesses.give_back(_asker(call))
             call.conversation.reply(call)
             return
         if isinstance(call.told, SignCertificate):
@@ -452,7 +468,7 @@ class Gateway:
                 who.party.tenant_id,
                 who.epoch,
                 now,
-                Disconnected(gateway=self.id, reason=reason[:200]),
+                Disconnected(gateway=self.id, reason=_printable(reason[:200])),
                 _blank(now),
             )
             for who, reason in leaving
@@ -623,6 +639,13 @@ class _Metrics:
         self.commit = Histogram(
             "karvon_ocpp_commit_seconds", "From a turn's calls to their commit", registry=registry
         )
+
+
+_UNKNOWN: Final = TokenStatus.UNKNOWN
+
+
+def _asker(call: Call) -> str:
+    return str(call.conversation.party.station_id)
 
 
 def _token(told: Told) -> IdToken | None:

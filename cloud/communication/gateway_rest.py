@@ -71,6 +71,7 @@ _OURS = {
     "refused": "sends messages that cannot be read; they are refused",
     "unreadable_answer": "answers commands with what its schema does not allow",
     "answer_refused": "could not read an answer of ours",
+    "guessing": "asks about many id tokens that nobody knows; it is answered more slowly",
     "flood": "sends more messages than anybody can want",
 }
 

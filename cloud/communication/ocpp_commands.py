@@ -234,7 +234,8 @@ class OcppCommands:
             transaction_number=number,
             way=one.learned.get(kind, ""),
         )
-        first, *others = self._speaker_of(one.version).ways(do, context)
+        ways = self._speaker_of(one.version).ways(do, context)
+        first, *others = sorted(ways, key=lambda way: way.way != context.way)
         due = replace(due, kind=kind, known_way=context.way, other_ways=tuple(others))
         return _asking(due, first)
 

@@ -12,7 +12,7 @@ import logging
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
@@ -27,6 +27,8 @@ HANDSHAKE_S: Final = 10.0
 """From the connection's beginning to the end of its upgrade request."""
 CLOSE_S: Final = 5.0
 LONGEST_MESSAGE: Final = 512 * 1024
+MOST_PARTS: Final = 1024
+"""Of one message; empty ones add nothing to its length (A16)."""
 MOST_UNSENT: Final = 1024 * 1024
 """Bytes that wait for a station that does not read; then its connection is cut."""
 _QUIET: Final = logging.getLogger("websockets.server")
@@ -136,8 +138,7 @@ class Socket(asyncio.Protocol):
     # ------------------------------------------------------------------ asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
-        self.transport = transport  # type: ignore[assignment]
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's derive from nothing
         self.transport.set_write_buffer_limits(high=MOST_UNSENT)
         peer = transport.get_extra_info("peername")
         self._source = str(peer[0]) if isinstance(peer, tuple) else "local"
@@ -249,6 +250,9 @@ class Socket(asyncio.Protocol):
 
     def _gather(self, frame: Frame, listener: Listener) -> None:
         """A message in parts; a binary one too, which some stations send."""
+        if len(self._parts) >= MOST_PARTS:
+            self.close(1009, "a message of too many parts")
+            return
         self._parts.append(bytes(frame.data))
         if frame.fin:
             data = b"".join(self._parts)

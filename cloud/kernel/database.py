@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Final, NewType
 
@@ -69,13 +69,21 @@ class Database:
             async with held[0].transaction(), held[0].cursor() as cursor:
                 yield cursor
             return
-        async with _transaction(self._app, UNIT_DEADLINE_S) as cursor:
-            await cursor.execute(
-                "SELECT set_config('karvon.tenant', %s, true),"
-                " set_config('transaction_read_only', %s, true)",
-                ("" if tenant is None else str(tenant), "on" if read_only else "off"),
-            )
-            yield cursor
+        seen = b"" if tenant is None else b"%d" % tenant
+        begin = b"BEGIN READ ONLY" if read_only else b"BEGIN"
+        async with (
+            self._app.connection(UNIT_DEADLINE_S) as connection,
+            connection.cursor() as cursor,
+        ):
+            # in one turn to the server; psycopg's own transaction would take two
+            await cursor.execute(begin + b"; SET LOCAL karvon.tenant = '" + seen + b"'")
+            try:
+                yield cursor
+            except Exception:
+                with suppress(psycopg.Error):  # lost, and with it what was done
+                    await connection.rollback()
+                raise
+            await connection.commit()
 
     @asynccontextmanager
     async def joint(self, tenant: TenantId) -> AsyncIterator[Cursor]:

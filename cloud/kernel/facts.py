@@ -151,7 +151,7 @@ class GroupCommitter:
         spoken_writers: Sequence[SpokenWriter] = (),
         *,
         linger_s: float = 0.02,
-        max_deliveries: int = 500,
+        max_deliveries: int = 1500,
         workers: int = 2,
     ) -> None:
         self._database = database

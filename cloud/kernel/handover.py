@@ -53,13 +53,14 @@ async def hand_over(cursor: Cursor, move: Move) -> None:
 
 async def rightly_owned(cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Delivery]:
     """The deliveries with the tenants that their outboxes belong to now; call with marks locked."""
-    owners = await _owners(cursor, {(one.station_id, one.outbox) for one in deliveries})
-    owned = []
-    for delivery in deliveries:
-        owner = owners.get((delivery.station_id, delivery.outbox), delivery.tenant_id)
-        same = owner == delivery.tenant_id
-        owned.append(delivery if same else delivery._replace(tenant_id=owner))
-    return owned
+    supposed = {(one.station_id, one.outbox, one.tenant_id) for one in deliveries}
+    owners = await _owners(cursor, {(station, outbox) for station, outbox, _ in supposed})
+    if all(owners.get((station, outbox), tenant) == tenant for station, outbox, tenant in supposed):
+        return list(deliveries)
+    return [
+        one._replace(tenant_id=owners.get((one.station_id, one.outbox), one.tenant_id))
+        for one in deliveries
+    ]
 
 
 async def _owners(

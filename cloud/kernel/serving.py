@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import logging
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
-from typing import Final
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final, TypeVar
 
 import uvicorn
 from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
 RESTART_AFTER_S: Final = 1.0
+
+T = TypeVar("T")
 
 
 def http_url(host: str, port: int) -> str:
@@ -56,6 +59,54 @@ async def supervised(name: str, work: Callable[[], Awaitable[None]]) -> AsyncIte
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def apart(
+    name: str, opened: Callable[[], AbstractAsyncContextManager[T]]
+) -> AsyncIterator[T]:
+    """Hold a context on an event loop of its own, in a thread; gives what the context gives.
+
+    What fails in it when it opens or closes is raised here.
+    """
+    here, there = asyncio.get_running_loop(), asyncio.new_event_loop()
+    up: asyncio.Future[T] = here.create_future()
+    over: asyncio.Future[None] = here.create_future()
+    stop = asyncio.Event()
+
+    async def hold() -> None:
+        async with opened() as held:
+            here.call_soon_threadsafe(up.set_result, held)
+            await stop.wait()
+
+    def run() -> None:
+        failed: BaseException | None = None
+        try:
+            with asyncio.Runner(loop_factory=lambda: there) as runner:
+                runner.run(hold())
+        except BaseException as error:  # noqa: BLE001  # the thread's root: raised where it was begun
+            failed = error
+        with contextlib.suppress(RuntimeError):  # nobody is left to be told
+            here.call_soon_threadsafe(_settle, over, failed)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    try:
+        waited: set[asyncio.Future[Any]] = {up, over}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if not up.done():
+            await over
+        yield up.result()
+    finally:
+        with contextlib.suppress(RuntimeError):  # it is over
+            there.call_soon_threadsafe(stop.set)
+        await over
+
+
+def _settle(over: asyncio.Future[None], failed: BaseException | None) -> None:
+    if failed is None:
+        over.set_result(None)
+    else:
+        over.set_exception(failed)
 
 
 class _Server(uvicorn.Server):

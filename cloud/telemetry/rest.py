@@ -51,7 +51,9 @@ class BucketView(BaseModel):
     at: datetime = Field(description="the bucket's start")
     samples: int
     energy_wh: int | None = Field(description="lifetime register, last in the bucket")
-    power_w: int | None = Field(description="mean")
+    power_w: int | None = Field(
+        description="mean; where none was told, what the register makes of it since the one before"
+    )
     power_max_w: int | None
     current_l1_ma: int | None
     current_l2_ma: int | None

@@ -242,6 +242,7 @@ async def buckets(
     await cursor.execute(
         f"SELECT evse::int, at, {partials.SHOWN} FROM {bucket} ORDER BY 1, 2 LIMIT %(limit)s",
         asked,
+        prepare=False,  # a plan that is kept from before a day's partition filled scans all of it
         binary=True,
     )
     return [Bucket(*values) for values in await cursor.fetchall()]

@@ -119,10 +119,10 @@ def of_transaction(told: Transaction) -> NativeEvent:
     ended = told.event is TransactionEventType.ENDED
     begin = _begin(told.readings)
     last = _last(told.readings, ended=ended)
-    register = told.register_wh if told.register_wh is not None else _energy(last)
+    register = _likelier(told.register_wh, _energy(last))
     begin_wh = _energy(begin)
     if started and begin_wh is None:
-        begin_wh = told.register_wh if told.register_wh is not None else _earliest(told.readings)
+        begin_wh = _likelier(told.register_wh, _earliest(told.readings))
     return NativeEvent(
         type=told.event,
         seq_no=_seq_no(told),
@@ -182,6 +182,11 @@ def _at(reading: Reading) -> int:
 
 def _energy(reading: Reading | None) -> WattHours | None:
     return None if reading is None else reading.energy_wh
+
+
+def _likelier(told: WattHours | None, read: WattHours | None) -> WattHours | None:
+    """A register of its own goes before a reading, unless it can be none."""
+    return told if read is None or (told is not None and told >= 0) else read
 
 
 def _kept(register: WattHours | None) -> WattHours | None:

@@ -307,6 +307,7 @@ def _ended_natively(held: Projection, step: Step, event: NativeEvent) -> Project
         charging_state=str(ChargingState.IDLE),
         ended_at=max(step.at.at, held.started_at),
         ended_dating=str(step.at.quality),
+        duration_ms=max((step.at.at - held.started_at) // _MS, 0),
         reason=event.reason,
         review=held.review or _end_review(held, step.at.at),
     )

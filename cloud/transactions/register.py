@@ -1,7 +1,8 @@
 """Energy out of a meter's register that may stand still, run back, leap or be missing: pure rules.
 
-What is not plausible never counts: the energy stays at the last plausible reading, is never
-negative, and the transaction is marked for a person to look at.
+What cannot be never counts: the energy stays at the last possible reading, is never negative, and
+the transaction is marked for a person to look at. What is only too much for its duration counts as
+the register says, marked too: clocks are wrong more often than meters are.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from cloud.transactions.native import NativeEvent
 from protocols.agent_link import TransactionEventType
 
 MOST_W: Final = 400_000
-"""No single outlet gives more for long."""
+"""No outlet gives more for long; what does is looked at."""
 MARGIN_WH: Final = 2000
 """Beside that power, for clocks and readings that are not quite of one moment."""
 MOST_WH: Final = 1_000_000
-"""Of one transaction, when its duration is not known."""
+"""No transaction has more, however long it lasts."""
 JITTER_WH: Final = 10
 """A register may be rounded differently from one reading to the next."""
 _HOUR_MS: Final = 3_600_000
@@ -69,10 +70,11 @@ def measured(
             review = Review.NEGATIVE
         elif start_wh is None:
             start_wh = meter_wh = register
-        elif register - start_wh > _limit(lasted_ms):
+        elif register - start_wh > MOST_WH:
             review = Review.LEAP
         elif register >= meter_wh:
             meter_wh = register
+            review = review or (Review.POWER if _too_much(register - start_wh, lasted_ms) else None)
         else:
             if later and register < meter_wh - JITTER_WH:
                 review = Review.BACK
@@ -82,5 +84,5 @@ def measured(
     return Measure(start_wh, start_told, meter_wh, energy, review)
 
 
-def _limit(lasted_ms: int | None) -> int:
-    return MOST_WH if lasted_ms is None else MARGIN_WH + MOST_W * lasted_ms // _HOUR_MS
+def _too_much(energy_wh: int, lasted_ms: int | None) -> bool:
+    return lasted_ms is not None and energy_wh > MARGIN_WH + MOST_W * lasted_ms // _HOUR_MS

@@ -59,6 +59,9 @@ class EvseReading:
     """The energy register as `EvseInfo.energy_kind` says, already scaled."""
     applied_limit: MilliAmperes | None = None
     error_code: int = 0
+    awaits_release: bool = False
+    """The board says that nobody was authorized since this vehicle was plugged in; False also
+    where it cannot say so."""
     suspect: frozenset[str] = field(default_factory=frozenset)
 
 

@@ -30,7 +30,7 @@ from protocols.modbus.commands import (
     release_commands,
     withhold_commands,
 )
-from protocols.modbus.states import state_of
+from protocols.modbus.states import awaits_release, state_of
 from protocols.modbus.values import EncodingError, Value
 from protocols.quantities import MilliAmperes, MilliVolts, WattHours, Watts
 
@@ -242,6 +242,7 @@ class ModbusBoard:
             energy=_watt_hours(values.get(energy)),
             applied_limit=self._in_ma("applied_limit", values.get("applied_limit")),
             error_code=error if isinstance(error, int) else 0,
+            awaits_release=awaits_release(self.device.binding.rules(), values),
             suspect=suspects(doubted, energy) | ({"state"} if strange else set()),
         )
 

@@ -53,6 +53,7 @@ class FakeEvse:
     limit: MilliAmperes
     plugged: bool = False
     released: bool = False
+    awaits_release: bool = False
     wants: MilliAmperes = ZERO
     error_code: int = 0
     settled_at: float
@@ -154,12 +155,12 @@ class FakePowerBoard:
         target = self._evses[evse]
         if not target.released:
             target.session_start_uws = target.lifetime_uws
-        target.released = True
+        target.released, target.awaits_release = True, False
 
     async def withhold(self, evse: int) -> None:
         self._asked(f"withhold {evse}")
         self._settle()
-        self._evses[evse].released = False
+        self._evses[evse].released = self._evses[evse].awaits_release = False
 
     async def arm_failsafe(self, failsafe: Failsafe) -> Failsafe | None:
         self._asked(f"arm_failsafe {failsafe.timeout_s} {failsafe.fallback}")
@@ -170,7 +171,9 @@ class FakePowerBoard:
     def plug(self, evse: int = 1, wants: MilliAmperes = RATED_CURRENT) -> None:
         """A vehicle that would take `wants` per phase; 0 is one that is full."""
         self._settle()
-        self._evses[evse].plugged, self._evses[evse].wants = True, wants
+        target = self._evses[evse]
+        target.awaits_release = not target.plugged and not target.released
+        target.plugged, target.wants = True, wants
 
     def unplug(self, evse: int = 1) -> None:
         self._settle()
@@ -262,6 +265,7 @@ class FakePowerBoard:
             taken_at=self.clock(),
             state=evse.state(limit),
             error_code=evse.error_code,
+            awaits_release=evse.plugged and evse.awaits_release,
             suspect=evse.suspect,
             **known,  # type: ignore[arg-type]  # one dict of differently typed fields
         )

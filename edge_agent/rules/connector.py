@@ -22,7 +22,7 @@ from typing import Final
 
 import msgspec
 
-from edge_agent.hardware.board import EvseInfo, EvseReading, IecState
+from edge_agent.hardware.board import EnergyKind, EvseInfo, EvseReading, IecState
 from edge_agent.records import Register, Transaction
 from edge_agent.rules import session as accounts
 from edge_agent.rules.actions import (
@@ -322,7 +322,7 @@ class Connector:
         return not self.state.lost
 
     def _prove(self, running: Session, now: Stamp) -> None:
-        """After a restart: the register went on, so it is the same session; or it did not."""
+        """After a restart: the same vehicle at a register that went on, or it is over."""
         if self.state.step is Step.RESET and not running.young:
             running = replace(
                 running,
@@ -330,7 +330,21 @@ class Connector:
                 stop_ms=now.mono_ms,
                 start_wh=self.state.meter.register.meter_wh - running.record.energy_wh,
             )
+        elif running.stop is None and self._swapped(running):
+            running = replace(
+                running,
+                stop=StoppedReason.EV_DISCONNECTED,
+                stop_ms=now.mono_ms,
+                stop_trigger=Trigger.EV_DEPARTED,
+            )
         self._set(session=replace(running, proven=True), written=None, released=None)
+
+    def _swapped(self, running: Session) -> bool:
+        """Another vehicle is here: the board waits for a release that this session has had.
+
+        A young one may have been persisted and never released.
+        """
+        return bool(self.state.reading and self.state.reading.awaits_release and not running.young)
 
     def _finish(self, running: Session, now: Stamp) -> list[Action]:
         """The end is decided: end it once the last energy is known, or patience is out."""
@@ -482,7 +496,7 @@ class Connector:
             return []
         wanted = running is not None and running.stop is None and not state.fault and not state.lost
         actions: list[Action] = []
-        limit = state.offer.limit if wanted else PAUSE
+        limit = state.offer.limit if wanted and not self._register_starts(running) else PAUSE
         if limit != state.written:
             raises = limit > PAUSE and (state.written is None or limit > state.written)
             actions.append(SetLimit(self.evse, limit, raises))
@@ -491,6 +505,18 @@ class Connector:
             actions.append(Release(self.evse) if wanted else Withhold(self.evse))
             self._tell_contactor(wanted, now)
         return actions
+
+    def _register_starts(self, running: Session | None) -> bool:
+        """Released, but the disk does not know yet where the session register has started.
+
+        If anything flowed now, and this process died, a start from zero that has climbed past the
+        old value could not be told from a register that went on.
+        """
+        state = self.state
+        if running is None or not running.unmeasured or self.rating.kind is not EnergyKind.SESSION:
+            return False
+        readable = state.reading is not None and state.reading.energy is not None
+        return readable and (state.released is not True or state.meter.fresh)
 
     def _tell_contactor(self, wanted: bool, now: Stamp) -> None:
         if wanted:

@@ -57,6 +57,11 @@ class Session:
     """The restart came between its start and the first reading of a register that then began
     from zero: such a reset is its own."""
 
+    @property
+    def unmeasured(self) -> bool:
+        """Nothing but its start has been told of it."""
+        return self.record.seq_no == 0 and self.record.energy_wh == 0
+
     @classmethod
     def resume(cls, record: Transaction, meter: Meter, now_ms: int) -> Session:
         """Go on with a transaction that was persisted together with the meter's register."""

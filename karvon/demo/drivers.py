@@ -13,7 +13,9 @@ from karvon.demo.process import DemoError
 class Forecourt(Protocol):
     """What a driver can do at a station."""
 
-    def plug(self, want_wh: int, max_ma: int) -> None: ...
+    def plug(self, want_wh: int, max_ma: int) -> None:
+        """Raises DemoError when the place is not free yet."""
+        ...
 
     def present(self, token: str) -> None:
         """Raises DemoError when the reader does not react or refuses."""
@@ -77,7 +79,11 @@ class Driver:
         habits = self._habits
         if self.stage is Stage.AWAY:
             want, most = self._chance.randint(*habits.want_wh), self._chance.choice(habits.max_ma)
-            self._forecourt.plug(want, most)
+            try:
+                self._forecourt.plug(want, most)
+            except DemoError:
+                self._next(Stage.AWAY, now, habits.card_s)
+                return
             self._next(Stage.PLUGGED, now, habits.card_s)
             self._give_up = now + habits.patience_s
         elif self.stage is Stage.PLUGGED:

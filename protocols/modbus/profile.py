@@ -145,6 +145,8 @@ class StateRule(Shape, frozen=True, kw_only=True):
 
     when: dict[Name, int | str | tuple[int | str, ...] | Match]
     is_: Literal["A", "B", "C", "D", "E", "F", "unavailable"] = msgspec.field(name="is")
+    awaits_release: bool = False
+    """The device says in this state that the vehicle was not authorized since it was plugged in."""
     only: Condition | None = None
 
 

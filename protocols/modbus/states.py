@@ -15,10 +15,21 @@ def state_of(
     rules: Sequence[StateRule], otherwise: str, values: Mapping[str, Value]
 ) -> tuple[str, bool]:
     """The state letter A..F, and whether it is suspect (no rule held: an unknown raw value)."""
+    rule = _first(rules, values)
+    return (_letter(otherwise), True) if rule is None else (_letter(rule.is_), False)
+
+
+def awaits_release(rules: Sequence[StateRule], values: Mapping[str, Value]) -> bool:
+    """Whether the device itself says that it waits for an authorization."""
+    rule = _first(rules, values)
+    return rule is not None and rule.awaits_release
+
+
+def _first(rules: Sequence[StateRule], values: Mapping[str, Value]) -> StateRule | None:
     for rule in rules:
         if all(_matches(values[name].value, want) for name, want in rule.when.items()):
-            return _letter(rule.is_), False
-    return _letter(otherwise), True
+            return rule
+    return None
 
 
 def _letter(name: str) -> str:

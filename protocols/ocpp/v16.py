@@ -102,8 +102,9 @@ def _evse(connector: int) -> int:
     return max(connector, 0)
 
 
-def _register(wh: int) -> WattHours | None:
-    return WattHours(wh) if 0 <= wh <= _MOST_WH else None
+def _register(wh: int) -> WattHours:
+    """What cannot be stays so: whoever makes energy of it has a person look (A22)."""
+    return WattHours(min(max(wh, -1), _MOST_WH))
 
 
 def _unpack(one: Any) -> tuple[Key, str | float, str]:

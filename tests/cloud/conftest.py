@@ -7,6 +7,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -70,6 +71,13 @@ def cloud_server(embedded_postgres_dsn: str) -> str:
 @pytest.fixture
 def cloud_dsn(cloud_server: str) -> Iterator[str]:
     """A migrated database of its own."""
+    with migrated(cloud_server) as dsn:
+        yield dsn
+
+
+@contextmanager
+def migrated(cloud_server: str) -> Iterator[str]:
+    """A migrated database on that server, for as long as the block."""
     name = f"cloud_{secrets.token_hex(6)}"
     with psycopg.connect(cloud_server, autocommit=True) as connection:
         if cloud_server not in _migrated:

@@ -218,11 +218,87 @@ async def test_a_killed_agent_resumes_and_bills_every_watt_hour_once(rig: Rig) -
     assert len(rig.events(STARTED)) == 1
 
 
+async def test_killed_right_after_the_release_the_agent_measures_before_anything_flows(
+    rig: Rig,
+) -> None:
+    await rig.charge(300)
+    rig.board.unplug()
+    await rig.seconds(2)
+    first = rig.board.true_energy()
+    rig.board.plug()
+    await rig.seconds(2)
+    release = rig.board.release
+
+    async def deadly(evse: int) -> None:
+        await release(evse)
+        raise KeyboardInterrupt
+
+    rig.board.release = deadly
+    with pytest.raises(KeyboardInterrupt):
+        await rig.card()
+    rig.board.release = release
+    rig.time.advance(3600)
+    rig.board.calls.clear()
+    rig.start()
+    await rig.seconds(1)
+    assert rig.board.calls[:3] == ["open", "set_limit 1 0", "arm_failsafe 60 6000"]
+    await rig.seconds(60)
+    rig.board.unplug()
+    await rig.seconds(2)
+    assert rig.board.true_energy() > first
+    ended = rig.events(ENDED)[-1]
+    assert ended.energy_wh == pytest.approx(rig.board.true_energy() - first, abs=1)
+
+
+async def test_no_end_is_reported_before_it_is_persisted(rig: Rig) -> None:
+    await rig.charge(60)
+    withhold, told = rig.board.withhold, []
+
+    async def watched(evse: int) -> None:
+        told.append(rig.loop.told[1].charging_state)
+        await withhold(evse)
+
+    rig.board.withhold = watched
+    rig.board.unplug()
+    await rig.seconds(2)
+    assert told == [ChargingState.CHARGING]
+    assert rig.loop.told[1].charging_state is ChargingState.IDLE
+
+
 async def test_a_clean_stop_leaves_the_session_open_with_its_last_energy(rig: Rig) -> None:
     await rig.charge(130)
     rig.loop.checkpoint()
     (kept,) = rig.store.open.values()
     assert kept.energy_wh == pytest.approx(rig.board.true_energy(), abs=7)
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_stopped_between_the_decision_and_the_commit_nothing_is_lost(
+    rig: Rig, cancelled: bool
+) -> None:
+    """The last checkpoint must not take an end for done that never reached the disk."""
+    await rig.charge(130)
+    rig.time.advance(30)
+    rig.board.unplug()
+    hangs = asyncio.Event()
+
+    async def hanging(_evse: int) -> None:
+        hangs.set()
+        await asyncio.Event().wait()
+
+    withhold, rig.board.withhold = rig.board.withhold, hanging
+    step = asyncio.create_task(rig.loop.step(rig.loop.lines[0]))
+    await hangs.wait()
+    if cancelled:
+        step.cancel()
+        await asyncio.wait([step])
+    rig.loop.checkpoint()
+    step.cancel()
+    rig.board.withhold = withhold
+    rig.start()
+    await rig.seconds(3)
+    (ended,) = rig.events(ENDED)
+    assert ended.energy_wh == pytest.approx(rig.board.true_energy(), abs=1)
 
 
 async def test_a_remote_start_and_stop(rig: Rig) -> None:

@@ -105,7 +105,7 @@ def line_of(text: str, needle: str) -> int:
     [
         ("power: {address: 0x401C", "power: {address: 401C", "  power:", r"registers\.power\.address: Expected `int`"),
         ("power: {address: 0x401C", "power: {address: 0401", "  power:", "Expected `int`, got `str`"),
-        ("is: C}", "is: Z}", "is: C}", r"states\.rules\.3\.is"),
+        ("is: C}", "is: Z}", "is: C}", r"states\.rules\.4\.is"),
         ("401C, type: u32, unit: W", "401C, type: u32, unti: W", "  power:", "unknown field `unti`"),
         ("401C, type: u32, unit: W", "401C, type: u32, unit: A", "  power:", "power needs one of W"),
         ("401C, type: u32", "401C, type: u24", "  power:", r"registers\.power\.type"),

@@ -16,7 +16,7 @@ from protocols.modbus.commands import (
 from protocols.modbus.loading import ProfileError, load_profile
 from protocols.modbus.planning import plan_reads
 from protocols.modbus.profile import Profile
-from protocols.modbus.states import state_of
+from protocols.modbus.states import awaits_release, state_of
 from protocols.modbus.values import Value
 from protocols.quantities import MilliAmperes
 
@@ -327,6 +327,16 @@ def test_9_state_from_two_registers_or_letters(
     for values, expected in raw:
         decoded = {name: Value(value) for name, value in values.items()}
         assert state_of(binding.rules(), "F", decoded)[0] == expected
+
+
+def test_9_a_state_in_which_the_device_waits_for_an_authorization() -> None:
+    states = (
+        "states: {rules: [{when: {state: 1}, is: B, awaits_release: true},"
+        " {when: {state: 2}, is: B}], otherwise: F}\n"
+    )
+    binding = bound("registers: {state: {address: 0, type: u16}}\n", states, SETPOINT)
+    for value, waits in ((1, True), (2, False), (3, False)):
+        assert awaits_release(binding.rules(), {"state": Value(value)}) is waits
 
 
 def test_9_state_in_one_byte_of_a_double_word() -> None:

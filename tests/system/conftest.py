@@ -7,6 +7,7 @@ import json
 import queue
 import random
 import shutil
+import signal
 import ssl
 import tempfile
 import time
@@ -14,7 +15,7 @@ import urllib.parse
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from uuid import UUID, uuid4
 
 import paho.mqtt.client as mqtt
@@ -25,7 +26,7 @@ from karvon.demo.drivers import Driver, Habits
 from karvon.demo.faults import FaultProxy
 from karvon.demo.network import Network
 from karvon.demo.places import TASHKENT, Plan
-from karvon.demo.process import DemoError, wait_for
+from karvon.demo.process import Child, DemoError, wait_for
 from karvon.demo.session import TOKEN
 from karvon.demo.station import Station
 from protocols.agent_link import (
@@ -56,6 +57,7 @@ from protocols.quantities import MilliAmperes, Milliseconds, WattHours
 SPEED = 20.0
 POLL_S = 0.5
 SETTLE_S = 60.0
+DIE_S = 120.0
 RECENT = timedelta(seconds=60)
 HERE = Path(__file__).parent
 BUSY = Habits(
@@ -85,6 +87,48 @@ class Stubborn:
                 time.sleep(0.1)
             else:
                 return
+
+
+class Attentive:
+    """Someone who looks at the charger before doing anything, at a station that may be dead.
+
+    Who came to a dead charger, or held the card up again because its death had swallowed the
+    answer, would prove nothing about the charger. Who leaves, leaves whenever they want.
+    """
+
+    def __init__(self, station: Station) -> None:
+        self._station = station
+
+    def plug(self, want_wh: int, max_ma: int) -> None:
+        if not shows_idle(self._station):
+            raise DemoError("it does not show that it is free")
+        self._station.plug(want_wh, max_ma)
+
+    def present(self, token: str) -> None:
+        if not shown(self._station).get("transaction"):
+            self._station.present(token)
+
+    def unplug(self) -> None:
+        self._station.unplug()
+
+    def full(self) -> bool:
+        return self._station.full()
+
+
+def shown(station: Station) -> dict[str, Any]:
+    """What the living agent shows of the station's EVSE; raises DemoError when it shows nothing."""
+    evses: list[dict[str, Any]] = station.agent_status()["evses"]
+    if not evses:
+        raise DemoError(f"{station.identity} has just been started")
+    return evses[0]
+
+
+def shows_idle(station: Station) -> bool:
+    """No vehicle and no transaction, and the last one's end is on disk."""
+    try:
+        return bool(shown(station)["charging_state"] == "Idle")
+    except DemoError:
+        return False
 
 
 class World:
@@ -146,14 +190,7 @@ class World:
     def leave(self, station: Station) -> None:
         """Unplug, and let the next vehicle come only when this one was seen to go."""
         station.unplug()
-        self.network.wait_for(lambda: self._idle(station), 30, "the agent to see it go")
-
-    def _idle(self, station: Station) -> bool:
-        try:
-            (evse,) = station.agent_status()["evses"]
-        except (DemoError, ValueError):  # it has just been started
-            return False
-        return bool(evse["charging_state"] == "Idle")
+        self.network.wait_for(lambda: shows_idle(station), 30, "the agent to see it go")
 
     def begin(self, station: Station, want_wh: int = 100_000) -> None:
         """Plug, present, and wait until current flows."""
@@ -162,7 +199,10 @@ class World:
         self.network.wait_for(lambda: station.current_ma() > 0, 30, "current to flow")
 
     def drivers(self, *stations: Station) -> list[Driver]:
-        return [Driver(one, TOKEN, random.Random(self._chance.random()), BUSY) for one in stations]
+        return [
+            Driver(Attentive(one), TOKEN, random.Random(self._chance.random()), BUSY)
+            for one in stations
+        ]
 
     def traffic(self, drivers: list[Driver], seconds: float) -> None:
         """Let vehicles come and go for a while."""
@@ -172,12 +212,39 @@ class World:
                 driver.step(time.monotonic())
             time.sleep(0.05)
 
+    def until_dead(self, drivers: list[Driver], child: Child) -> None:
+        """Let traffic go on until the child dies at the instant that it is armed with."""
+
+        def gone() -> bool:
+            self.traffic(drivers, 0.2)
+            return not child.alive
+
+        wait_for(gone, DIE_S, f"{child.name} to reach the armed instant")
+        assert child.exit_code == -signal.SIGKILL, child.tail()
+
+    def until_charged(self, drivers: list[Driver], station: Station) -> None:
+        """Let traffic go on until energy has flowed, so that there is something to judge."""
+
+        def flowed() -> bool:
+            self.traffic(drivers, 0.2)
+            return any(session.energy_mwh for session in station.truth())
+
+        wait_for(flowed, DIE_S, f"a session at {station.identity}")
+
     def newest_sample(self, station: Station, since: datetime) -> datetime | None:
         """When the newest telemetry after `since` was measured, as REST shows it."""
         path = f"/stations/{station.identity}/telemetry"
         span = {"from": since.isoformat(), "to": (since + RECENT).isoformat()}
         rows = self.network.rest.items(path, **span, evse=1, every="1s")
         return max((datetime.fromisoformat(row["at"]) for row in rows), default=None)
+
+    def awaits_card(self, station: Station) -> bool:
+        """A vehicle is there, and no transaction."""
+        try:
+            evse = shown(station)
+        except DemoError:
+            return False
+        return evse["charging_state"] == "EVConnected" and not evse.get("transaction")
 
     def everybody_leaves(self, *stations: Station) -> None:
         for station in stations:

@@ -54,7 +54,6 @@ class Words:
         if isinstance(do, SetLocalList):
             raise NotExpressible("it holds no list")
         names = ["best", "other"] if isinstance(do, SetLimit) else [""]
-        names.sort(key=lambda name: name != context.way if context.way else False)
         told = {"start": context.remote_start_id, "stop": context.transaction_number}
         return tuple(Request(type(do).__name__, {**told, "way": name}, name) for name in names)
 

@@ -6,8 +6,9 @@ import asyncio
 import base64
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -15,6 +16,7 @@ from urllib.parse import quote
 import httpx
 import psycopg
 import pytest
+import pytest_asyncio
 from prometheus_client import CollectorRegistry
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -32,8 +34,11 @@ from cloud.kernel.serving import supervised
 from cloud.main import Modules, live_sources, utc_now
 from cloud.ocpp import gateway
 from cloud.users.service import DEFAULT_TENANT
+from tests.cloud.conftest import migrated
 
 Payload = dict[str, Any]
+PATIENCE_S = 30
+"""For what takes milliseconds on a machine that has nothing else to do."""
 
 
 class Refused(Exception):
@@ -46,7 +51,11 @@ class Station:
     def __init__(self, socket: ClientConnection, answers: dict[str, Payload]) -> None:
         self.socket = socket
         self.asked: list[tuple[str, Payload]] = []
+        self.ids: list[str] = []
+        """Of what it was asked."""
         self.answers = answers
+        self.choose: dict[str, Callable[[Payload], Payload]] = {}
+        """As `answers`, for those that depend on what is asked."""
         self.results: dict[str, list[Any]] = {}
         self._arrived = asyncio.Condition()
         self._number = 0
@@ -60,7 +69,7 @@ class Station:
         return await self.answer(message_id)
 
     async def answer(self, message_id: str) -> Payload:
-        async with asyncio.timeout(10), self._arrived:
+        async with asyncio.timeout(PATIENCE_S), self._arrived:
             await self._arrived.wait_for(lambda: message_id in self.results or self.over)
         kind, *rest = self.results.pop(message_id)
         if kind == 4:
@@ -82,13 +91,18 @@ class Station:
             fields = {"reason": "PowerUp", "chargingStation": what, **more}
         return await self.call("BootNotification", fields)
 
+    async def leave(self) -> None:
+        """Close in order; the gateway then writes down how the station deviated."""
+        await self.socket.close()
+        await self.closed()
+
     async def closed(self) -> tuple[int, str]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await asyncio.wait([self._reading])
         return self.socket.close_code or 0, self.socket.close_reason or ""
 
     async def was_asked(self, action: str) -> Payload:
-        async with asyncio.timeout(10), self._arrived:
+        async with asyncio.timeout(PATIENCE_S), self._arrived:
             await self._arrived.wait_for(lambda: any(a == action for a, _ in self.asked))
         return next(payload for a, payload in self.asked if a == action)
 
@@ -104,7 +118,11 @@ class Station:
             async with self._arrived:
                 if message[0] == 2:
                     self.asked.append((message[2], message[3]))
+                    self.ids.append(message[1])
+                    choose = self.choose.get(message[2])
                     reply = self.answers.get(message[2], {"status": "Accepted"})
+                    if choose is not None:
+                        reply = choose(message[3])
                     if reply is not None:
                         await self.send([3, message[1], reply])
                 else:
@@ -117,8 +135,14 @@ class Ocpp:
     """The gateway, its API, and chargers that connect to it."""
 
     def __init__(
-        self, served: Gateway, modules: Modules, database: Database, api: httpx.AsyncClient
+        self,
+        served: Gateway,
+        modules: Modules,
+        database: Database,
+        api: httpx.AsyncClient,
+        folder: Path,
     ) -> None:
+        self.folder = folder
         self.gateway = served
         self.modules = modules
         self.database = database
@@ -132,23 +156,35 @@ class Ocpp:
         user: str | None = None,
         answers: dict[str, Payload] | None = None,
         port: int | None = None,
+        tls: ssl.SSLContext | None = None,
+        source: str | None = None,
     ) -> Station:
-        """Raises websockets' InvalidStatus when refused."""
+        """Raises websockets' InvalidStatus when refused; `source` is the address it comes from."""
         headers = {}
         if password is not None:
             raw = password if isinstance(password, bytes) else password.encode()
             login = (identity if user is None else user).encode() + b":" + raw
             headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
+        scheme, usual = ("ws", self.gateway.port) if tls is None else ("wss", self.gateway.tls_port)
         socket = await connect(
-            f"ws://127.0.0.1:{port or self.gateway.port}/ocpp/{quote(identity, safe='')}",
+            f"{scheme}://127.0.0.1:{port or usual}/ocpp/{quote(identity, safe='')}",
+            ssl=tls,
+            local_addr=None if source is None else (source, 0),
             subprotocols=None if version is None else [version],  # type: ignore[list-item]
             additional_headers=headers,
         )
         return Station(socket, answers or {})
 
-    async def booted(self, identity: str, version: str = "ocpp1.6", **options: Any) -> Station:
+    async def booted(
+        self,
+        identity: str,
+        version: str | None = "ocpp1.6",
+        boot: Payload | None = None,
+        **options: Any,
+    ) -> Station:
+        """Connected, and its BootNotification accepted; `boot` is what that says more."""
         station = await self.connect(identity, version, **options)
-        assert (await station.boot())["status"] == "Accepted"
+        assert (await station.boot(**(boot or {})))["status"] == "Accepted"
         return station
 
     # ------------------------------------------------------------------ the operator's side
@@ -165,10 +201,43 @@ class Ocpp:
     async def transactions(self, **query: Any) -> list[Payload]:
         return list((await self.get("/transactions", **query))["items"])
 
+    async def transaction(self, station: str) -> Payload:
+        """The station's only one."""
+        (found,) = await self.transactions(station=station)
+        return found
+
+    async def deviations(self, station: str, *wanted: str) -> dict[str, Payload]:
+        """By name, once the wanted ones are there: they are written when a station leaves."""
+
+        async def told() -> Any:
+            found = await self.get(f"/stations/{quote(station, safe='')}/deviations")
+            named = {one["name"]: one for one in found}
+            return named if set(wanted) <= named.keys() else None
+
+        return dict(await self.until(told, f"the deviations {wanted}"))
+
+    async def events(self, station: str, kind: str) -> list[Payload]:
+        return list((await self.get("/events", station=station, kind=kind))["items"])
+
+    async def command(self, station: str, name: str, **body: Any) -> str:
+        """Give a command; returns its id."""
+        given = await self.api.post(f"/stations/{station}/commands/{name}", json=body)
+        assert given.status_code == 202, given.text
+        return str(given.json()["command"])
+
+    async def ended(self, command: str) -> Payload:
+        """The command once it came to an end."""
+
+        async def over() -> Any:
+            found = await self.get(f"/commands/{command}")
+            return found if found["status"] not in {"requested", "sent", "accepted"} else None
+
+        return dict(await self.until(over, f"the end of command {command}"))
+
     async def until(self, seen: Callable[[], Any], what: str) -> Any:
         """What an awaitable check gives once it is true."""
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 while not (found := await seen()):
                     await asyncio.sleep(0.02)
         except TimeoutError:
@@ -207,7 +276,7 @@ async def serving(
                 base_url="http://api/api/v1",
                 headers={"Authorization": f"Bearer {key.secret}"},
             ) as api:
-                yield Ocpp(served, modules, database, api)
+                yield Ocpp(served, modules, database, api, folder)
 
 
 @pytest.fixture
@@ -216,15 +285,47 @@ async def ocpp(cloud_dsn: str, tmp_path: Path) -> AsyncIterator[Ocpp]:
         yield served
 
 
-@pytest.fixture
-def sql(cloud_dsn: str) -> Iterator[Callable[..., list[Any]]]:
+@pytest.fixture(scope="module")
+def house_dsn(cloud_server: str) -> Iterator[str]:
+    """The database of `house`."""
+    with migrated(cloud_server) as dsn:
+        yield dsn
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def house(house_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ocpp]:
+    """As `ocpp`, one for a module whose tests take stations of their own.
+
+    Such a module says `pytestmark = pytest.mark.asyncio(loop_scope="module")`.
+    """
+    async with serving(house_dsn, tmp_path_factory.mktemp("house")) as served:
+        yield served
+
+
+Ask = Callable[..., list[Any]]
+
+
+@contextmanager
+def asking(dsn: str) -> Iterator[Ask]:
     """Ask the database directly, as its owner."""
-    with psycopg.connect(cloud_dsn, autocommit=True) as connection:
+    with psycopg.connect(dsn, autocommit=True) as connection:
 
         def ask(query: str, *parameters: Any) -> list[Any]:
             found = connection.execute(query, parameters)  # type: ignore[arg-type]
             return found.fetchall() if found.description else []
 
+        yield ask
+
+
+@pytest.fixture
+def sql(cloud_dsn: str) -> Iterator[Ask]:
+    with asking(cloud_dsn) as ask:
+        yield ask
+
+
+@pytest.fixture
+def house_sql(house_dsn: str) -> Iterator[Ask]:
+    with asking(house_dsn) as ask:
         yield ask
 
 

@@ -73,6 +73,26 @@ async def test_a_gateway_that_stops_leaves_its_stations_offline(
         await other.until(offline, "the station to be shown offline")
 
 
+async def test_calls_can_wait_for_a_station_that_is_away(ocpp: Ocpp) -> None:
+    """It is not an agent's just because it had a connection."""
+    await (await ocpp.booted("CP-1")).socket.close()
+
+    async def offline() -> bool:
+        return not (await ocpp.get("/stations/CP-1"))["online"]
+
+    await ocpp.until(offline, "the station to be shown offline")
+    url = "/stations/CP-1/ocpp/ClearCache"
+    refused = await ocpp.api.post(url, json={})
+    assert (refused.status_code, refused.json()["code"]) == (409, "station.not_connected")
+    waiting = await ocpp.api.post(url, json={}, headers={"Prefer": "respond-async"})
+    assert waiting.status_code == 202, waiting.text
+    asked = await ocpp.api.post("/stations/CP-1/commands/reset", json={"kind": "soft"})
+    assert asked.status_code == 202, asked.text
+    back = await ocpp.booted("CP-1")
+    await back.was_asked("ClearCache")
+    await back.was_asked("Reset")
+
+
 async def test_a_pending_station_waits_for_its_approval(cloud_dsn: str, tmp_path: Path) -> None:
     """Quirk S9: it may say other things meanwhile; they are refused, not crashed on."""
     async with serving(cloud_dsn, tmp_path, registration="pending") as ocpp:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from tests.cloud.ocpp.conftest import Ocpp, Refused, Station
-
-BEGAN = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
-
-
-def at(minutes: float) -> str:
-    return (BEGAN + timedelta(minutes=minutes)).isoformat().replace("+00:00", "Z")
+from tests.cloud.ocpp.wire import at, event_201
 
 
 def meter(minutes: float, wh: int, watts: int = 11_000) -> dict[str, Any]:
@@ -66,27 +60,15 @@ async def test_a_session_in_16(ocpp: Ocpp) -> None:
     assert sum(bucket["samples"] for bucket in buckets) == 3
 
 
-def event_201(
-    kind: str, seq: int, minutes: float, transaction: str, token: str | None, wh: int, **more: Any
-) -> dict[str, Any]:
-    info = {"transactionId": transaction, "chargingState": "Charging", **more.pop("info", {})}
-    value = {
-        "timestamp": at(minutes),
-        "sampledValue": [{"value": wh, "measurand": "Energy.Active.Import.Register"}],
-    }
-    fields = {
-        "eventType": kind,
-        "timestamp": at(minutes),
-        "triggerReason": "Authorized" if kind == "Started" else "MeterValuePeriodic",
-        "seqNo": seq,
-        "transactionInfo": info,
-        "evse": {"id": 1, "connectorId": 1},
-        "meterValue": [value],
-        **more,
-    }
-    if token is not None:
-        fields["idToken"] = {"idToken": token, "type": "ISO14443"}
-    return fields
+async def test_values_metered_after_the_end_do_not_make_it_longer(ocpp: Ocpp) -> None:
+    await ocpp.token("04A1B2C3")
+    station = await ocpp.booted("CP-1")
+    await charge_16(station, "04a1b2c3", 1_000, 7_400)
+    triggered = {"connectorId": 1, "meterValue": [meter(41.5, 8_400, 0)]}
+    assert await station.call("MeterValues", triggered) == {}
+    (found,) = await ocpp.transactions(station="CP-1")
+    assert (found["energy_wh"], found["duration_ms"]) == (7_400, 40 * 60_000)
+    assert (found["ended_at"], found["review"]) == (at(41), None)
 
 
 @pytest.mark.parametrize("version", ["ocpp2.0.1", "ocpp2.1"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from unittest.mock import patch
 from uuid import UUID
 
 import msgspec
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloud.telemetry import columns
 from cloud.telemetry.columns import COPY_HEADER, COPY_TRAILER, Dated, pack
 from protocols.agent_link import COLUMNS, ClockQuality, LinkError, Series
 from protocols.quantities import Milliseconds
@@ -78,10 +80,14 @@ def expected(one: Dated) -> Iterator[tuple[int | None, ...]]:
         yield (at, one.station_id, sample.evse, sample.every_ms, *measured)
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), any_series(holes=False) | any_series()), max_size=8))
-def test_every_sample_is_packed_once_and_true(told: list[tuple[int, Series]]) -> None:
+@given(
+    st.lists(st.tuples(st.integers(1, 9), any_series(holes=False) | any_series()), max_size=8),
+    st.sampled_from([1, 20, 32_768]),
+)
+def test_every_sample_is_packed_once_and_true(told: list[tuple[int, Series]], at_once: int) -> None:
     dated = [Dated(station, NOON, series) for station, series in told]
-    packed = pack(dated)
+    with patch.object(columns, "_VALUES_AT_ONCE", at_once):
+        packed = pack(dated)
     rows = [row for one in dated for row in expected(one)]
     key = repr
     assert sorted(read(packed.copy_data), key=key) == sorted(rows, key=key)

@@ -498,6 +498,23 @@ async def test_registers_that_cannot_be_do_not_count(  # a table
     assert (row["energy_wh"], row["review"], row["state"]) == (energy, review, "ended")
 
 
+async def test_energy_that_is_too_much_for_its_time_counts_and_is_looked_at(
+    line: Line, rows: Rows
+) -> None:
+    """A clock that is wrong, or a session that was simulated, must not cost what was metered."""
+    number = await line.start(start(NOW))
+    await line.say(stop(number, NOW + timedelta(seconds=2), 11_000))
+    (row,) = await rows()
+    assert (row["energy_wh"], row["review"]) == (10_000, "energy_against_power")
+
+
+async def test_a_reading_that_leaps_and_returns_leaves_the_end_as_it_is(
+    line: Line, rows: Rows
+) -> None:
+    row = await told(line, rows, 1500, 900_000, 2000, last=2100)
+    assert (row["energy_wh"], row["review"]) == (1100, "energy_against_power")
+
+
 async def test_a_register_that_moves_far_less_than_the_power_is_looked_at(
     line: Line, rows: Rows, admin: httpx.AsyncClient
 ) -> None:

@@ -132,6 +132,7 @@ async def test_a_plugged_vehicle_draws_nothing_until_released(world: World) -> N
     world.do("plug")
     reading = await world.until(lambda r: r.state is not IecState.NO_VEHICLE)
     assert reading.state is IecState.CONNECTED
+    assert reading.awaits_release
     assert reading.current == (0, 0, 0)
     assert world.true_wh() == 0
 
@@ -166,6 +167,7 @@ async def test_below_the_minimum_is_a_pause_that_keeps_the_session(world: World)
     assert applied is None or applied < 6_000
     reading = await world.until(lambda r: r.current == (0, 0, 0))
     assert reading.state is IecState.CONNECTED
+    assert not reading.awaits_release
     await world.board.set_limit(1, SIXTEEN)
     await world.until(lambda r: r.state is IecState.CHARGING)
 
@@ -176,7 +178,8 @@ async def test_withhold_opens_the_contactor_and_release_closes_it(world: World) 
     await world.board.release(1)
     await world.until(lambda r: r.state is IecState.CHARGING)
     await world.board.withhold(1)
-    assert (await world.until(lambda r: r.current == (0, 0, 0))).state is IecState.CONNECTED
+    reading = await world.until(lambda r: r.current == (0, 0, 0))
+    assert (reading.state, reading.awaits_release) == (IecState.CONNECTED, False)
     await world.board.release(1)
     await world.until(lambda r: r.state is IecState.CHARGING)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from uuid import UUID
 
 import msgspec
@@ -55,6 +56,10 @@ INFO = EvseInfo(
 CARD = IdToken("04A1B2C3")
 
 
+def _is_durable(action: Action) -> bool:
+    return isinstance(action, Emit | Keep | Forget)
+
+
 class Bench:
     """Carries out what the rules ask, in their order, and checks the rules of safety."""
 
@@ -65,6 +70,7 @@ class Bench:
         self.boot = UUID(int=1)
         self._ids = 0
         self.plugged = self.released = self.broken = self.autostart = False
+        self.awaits_release = False
         self.wants = 16_000
         self.limit = 0
         self.raw = self.true_wh = 0
@@ -106,6 +112,7 @@ class Bench:
             current=(current, current, current),
             energy=WattHours(self.raw),
             applied_limit=MilliAmperes(self.limit),
+            awaits_release=self.awaits_release,
         )
 
     def wait(self, seconds: float) -> None:
@@ -132,17 +139,33 @@ class Bench:
             actions = actions + self.tell(Read(self.reading()))
         return actions
 
+    def killed_in(self, event: Event, deeds: int) -> None:
+        """The agent dies after so many deeds of what this leads to; a commit is one deed."""
+        due: list[Event] = [event]
+        for event in due:
+            for durable, group in groupby(self.connector.handle(event, self.now), _is_durable):
+                for deed in [tuple(group)] if durable else [(each,) for each in group]:
+                    if deeds == 0:
+                        self.die()
+                        return
+                    deeds -= 1
+                    for action in deed:
+                        self._do(action)
+                    if isinstance(deed[0], Release):
+                        due.append(Read(self.reading()))
+        self.die()
+
     def _do(self, action: Action) -> None:  # one line per kind of action
         self.log.append(type(action).__name__)
         if isinstance(action, Withhold):
-            self.released = False
+            self.released = self.awaits_release = False
         elif isinstance(action, SetLimit):
             self.limit = action.limit
         elif isinstance(action, Release):
             assert self.kept, "released without a persisted transaction"
             if not self.released:
                 self.raw = 0
-            self.released = True
+            self.released, self.awaits_release = True, False
         elif isinstance(action, Emit):
             self.facts.append(action.fact)
         elif isinstance(action, Forget):

@@ -52,7 +52,7 @@ def test_cable_then_card_starts(bench: Bench) -> None:
     assert len(bench.events(STARTED)) == 1
     assert bench.events()[0].trigger is Trigger.AUTHORIZED
     kinds = [type(a).__name__ for a in actions]
-    assert kinds.index("Emit") < kinds.index("SetLimit") < kinds.index("Release")
+    assert kinds.index("Emit") < kinds.index("Release") < kinds.index("SetLimit")
     bench.poll(5)
     assert bench.status.charging_state is ChargingState.CHARGING
 
@@ -252,24 +252,55 @@ def test_a_crash_resumes_and_counts_what_flowed_meanwhile(bench: Bench) -> None:
     assert numbers == sorted(set(numbers))
 
 
-def test_a_crash_right_after_the_start_keeps_the_session(bench: Bench) -> None:
+@pytest.mark.parametrize("deeds", range(8))
+@pytest.mark.parametrize("dead_s", [0, 40, 400, 4000])
+def test_a_crash_in_the_midst_of_the_start_costs_no_energy(
+    bench: Bench, deeds: int, dead_s: int
+) -> None:
+    """However far the new session's register has climbed past the last one's meanwhile."""
     bench.charge(500)
     bench.unplug()
     bench.poll(3)
     first = bench.true_wh
     bench.plug()
     bench.poll(2)
-    actions = bench.connector.handle(
-        Authorized(id_token=IdToken("04A1B2C3"), trigger=Trigger.AUTHORIZED), bench.now
-    )
-    for action in actions:
-        bench._do(action)
-    bench.wait(40)
-    bench.die()
+    card = Authorized(id_token=IdToken("04A1B2C3"), trigger=Trigger.AUTHORIZED)
+    bench.killed_in(card, deeds)
+    bench.wait(dead_s)
     bench.poll(3)
+    if deeds == 0:
+        assert not bench.kept
+        bench.present()
+        bench.poll(3)
+    assert bench.drawn
     bench.unplug()
     bench.poll(3)
-    assert bench.events(ENDED)[-1].energy_wh == bench.true_wh - first
+    energies = [event.energy_wh for event in bench.events(ENDED)]
+    assert energies == [first, bench.true_wh - first]
+
+
+def test_nothing_flows_before_the_registers_start_is_on_disk(bench: Bench) -> None:
+    bench.charge(500)
+    bench.unplug()
+    bench.poll(3)
+    bench.plug()
+    bench.poll(2)
+    for action in bench.connector.handle(
+        Authorized(id_token=IdToken("04A1B2C3"), trigger=Trigger.AUTHORIZED), bench.now
+    ):
+        bench._do(action)
+    assert (bench.released, bench.drawn) == (True, 0)
+    bench.tell(Read(bench.reading()))
+    assert (bench.register.raw_wh, bench.drawn) == (0, 16_000)
+
+
+def test_a_board_without_a_readable_register_still_starts(bench: Bench) -> None:
+    bench.plug()
+    bench.poll(2)
+    true, blind = bench.reading, replace
+    bench.reading = lambda: blind(true(), energy=None)
+    bench.present()
+    assert bench.drawn == 16_000
 
 
 def test_a_vehicle_gone_while_the_agent_was_dead_ends_with_the_boards_energy(
@@ -282,6 +313,27 @@ def test_a_vehicle_gone_while_the_agent_was_dead_ends_with_the_boards_energy(
     bench.poll(3)
     (ended,) = bench.events(ENDED)
     assert (ended.energy_wh, ended.reason) == (bench.true_wh, StoppedReason.EV_DISCONNECTED)
+
+
+def test_a_vehicle_changed_while_the_agent_was_dead_does_not_charge_on_the_last_ones_card(
+    bench: Bench,
+) -> None:
+    bench.charge(300)
+    bench.wait(1800)
+    bench.unplug()
+    bench.die()
+    bench.released, bench.awaits_release = False, True
+    bench.plug()
+    bench.poll(5)
+    (ended,) = bench.events(ENDED)
+    assert (ended.energy_wh, ended.reason) == (bench.true_wh, StoppedReason.EV_DISCONNECTED)
+    assert bench.drawn == 0
+    first = bench.true_wh
+    bench.present()
+    bench.poll(60)
+    bench.unplug()
+    bench.poll(2)
+    assert bench.events(ENDED)[-1].energy_wh == bench.true_wh - first > 0
 
 
 def test_a_power_cut_ends_with_the_best_known_energy(bench: Bench) -> None:
@@ -345,12 +397,13 @@ def test_what_the_board_did_not_do_is_due_again(bench: Bench) -> None:
         Authorized(id_token=IdToken("X"), trigger=Trigger.AUTHORIZED), bench.now
     )
     (release,) = [a for a in actions if isinstance(a, Release)]
-    (limit,) = [a for a in actions if isinstance(a, SetLimit)]
     bench.connector.undone(release)
-    bench.connector.undone(limit)
     again = bench.connector.handle(Read(bench.reading()), bench.now)
     assert release in again
-    assert limit in again
+    seen = bench.connector.handle(Read(bench.reading()), bench.now)
+    (limit,) = [a for a in seen if isinstance(a, SetLimit)]
+    bench.connector.undone(limit)
+    assert limit in bench.connector.handle(Read(bench.reading()), bench.now)
 
 
 def test_a_step_can_be_taken_back_as_a_whole(bench: Bench) -> None:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.rules.actions import (
+    Authorized,
     ConnectorSettings,
     Lost,
     Offered,
@@ -23,6 +24,7 @@ from edge_agent.rules.actions import (
 from edge_agent.rules.power_limit import Offer
 from protocols.agent_link import (
     ConnectorStatus,
+    IdToken,
     StoppedReason,
     TransactionEvent,
     TransactionEventType,
@@ -42,6 +44,7 @@ STEPS = st.one_of(
     st.tuples(st.just("poll"), st.sampled_from([1, 2, 5, 20, 90])),
     st.tuples(st.just("charge"), st.sampled_from([1, 2, 40])),
     st.tuples(st.just("dark"), st.sampled_from([1, 30, 600])),
+    st.tuples(st.just("killed"), st.integers(0, 8)),
     st.tuples(st.just("offer"), st.sampled_from([0, 6_000, 16_000])),
 )
 
@@ -57,6 +60,9 @@ def do(bench: Bench, step: str | tuple[str, int]) -> None:
         ),
         "break": lambda: setattr(bench, "broken", True),
         "mend": lambda: setattr(bench, "broken", False),
+        "killed": lambda: bench.killed_in(
+            Authorized(id_token=IdToken("04A1B2C3"), trigger=Trigger.AUTHORIZED), amount
+        ),
         "lost": lambda: bench.tell(Lost("silent")),
         "tick": lambda: bench.tell(Tick()),
         "crash": bench.die,
@@ -107,6 +113,9 @@ def check_now(bench: Bench) -> None:
 )
 @example(steps=[("charge", 1), ("dark", 1), "stop", ("dark", 30), "card"])
 @example(steps=[("charge", 1), ("dark", 1), "stop", ("dark", 600), "card"])
+@example(
+    steps=[("charge", 40), "unplug", ("poll", 2), "plug", ("poll", 1), ("killed", 4), ("dark", 600)]
+)
 @given(steps=st.lists(STEPS, max_size=40))
 def test_every_interleaving_leaves_a_legal_state_and_true_accounts(
     make_bench: Callable[..., Bench], steps: list[str | tuple[str, int]]

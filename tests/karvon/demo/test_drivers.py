@@ -14,9 +14,11 @@ class Yard:
     def __init__(self) -> None:
         self.did: list[str] = []
         self.is_full = False
-        self.dead = False
+        self.dead = self.taken = False
 
     def plug(self, want_wh: int, max_ma: int) -> None:
+        if self.taken:
+            raise DemoError("somebody is there")
         assert 600 <= want_wh <= 3_000
         assert max_ma in HABITS.max_ma
         self.did.append("plug")
@@ -62,6 +64,17 @@ def test_the_next_vehicle_comes() -> None:
     _run(driver, 0, 100)
     assert driver.sessions > 3
     assert yard.did[:6] == ["plug", "CARD", "unplug"] * 2
+
+
+def test_a_place_that_is_taken_is_waited_for() -> None:
+    yard = Yard()
+    yard.taken = True
+    driver = Driver(yard, "CARD", random.Random(1), HABITS)
+    _run(driver, 0, 20)
+    assert (yard.did, driver.stage) == ([], Stage.AWAY)
+    yard.taken = False
+    _run(driver, 20, 26)
+    assert yard.did == ["plug", "CARD"]
 
 
 def test_a_dead_reader_is_tried_again() -> None:

@@ -130,7 +130,7 @@ def test_start() -> None:
     odd = read("StartTransaction", start | {"meterStart": -5, "timestamp": OLD, "reservationId": 9})
     assert isinstance(odd, Transaction)
     assert (odd.register_wh, odd.at_ms, odd.clock_trusted, odd.reservation) == (
-        None,
+        -1,
         12_000,
         False,
         9,
