@@ -46,6 +46,8 @@ from cloud.stations.service import Settings, Stations
 from cloud.stations.tenancy import Tenancy
 from cloud.stations.views import StationView
 from cloud.stations.writer import StateWriter
+from cloud.tariffs import rest as tariffs_rest
+from cloud.tariffs.service import TariffHandover, Tariffs
 from cloud.telemetry import rest as telemetry_rest
 from cloud.telemetry.rest import BucketView
 from cloud.telemetry.service import Span, Telemetry, TelemetryHandover
@@ -140,7 +142,12 @@ def tenancy(database: Database) -> Tenancy:
     lists = Lists()
     commands = Commands(database, Directory(), lists, utc_now)
     lists.authorization = Authorization(database, CommandLink(commands), utc_now)
-    followers: list[Follower] = [commands, TelemetryHandover(), lists.authorization]
+    followers: list[Follower] = [
+        commands,
+        TelemetryHandover(),
+        TariffHandover(utc_now),
+        lists.authorization,
+    ]
     return Tenancy(database, followers, utc_now)
 
 
@@ -151,6 +158,7 @@ class Modules:
     users: Users
     stations: Stations
     authorization: Authorization
+    tariffs: Tariffs
     telemetry: Telemetry
     transactions: Transactions
     commands: Commands
@@ -170,6 +178,7 @@ class Modules:
             users=Users(database, utc_now),
             stations=stations,
             authorization=authorization,
+            tariffs=Tariffs(database, stations, utc_now),
             telemetry=Telemetry(database, stations),
             transactions=Transactions(database, stations, authorization, link),
             commands=commands,
@@ -182,6 +191,7 @@ class Modules:
             users_rest.router(self.users),
             stations_rest.router(self.stations, utc_now),
             authorization_rest.router(self.authorization),
+            tariffs_rest.router(self.tariffs),
             telemetry_rest.router(self.telemetry, utc_now),
             transactions_rest.router(self.transactions),
             communication_rest.routes(self.commands),

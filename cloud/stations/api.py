@@ -9,7 +9,7 @@ from typing import Protocol
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.errors import KarvonError, Kind
 from cloud.stations.clock import BootClock, Dated, Dating, date, from_ms, sent_clock, to_ms, trusts
-from cloud.stations.store import boot_clocks
+from cloud.stations.store import boot_clocks, sites_of
 from cloud.stations.tenancy_store import Former, former_owners
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "former_owners",
     "from_ms",
     "sent_clock",
+    "sites_of",
     "to_ms",
     "trusts",
 ]

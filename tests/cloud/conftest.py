@@ -34,6 +34,8 @@ from cloud.stations.ports import AgentEndpoint
 from cloud.stations.registration import Policy
 from cloud.stations.service import Settings, Stations
 from cloud.stations.writer import StateWriter
+from cloud.tariffs import rest as tariffs_rest
+from cloud.tariffs.service import Tariffs
 from cloud.telemetry import rest as telemetry_rest
 from cloud.telemetry.service import Telemetry
 from cloud.telemetry.writer import TelemetryWriter
@@ -164,6 +166,7 @@ class World:
         self.authorization = Authorization(database, self.link, self.clock)
         self.transactions = Transactions(database, self.stations, self.authorization, self.link)
         self.commands = Commands(database, self.stations, self.authorization, self.clock)
+        self.tariffs = Tariffs(database, self.stations, self.clock)
         self.telemetry = Telemetry(database, self.stations)
         self.feed = EventFeed(database, self.stations)
         self.app = create_app(
@@ -172,6 +175,7 @@ class World:
                 users_rest.router(self.users),
                 stations_rest.router(self.stations, self.clock),
                 authorization_rest.router(self.authorization),
+                tariffs_rest.router(self.tariffs),
                 telemetry_rest.router(self.telemetry, self.clock),
                 transactions_rest.router(self.transactions),
                 communication_rest.routes(self.commands),

@@ -301,6 +301,7 @@ KEPT = {
     "stations.claim",  # void
     "communication.command",  # stays with the tenant that gave it
     "authorization.list_push",  # made anew
+    "tariffs.assignment",  # ends, and still prices what started before
 }  # fmt: skip
 
 
