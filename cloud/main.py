@@ -64,6 +64,8 @@ from cloud.stations.service import Settings, Stations
 from cloud.stations.tenancy import Tenancy
 from cloud.stations.views import StationView
 from cloud.stations.writer import StateWriter
+from cloud.tariffs import rest as tariffs_rest
+from cloud.tariffs.service import TariffHandover, Tariffs
 from cloud.telemetry import rest as telemetry_rest
 from cloud.telemetry.rest import BucketView
 from cloud.telemetry.service import Span, Telemetry, TelemetryHandover
@@ -167,6 +169,7 @@ def tenancy(database: Database) -> Tenancy:
         TelemetryHandover(),
         ConfigurationHandover(),
         DiagnosticsHandover(),
+        TariffHandover(utc_now),
         lists.authorization,
     ]
     return Tenancy(database, followers, utc_now)
@@ -179,6 +182,7 @@ class Modules:
     users: Users
     stations: Stations
     authorization: Authorization
+    tariffs: Tariffs
     telemetry: Telemetry
     transactions: Transactions
     commands: Commands
@@ -207,6 +211,7 @@ class Modules:
             users=Users(database, utc_now),
             stations=stations,
             authorization=authorization,
+            tariffs=Tariffs(database, stations, utc_now),
             telemetry=Telemetry(database, stations),
             transactions=transactions,
             commands=commands,
@@ -237,6 +242,7 @@ class Modules:
             users_rest.router(self.users),
             stations_rest.router(self.stations, utc_now),
             authorization_rest.router(self.authorization),
+            tariffs_rest.router(self.tariffs),
             telemetry_rest.router(self.telemetry, utc_now),
             transactions_rest.router(self.transactions),
             communication_rest.routes(self.commands),

@@ -21,7 +21,13 @@ from cloud.stations.clock import (
     trusted_at,
     trusts,
 )
-from cloud.stations.store import boot_clocks, evse_states, existing_stations, note_charging
+from cloud.stations.store import (
+    boot_clocks,
+    evse_states,
+    existing_stations,
+    note_charging,
+    sites_of,
+)
 from cloud.stations.tenancy_store import Former, former_owners
 
 __all__ = [
@@ -49,6 +55,7 @@ __all__ = [
     "note_charging",
     "plausible",
     "sent_clock",
+    "sites_of",
     "to_ms",
     "trusted_at",
     "trusts",

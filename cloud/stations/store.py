@@ -313,6 +313,17 @@ async def identities(cursor: Cursor, stations_: Collection[int]) -> dict[int, st
     return dict(await cursor.fetchall())
 
 
+async def sites_of(cursor: Cursor, stations_: Collection[int]) -> dict[int, int]:
+    """The site of each station that stands at one; a deleted station's is where it stood."""
+    await cursor.execute(
+        "SELECT id, site_id FROM stations.former_station WHERE id = ANY(%(ids)s)"
+        " AND site_id IS NOT NULL UNION ALL SELECT id, site_id FROM stations.station"
+        " WHERE id = ANY(%(ids)s) AND site_id IS NOT NULL",
+        {"ids": list(stations_)},
+    )
+    return dict(await cursor.fetchall())
+
+
 async def stations_by_id(cursor: Cursor, ids: Collection[int]) -> list[Station]:
     sql = f"SELECT {_STATION} FROM stations.station WHERE id = ANY(%s)"
     return await rows(cursor, Station, sql, (list(ids),))

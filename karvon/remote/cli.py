@@ -16,10 +16,10 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from karvon.remote import tasks
+from karvon.remote import tariffs, tasks
 from karvon.remote.call import Call, Option, command, moment
 from karvon.remote.client import USAGE, RemoteError, at
-from karvon.remote.resources import HELD, RESOURCES, Field, Resource, Verb
+from karvon.remote.resources import HELD, PRICES, RESOURCES, Field, Resource, Verb
 
 HELP: Final = """The cloud: run it, keep it, and speak with one that runs.
 
@@ -222,8 +222,12 @@ def _name(field: Field) -> str:
     return field.name + "_" * keyword.iskeyword(field.name)
 
 
-def _argument(name: str, about: str) -> Option:
-    return Option(name, str, ..., about, argument=True)
+def _prices(given: Mapping[str, Any]) -> dict[str, Any]:
+    return _body(PRICES, given)
+
+
+def _argument(name: str, about: str, kind: Any = str) -> Option:
+    return Option(name, kind, ..., about, argument=True)
 
 
 def _grow() -> None:
@@ -235,7 +239,8 @@ def _grow() -> None:
             command(branch, "show", _show(resource), "Show everything about one.", [key])
         if resource.add:
             first, *rest = resource.add
-            options = [_argument(first.name, first.about), *map(_option, rest)]
+            argument = _argument(first.name, first.about, TYPES[first.kind])
+            options = [argument, *map(_option, rest)]
             command(branch, "add", _add(resource), "Add one.", options)
         if resource.change:
             clear = Option("clear", list[str] | None, None, "Make this field empty.")
@@ -249,13 +254,20 @@ def _grow() -> None:
             _grow_import(branch, resource)
         for verb in resource.verbs:
             command(branch, verb.name, _verb(verb), verb.about, [key])
+        if resource.name == "tariffs":
+            tariffs.add_pricing(branch, key, [_option(field) for field in PRICES], _prices)
         if resource.name == "events":
             tasks.add_following(branch)
         app.add_typer(branch, name=resource.name)
+    _grow_held()
+    tasks.add_tasks(app)
+
+
+def _grow_held() -> None:
+    """What stations hold: lists under a station's name."""
     for held in HELD:
         options = [tasks.STATION, *_list_options(held)]
         command(app, held.name, _list(held), held.about, options, csv_too=True)
-    tasks.add_tasks(app)
 
 
 def _grow_import(branch: typer.Typer, resource: Resource) -> None:

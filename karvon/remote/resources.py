@@ -83,6 +83,17 @@ EVSE: Final = Field("evse", "Of this EVSE.", "number")
 FROM: Final = Field("from", "From then on: 2026-11-21T08:00, or 2h for two hours ago.", "moment")
 TO: Final = Field("to", "Before then.", "moment")
 EXPIRES: Final = Field("expires_at", "Until then: 2030-01-01, or a time.", "moment")
+PRICES: Final = (
+    Field("per_kwh", "Of the major unit, e.g. 1500 or 0.4875."),
+    Field("per_minute", "Of the session's time."),
+    Field("per_session", "For each session, also without energy."),
+    Field("tax_percent", "The tax, e.g. 12."),
+    Field("tax_included", "Whether the prices have it in them; they have if not said.", "flag"),
+    Field("min_total", "The least that a transaction with energy costs."),
+    Field("max_total", "The most that one costs."),
+    Field("shown_digits", "Decimals for people; if not said the currency's.", "number"),
+    Field("valid_from", "From then on: 2030-01-01, or a time; now if not said.", "moment"),
+)
 
 RESOURCES: Final = (
     Resource(
@@ -269,6 +280,61 @@ RESOURCES: Final = (
         add=(Field("name", "What people call it."),),
         change=(Field("name", "What people call it."),),
         remove="Its tokens stay, without a group.",
+    ),
+    Resource(
+        "tariffs",
+        "/tariffs",
+        "tariff",
+        "Tariffs: what charging costs.",
+        (
+            Column("id"),
+            Column("name"),
+            Column("currency"),
+            Column("per kWh", "current.per_kwh"),
+            Column("per minute", "current.per_minute"),
+            Column("per session", "current.per_session"),
+            Column("since", "current.valid_from"),
+            Column("versions"),
+        ),
+        filters=(Field("currency", "In this currency, e.g. UZS."), TEXT),
+        sort="name, created_at",
+        add=(
+            Field("name", "What people call it."),
+            Field("currency", "By ISO 4217: UZS, EUR, USD, RUB …"),
+            *PRICES,
+        ),
+        change=(Field("name", "What people call it."),),
+    ),
+    Resource(
+        "assignments",
+        "/tariff-assignments",
+        "assignment",
+        "Where tariffs hold; the narrowest place wins: EVSE, station, site, everywhere.",
+        (
+            Column("id"),
+            Column("tariff"),
+            Column("name"),
+            Column("site"),
+            Column("station"),
+            Column("evse"),
+            Column("since"),
+            Column("until"),
+            Column("by", "created_by"),
+        ),
+        filters=(
+            Field("tariff", "Of this tariff, by its number.", "number"),
+            Field("site", "To this site as a whole, by its number.", "number"),
+            Field("station", "To this station or an EVSE of it."),
+            Field("ended", "Those that hold no more.", "flag"),
+        ),
+        sort="since",
+        add=(
+            Field("tariff", "The tariff's number.", "number"),
+            Field("site", "At this site, by its number.", "number"),
+            Field("station", "At this station."),
+            Field("evse", "At this EVSE of the station.", "number"),
+        ),
+        remove="From then on the next wider place's tariff holds there.",
     ),
     Resource(
         "users",

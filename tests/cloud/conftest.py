@@ -48,6 +48,8 @@ from cloud.stations.ports import AgentEndpoint
 from cloud.stations.registration import Policy
 from cloud.stations.service import Settings, Stations
 from cloud.stations.writer import StateWriter
+from cloud.tariffs import rest as tariffs_rest
+from cloud.tariffs.service import Tariffs
 from cloud.telemetry import rest as telemetry_rest
 from cloud.telemetry.service import Telemetry
 from cloud.telemetry.writer import TelemetryWriter
@@ -199,6 +201,7 @@ class World:
         )
         self.configuration = Configuration(database, self.stations, self.clock)
         self.diagnostics = Diagnostics(database, self.stations, self.clock)
+        self.tariffs = Tariffs(database, self.stations, self.clock)
         self.telemetry = Telemetry(database, self.stations)
         self.security = OcppSecurity(database, self.stations, certificate_authority(), self.clock)
         self.feed = EventFeed(database, self.stations)
@@ -208,6 +211,7 @@ class World:
                 users_rest.router(self.users),
                 stations_rest.router(self.stations, self.clock),
                 authorization_rest.router(self.authorization),
+                tariffs_rest.router(self.tariffs),
                 telemetry_rest.router(self.telemetry, self.clock),
                 transactions_rest.router(self.transactions),
                 communication_rest.routes(self.commands),

@@ -35,6 +35,8 @@ MOMENTARY_HEADERS = {"if-match", "idempotency-key"}
 """Made up, they are refused by right: 412, and 422 for a key that was used for something else."""
 SPAN = {"from": "2026-05-01T00:00:00Z", "to": "2026-05-02T00:00:00Z"}
 """Telemetry is told for a year at most."""
+CONTRADICTORY = ("min_total", "max_total", "shown_digits", "site", "evse")
+"""Each is valid, but not beside any other, or for any currency."""
 SHEETS = {"id-tokens": "value\r\n04AB\r\n", "stations": "station\r\nCP-1\r\n"}
 
 
@@ -53,8 +55,16 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     if case.path.endswith("/import") and not _valid(case, ParameterLocation.BODY):
         for name in ("dry_run", "on_error"):  # these answer bad rows with a report, by intent
             (case.query or {}).pop(name, None)
+    _untangle(case)
     if _meant_well(case) and case.media_type == "text/csv":
         case.body = SHEETS[case.path.split("/")[3]]
+
+
+def _untangle(case: Any) -> None:
+    if not ("/tariff" in case.path and _valid(case, ParameterLocation.BODY)):
+        return
+    for name in CONTRADICTORY if isinstance(case.body, dict) else ():
+        case.body.pop(name, None)
 
 
 def _meant_well(case: Any) -> bool:

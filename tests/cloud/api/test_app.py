@@ -108,6 +108,18 @@ NEEDS: dict[tuple[str, str], Role | None] = {
     ("GET", "/api/v1/id-token-groups/{group}"): V,
     ("PATCH", "/api/v1/id-token-groups/{group}"): OP,
     ("DELETE", "/api/v1/id-token-groups/{group}"): OP,
+    ("GET", "/api/v1/tariffs"): V,
+    ("POST", "/api/v1/tariffs"): OP,
+    ("GET", "/api/v1/tariffs/{tariff}"): V,
+    ("PATCH", "/api/v1/tariffs/{tariff}"): OP,
+    ("GET", "/api/v1/tariffs/{tariff}/versions"): V,
+    ("POST", "/api/v1/tariffs/{tariff}/versions"): OP,
+    ("POST", "/api/v1/tariffs/{tariff}/quote"): V,
+    ("GET", "/api/v1/tariff-assignments"): V,
+    ("POST", "/api/v1/tariff-assignments"): OP,
+    ("GET", "/api/v1/tariff-assignments/{assignment}"): V,
+    ("DELETE", "/api/v1/tariff-assignments/{assignment}"): OP,
+    ("GET", "/api/v1/stations/{station}/tariff"): V,
     ("GET", "/api/v1/transactions"): V,
     ("GET", "/api/v1/transactions/{transaction}"): V,
     ("GET", "/api/v1/transactions/{transaction}/events"): V,
@@ -141,6 +153,8 @@ async def test_every_route_asks_for_its_role(world: Any) -> None:
                     serial="ab",
                     group=999,
                     action="Reset",
+                    tariff=999,
+                    assignment=999,
                 )
                 query = {"cursor": "x"} if url.endswith("/stream") else None  # it has no end
                 answer = await client.request(method, url, params=query)

@@ -43,6 +43,8 @@ async def furnish(client: httpx.AsyncClient) -> None:
         ("sites", {"name": "Home"}),
         ("stations", {"station": "CP-1", "site": 1}),
         ("id-token-groups", {"name": "fleet"}),
+        ("tariffs", {"name": "Day", "currency": "UZS", "per_kwh": "1500"}),
+        ("tariff-assignments", {"tariff": 1}),
         ("id-tokens", {"value": "04A2B3C4D5E6F7", "group": "fleet"}),
         ("users", {"name": "Aziza", "role": "viewer", "password": "0123456789"}),
     ):

@@ -27,12 +27,15 @@ from cloud.kernel.migrate import migrate, modules
 DAY: Final = date(2026, 5, 1)
 DAYS: Final = [DAY + timedelta(days=n) for n in range(3)]
 LETTERS: Final = string.ascii_letters + "ÄöüßЎқғҳ \t\n\\'\"\u2028🔌"
+NOTHING: Final = 0.3
+"""How often a column that may be empty is; some tables refuse rows in which all are filled."""
 
 
 @dataclass
 class Column:
     name: str
     type: str
+    nullable: bool = False
     choices: list[str] = field(default_factory=list)
 
 
@@ -154,11 +157,11 @@ def _columns(connection: psycopg.Connection, table: str) -> list[Column]:
         )
     )
     found = connection.execute(
-        "SELECT attname::text, atttypid::regtype::text FROM pg_attribute"
+        "SELECT attname::text, atttypid::regtype::text, NOT attnotnull FROM pg_attribute"
         " WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''",
         (table,),
     )
-    return [Column(name, kind, _words(checks, name)) for name, kind in found]
+    return [Column(name, kind, nullable, _words(checks, name)) for name, kind, nullable in found]
 
 
 def _words(checks: str, column: str) -> list[str]:
@@ -185,6 +188,8 @@ def _references(
 
 
 def _value(column: Column, chance: random.Random) -> Any:
+    if column.nullable and chance.random() < NOTHING:
+        return None
     if column.choices:
         return chance.choice(column.choices)
     if column.type == "text":

@@ -310,6 +310,7 @@ KEPT = {
     "communication.frame",  # names id tokens
     "communication.command",  # stays with the tenant that gave it
     "authorization.list_push",  # made anew
+    "tariffs.assignment",  # ends, and still prices what started before
 }  # fmt: skip
 
 

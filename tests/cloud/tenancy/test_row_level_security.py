@@ -196,6 +196,10 @@ BODIES: dict[str, Any] = {
     "/api/v1/id-tokens/import": [{"value": "new"}],
     "/api/v1/stations/import": [{"station": "CP-NEW"}],
     "/api/v1/id-token-groups": {"name": "new"},
+    "/api/v1/tariffs": {"name": "new", "currency": "UZS", "per_kwh": "1500"},
+    "/api/v1/tariffs/{tariff}/versions": {"per_kwh": "1600"},
+    "/api/v1/tariffs/{tariff}/quote": {"energy_wh": 1000},
+    "/api/v1/tariff-assignments": {"tariff": 1},
     "/api/v1/users": {"name": "new", "role": "viewer", "password": "0123456789"},
     "/api/v1/api-keys": {"name": "new", "role": "viewer"},
     "/api/v1/stations/{station}/ocpp": {"ping_s": 30},
@@ -210,15 +214,27 @@ RENAMED = {"name": "renamed"}
 async def furnish(client: httpx.AsyncClient) -> dict[str, Any]:
     """One of everything that is made through the API; the path parameters that name it."""
     made = {}
-    for path in ("sites", "stations", "id-tokens", "id-token-groups", "users", "api-keys"):
+    for path in (
+        "sites",
+        "stations",
+        "id-tokens",
+        "id-token-groups",
+        "tariffs",
+        "users",
+        "api-keys",
+    ):
         url = f"/api/v1/{path}"
         answer = await client.post(url, json=BODIES[url])
         assert answer.status_code == 201, answer.text
         made[path] = answer.json()
+    held = {"tariff": made["tariffs"]["id"]}
+    assigned = await client.post("/api/v1/tariff-assignments", json=held)
     url = "/api/v1/stations/{station}/ocpp-certificates"
     signed = await client.post(url.format(station="CP-NEW"), json=BODIES[url])
     return {
         "serial": signed.json()["serial"],
+        **held,
+        "assignment": assigned.json()["id"],
         "site": made["sites"]["id"],
         "station": "CP-NEW",
         "value": "new",

@@ -126,6 +126,25 @@ def test_many_are_imported_or_only_tried(
     cloud("tokens", "import", tmp_path / "x.txt", code=2)
 
 
+def test_prices_are_set_kept_and_quoted(cloud: Cloud, ask: Callable[..., Any]) -> None:
+    night = ask("tariffs", "add", "Night", "--currency", "EUR", "--per-kwh", "0.4875")["id"]
+    fixed = ("--per-kwh", "0.5", "--no-tax-included", "--tax-percent", "19")
+    assert ask("tariffs", "price", night, *fixed)["version"] == 2
+    assert ask("tariffs", "change", night, "--name", "Nights")["versions"] == 2
+    assert [one["per_kwh"] for one in ask("tariffs", "history", night)] == ["0.5", "0.4875"]
+    assert "0.4875" in cloud("tariffs", "history", night).stdout
+    quote = ask("tariffs", "quote", night, "--energy-wh", 10_000, "--version", 1)
+    assert (quote["total"], quote["total_minor"]) == ("4.88", 488)
+    assert ask("tariffs", "quote", night, "--energy-wh", 10_000)["total"] == "5.95"
+    wrong = cloud("tariffs", "price", night, "--per-kwh", "0,5", code=2)
+    assert len(wrong.stderr.strip().splitlines()) == 1
+    held = ask("assignments", "add", night)
+    assert (held["tariff"], held["station"]) == (night, None)
+    assert "Nights" in cloud("assignments", "list").stdout
+    ask("assignments", "remove", held["id"], "--yes")
+    assert ask("assignments", "list", "--ended")[0]["id"] == held["id"]
+
+
 def test_keys_and_users_are_made_without_secrets_on_the_line(
     cloud: Cloud, ask: Callable[..., Any], tmp_path: Path
 ) -> None:
