@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("wire", "agent", "link", "ingest", "storage", "api", "ocpp_parse")
+BENCHMARKS = ("wire", "agent", "link", "ingest", "storage", "api", "ocpp_parse", "ocpp")
 WHEN_NAMED = ("soak",)
 """Long: they run when they are asked for."""
 ROOT = Path(__file__).resolve().parents[2]
