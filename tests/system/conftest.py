@@ -138,9 +138,17 @@ class World:
         self.network = network
         self._chance = random.Random(2)
         self._proxies = contextlib.ExitStack()
+        self._home: set[str] = set()
 
     def close(self) -> None:
         self._proxies.close()
+
+    def send_home(self) -> None:
+        """End the stations of a scenario that is over; they would keep the machine busy."""
+        for identity, station in self.network.stations.items():
+            if identity not in self._home:
+                self._home.add(identity)
+                station.stop()
 
     def open(self, *, token: bool = True) -> None:
         self.network.start_cloud()
@@ -295,6 +303,13 @@ def world() -> Iterator[World]:
     """One network for all scenarios that leave the cloud's data alone; a new station for each."""
     with _world(SPEED) as world:
         yield world
+
+
+@pytest.fixture(autouse=True)
+def _stations_end_with_their_scenario(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "world" in request.fixturenames:
+        request.getfixturevalue("world").send_home()
 
 
 @pytest.fixture
