@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Self
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, model_validator
 
-from cloud.kernel.etags import ETAG_RESPONSES, Guarded, Tagged, state_of, version_of
+from cloud.kernel.etags import ETAG_RESPONSES, IfMatch, IfNoneMatch, state_of, version_of
 from cloud.kernel.http import Caller, Role, require
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Page
@@ -59,8 +59,6 @@ TariffPath = Annotated[int, Path(ge=1, le=LARGEST_ID)]
 AssignmentPath = Annotated[int, Path(ge=1, le=LARGEST_ID)]
 StationPath = Annotated[str, Path(min_length=1, max_length=MAX_STATION_LENGTH)]
 Text = Annotated[str | None, Query(max_length=100, description="part of its name")]
-IfMatch = Annotated[Guarded, Depends()]
-IfNoneMatch = Annotated[Tagged, Depends()]
 
 
 class VersionRequest(Body):

@@ -12,7 +12,7 @@ import ssl
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -143,10 +143,10 @@ class World:
     def close(self) -> None:
         self._proxies.close()
 
-    def send_home(self) -> None:
+    def send_home(self, stay: Collection[str]) -> None:
         """End the stations of a scenario that is over; they would keep the machine busy."""
         for identity, station in self.network.stations.items():
-            if identity not in self._home:
+            if identity not in {*stay, *self._home}:
                 self._home.add(identity)
                 station.stop()
 
@@ -307,9 +307,14 @@ def world() -> Iterator[World]:
 
 @pytest.fixture(autouse=True)
 def _stations_end_with_their_scenario(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Those that several scenarios share, as fixtures of a module, are there before this."""
+    if "world" not in request.fixturenames:
+        yield
+        return
+    world: World = request.getfixturevalue("world")
+    shared = set(world.network.stations)
     yield
-    if "world" in request.fixturenames:
-        request.getfixturevalue("world").send_home()
+    world.send_home(shared)
 
 
 @pytest.fixture
