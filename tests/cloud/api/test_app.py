@@ -176,7 +176,7 @@ async def test_reading_takes_no_turn_through_a_thread(
         if method == "GET" and not path.endswith("/stream"):
             url = path.format(
                 command=uuid4(), key_id=9, user_id=9, site=9, station="CP-9", evse=1, value="none",
-                group=9, transaction=uuid4(), serial="00",
+                group=9, transaction=uuid4(), serial="00", tariff=9, assignment=9,
             )  # fmt: skip
             assert (await admin.get(url)).status_code in {200, 404}, path
 
