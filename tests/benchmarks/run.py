@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("wire", "agent", "link", "ingest", "storage", "api", "ocpp_parse", "ocpp")
+BENCHMARKS = ("wire", "agent", "link", "ingest", "storage", "api", "ocpp_parse", "ocpp_gateway")
 WHEN_NAMED = ("soak",)
 """Long: they run when they are asked for."""
 ROOT = Path(__file__).resolve().parents[2]
