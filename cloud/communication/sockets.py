@@ -79,6 +79,7 @@ class Socket(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._held: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._why = ""
         self._closing = False
@@ -128,10 +129,14 @@ class Socket(asyncio.Protocol):
         """Read nothing for a while: what comes too fast waits in the station's own buffers."""
         if self.transport.is_closing():
             return
-        self.transport.pause_reading()
-        asyncio.get_running_loop().call_later(seconds, self._resume)
+        if self._held is None:
+            self.transport.pause_reading()
+        else:
+            self._held.cancel()
+        self._held = asyncio.get_running_loop().call_later(seconds, self._resume)
 
     def _resume(self) -> None:
+        self._held = None
         if not self.transport.is_closing():
             self.transport.resume_reading()
 

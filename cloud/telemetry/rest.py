@@ -19,6 +19,7 @@ from cloud.kernel.paging import decode_cursor, encode_cursor
 from cloud.kernel.rest import LARGEST_ID, Instant
 from cloud.telemetry.api import UnknownTimeZone
 from cloud.telemetry.energy import Energy
+from cloud.telemetry.power import with_power
 from cloud.telemetry.service import Span, Telemetry
 from cloud.telemetry.store import Bucket, Charged, Gap
 from cloud.telemetry.tiers.plan import EPOCH, MINUTE, Piece, floor
@@ -172,7 +173,7 @@ def router(telemetry: Telemetry, clock: Callable[[], datetime]) -> APIRouter:
         shown = found.buckets[:limit]
         more = len(found.buckets) > limit
         view = TelemetryView(
-            items=[BucketView.of(bucket) for bucket in shown],
+            items=[BucketView.of(bucket) for bucket in with_power(shown)],
             next=encode_cursor((shown[-1].evse, shown[-1].at)) if more else None,
             gaps=[GapView.of(gap) for gap in found.gaps],
             coarse=[CoarseView.of(piece) for piece in found.coarse],

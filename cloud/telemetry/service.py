@@ -13,7 +13,6 @@ from cloud.stations.api import StationFinder
 from cloud.telemetry import store
 from cloud.telemetry.api import SpanTooLong
 from cloud.telemetry.energy import Energy
-from cloud.telemetry.power import with_power
 from cloud.telemetry.store import Bucket, Charged, Gap
 from cloud.telemetry.tiers import store as tiers
 from cloud.telemetry.tiers.keeper import Keep, Keeper
@@ -100,8 +99,7 @@ class Telemetry:
                 limit=limit,
             )
             gaps = await store.gaps(cursor, station.id, span.start, span.end, span.evse, MOST_GAPS)
-        coarse = [piece for piece in pieces if piece.coarse]
-        return Read(with_power(found), list(gaps), coarse)
+        return Read(found, list(gaps), [piece for piece in pieces if piece.coarse])
 
     async def energy(
         self, caller: Caller, asked: Energy, after: tuple[int, int], limit: int

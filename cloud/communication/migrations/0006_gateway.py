@@ -37,7 +37,8 @@ def upgrade() -> None:
         ) PARTITION BY RANGE (at);
         CREATE TABLE communication.frame_of_no_day PARTITION OF communication.frame DEFAULT;
         CREATE INDEX frame_station ON communication.frame (station_id, at);
-        SELECT kernel.protect('communication.frame');
+        SELECT kernel.protect('communication.frame'),
+               kernel.protect('communication.frame_of_no_day');
 
         -- The commit role owns nothing: what it must create and drop it does through these.
         CREATE FUNCTION communication.ensure_frame_days(days date[]) RETURNS void
@@ -52,6 +53,8 @@ def upgrade() -> None:
                         ' FOR VALUES FROM (%L) TO (%L)', 'frame_' || to_char(day, 'YYYYMMDD'),
                         day::timestamp AT TIME ZONE 'UTC',
                         (day + 1)::timestamp AT TIME ZONE 'UTC');
+                    PERFORM kernel.protect(
+                        format('communication.frame_%s', to_char(day, 'YYYYMMDD'))::regclass);
                 END IF;
             END LOOP;
         END $$;
