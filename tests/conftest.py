@@ -286,11 +286,33 @@ def pytest_terminal_summary(
         terminalreporter.section("kills per instant")
         for instant, count in sorted(kills.items()):
             terminalreporter.line(f"{instant:<24}{count:>6}")
-    report = config.getoption("--torture-report")
-    if report:
-        rows = {**_earlier(Path(report)), **_rows(terminalreporter, config.getoption("--torture"))}
-        Path(report).write_text("\n".join(_proof(rows)) + "\n")
-        terminalreporter.line(f"wrote {report}")
+    if config.getoption("--torture-report"):
+        terminalreporter.line(f"wrote {config.getoption('--torture-report')}")
+
+
+class TortureReport:
+    """Written with every test that says something: a run of an hour may be cut off."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._path = Path(config.getoption("--torture-report"))
+        self._share = float(config.getoption("--torture"))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call":
+            return
+        rows, row = _earlier(self._path), _row(report, self._share)
+        told = rows.pop(_name(report), None)
+        if row is not None:
+            rows[_name(report)] = row
+        if row != told:
+            beside = self._path.with_suffix(".new")
+            beside.write_text("\n".join(_proof(rows)) + "\n")
+            beside.replace(self._path)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--torture-report") and "PYTEST_XDIST_WORKER" not in os.environ:
+        config.pluginmanager.register(TortureReport(config))
 
 
 def _not_run(terminalreporter: pytest.TerminalReporter) -> list[str]:
@@ -317,15 +339,15 @@ def _calls(terminalreporter: pytest.TerminalReporter) -> list[Any]:
     return [test for test in tests if test.when == "call"]
 
 
-def _rows(terminalreporter: pytest.TerminalReporter, share: float) -> dict[str, str]:
-    """A line of the torture report for each test of this run that says something."""
-    when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} | {share:.0%}"
-    return {
-        _name(test): f"| {_name(test)} | {test.outcome} | {test.duration:.0f} | {when} |"
+def _row(test: pytest.TestReport, share: float) -> str | None:
+    """The torture report's line for a test, if it says something."""
+    if not (test.user_properties or test.failed or test.duration > 1) or test.skipped:
+        return None
+    when = f"{datetime.fromtimestamp(test.stop, UTC):%Y-%m-%d %H:%M}"
+    return (
+        f"| {_name(test)} | {test.outcome} | {test.duration:.0f} | {when} | {share:.0%} |"
         f" {_counted(test.user_properties)} |"
-        for test in _calls(terminalreporter)
-        if test.user_properties or test.failed or test.duration > 1
-    }
+    )
 
 
 def _name(test: pytest.TestReport) -> str:

@@ -87,7 +87,7 @@ async def tokens(cursor: Cursor, part: Part, filters: TokenFilters) -> Cut[Token
             "t.expires_at IS NULL OR t.expires_at > {}",
             filters.now if filters.expired is False else None,
         )
-        .add("strpos(lower(t.value || ' ' || t.label), lower({})) > 0", filters.text)
+        .add("strpos(t.sought, lower({})) > 0", filters.text)
     )
     return await select_page(cursor, Token, part, _COLUMNS, _SOURCE, where)
 

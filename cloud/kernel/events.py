@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, NamedTuple
 
 import msgspec
 import psycopg
@@ -150,8 +150,8 @@ async def read(
         (part, after.get(part, -1), LAST if upto is None else upto.get(part, -1))
         for part in narrow.partitions()
     ]
-    found = await _bounded(cursor, bounds, limit, narrow, "x.position")
-    return _oldest_first(found)[:limit]
+    found = await _places(cursor, bounds, limit, narrow, "x.position")
+    return await _logged(cursor, _oldest_first(found)[:limit])
 
 
 async def read_back(
@@ -162,22 +162,32 @@ async def read_back(
     bounds = [
         (part, floor.get(part, -1), before.get(part, LAST + 1) - 1) for part in narrow.partitions()
     ]
-    found = await _bounded(cursor, bounds, limit, narrow, "x.position DESC")
-    return _oldest_first(found)[-limit:][::-1]
+    found = await _places(cursor, bounds, limit, narrow, "x.position DESC")
+    return await _logged(cursor, _oldest_first(found)[-limit:][::-1])
 
 
-async def _bounded(
+class _Place(NamedTuple):
+    """Where an event stands: all that merging needs. Data is read of those that are chosen only."""
+
+    recorded_at: datetime
+    partition: int
+    position: int
+
+
+async def _places(
     cursor: Cursor,
     bounds: Sequence[tuple[int, int, int]],
     limit: int,
     narrow: Narrow,
     order: LiteralString,
-) -> list[Logged]:
+) -> list[_Place]:
     """At most `limit` events of each (partition, behind, up to)."""
     where = narrow.where()
     sql: LiteralString = (
-        f"SELECT {_COLUMNS} FROM unnest(%(parts)s::int[], %(after)s::bigint[], %(upto)s::bigint[])"  # noqa: S608  # of literals only
-        " AS c (partition, after, upto) JOIN LATERAL (SELECT * FROM kernel.event x"
+        "SELECT e.recorded_at, e.partition, e.position"  # noqa: S608  # of literals only
+        " FROM unnest(%(parts)s::int[], %(after)s::bigint[], %(upto)s::bigint[])"
+        " AS c (partition, after, upto) JOIN LATERAL ("
+        " SELECT x.recorded_at, x.partition, x.position FROM kernel.event x"
         " WHERE x.partition = c.partition AND x.position > c.after AND x.position <= c.upto"
         f" AND {where.sql} ORDER BY {order} LIMIT %(limit)s) e ON true"
         " ORDER BY e.partition, e.position"
@@ -186,10 +196,24 @@ async def _bounded(
     await cursor.execute(
         sql, {**where.params, "parts": parts, "after": after, "upto": upto, "limit": limit}
     )
-    return [
-        Logged(r[0], r[1], r[2], Event(TenantId(r[3]), r[4], r[5], r[6], r[7]))
+    return [_Place(*found) for found in await cursor.fetchall()]
+
+
+async def _logged(cursor: Cursor, places: Sequence[_Place]) -> list[Logged]:
+    """The events that stand there, in that order."""
+    if not places:
+        return []
+    await cursor.execute(
+        f"SELECT {_COLUMNS} FROM kernel.event e"  # noqa: S608  # of literals only
+        " JOIN unnest(%s::int[], %s::bigint[]) AS k (partition, position)"
+        " USING (partition, position)",
+        ([one.partition for one in places], [one.position for one in places]),
+    )
+    found = {
+        (r[0], r[1]): Logged(r[0], r[1], r[2], Event(TenantId(r[3]), r[4], r[5], r[6], r[7]))
         for r in await cursor.fetchall()
-    ]
+    }
+    return [found[one.partition, one.position] for one in places]
 
 
 async def heads(cursor: Cursor) -> dict[int, int]:
@@ -224,14 +248,14 @@ async def _earlier(
     return dict(await cursor.fetchall())
 
 
-def _oldest_first(found: Sequence[Logged]) -> list[Logged]:
+def _oldest_first(found: Sequence[_Place]) -> list[_Place]:
     """Merge partitions by time, never against the order within one: clocks may step back."""
     latest: dict[int, datetime] = {}
     keyed = []
-    for logged in found:
-        floor = max(logged.recorded_at, latest.get(logged.partition, logged.recorded_at))
-        latest[logged.partition] = floor
-        keyed.append((floor, logged.partition, logged.position, logged))
+    for place in found:
+        floor = max(place.recorded_at, latest.get(place.partition, place.recorded_at))
+        latest[place.partition] = floor
+        keyed.append((floor, place.partition, place.position, place))
     return [entry[-1] for entry in sorted(keyed, key=lambda entry: entry[:3])]
 
 

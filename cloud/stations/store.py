@@ -294,7 +294,7 @@ async def stations(cursor: Cursor, part: Part, filters: Filters) -> Cut[Station]
             f"s.id IN ({_STATE} WHERE strpos(lower(agent_version), lower({{}})) > 0)",
             filters.version,
         )
-        .add("strpos(lower(s.identity || ' ' || s.name), lower({})) > 0", filters.text)
+        .add("strpos(s.sought, lower({})) > 0", filters.text)
         .add(_UPDATED, filters.updated_since)
     )
     source: LiteralString = "stations.station s"

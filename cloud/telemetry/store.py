@@ -113,15 +113,17 @@ def _quoted(times: Iterable[datetime]) -> str:
     return literal(f'"{at}"' for at in times)
 
 
-async def put_samples(cursor: Cursor, some: Few) -> None:
-    """`note_late`, `copy_samples` and `copy_extras` in one turn; the days' partitions are there."""
-    times = some.times()
+async def put_live(cursor: Cursor, some: Few) -> bool:
+    """Append samples in one turn, if they are live and so need no `note_late`; else nothing.
+
+    Their days' partitions are to be there.
+    """
     columns = list(zip(*some.rows, strict=True))[1:]
     extras = list(zip(*some.extras, strict=True)) or [()] * len(_EXTRA_TYPES)
     await cursor.execute(
-        _PUT_SAMPLES,
+        _PUT_LIVE,
         (
-            _quoted(times),
+            _quoted(some.times()),
             *(_numbers(column) for column in columns),
             _quoted(extras[0]),
             literal(extras[1]),
@@ -130,24 +132,29 @@ async def put_samples(cursor: Cursor, some: Few) -> None:
             literal(extras[4]),
         ),
     )
+    found = await cursor.fetchone()
+    return bool(found and found[0])
 
 
 def _numbers(column: Iterable[int | None]) -> str:
     return literal("NULL" if value is None else value for value in column)
 
 
-_PUT_SAMPLES: Final = f"""
+_PUT_LIVE: Final = f"""
 WITH told AS MATERIALIZED (
     SELECT * FROM unnest(%s::timestamptz[], {", ".join(f"%s::{kind}[]" for kind in KINDS[1:])})
         AS t ({", ".join(f'"{name}"' for name in FIELDS)})
-), late AS MATERIALIZED (
-    SELECT telemetry.note_late(array_agg(station_id), array_agg(time), array_agg(time)) FROM told
+), live AS MATERIALIZED (
+    SELECT telemetry.is_live(min("time")) AS yes FROM told
 ), put AS (
-    INSERT INTO telemetry.sample ({", ".join(FIELDS)}) SELECT told.* FROM late, told
+    INSERT INTO telemetry.sample ({", ".join(FIELDS)})
+    SELECT told.* FROM live, told WHERE live.yes
+), more AS (
+    INSERT INTO telemetry.extra (time, station_id, evse, name, value)
+    SELECT e.* FROM live, unnest(%s::timestamptz[], %s::int4[], %s::int2[], %s::text[], %s::int8[])
+        AS e (time, station_id, evse, name, value) WHERE live.yes
 )
-INSERT INTO telemetry.extra (time, station_id, evse, name, value)
-SELECT e.* FROM late, unnest(%s::timestamptz[], %s::int4[], %s::int2[], %s::text[], %s::int8[])
-    AS e (time, station_id, evse, name, value)
+SELECT yes FROM live
 """
 
 

@@ -81,8 +81,7 @@ class TelemetryWriter:
     async def copy(self, cursor: Cursor, told: Sequence[Dated]) -> None:
         """Append samples that have their time."""
         some = few(told)
-        if some is not None and some.days <= self._days:
-            await store.put_samples(cursor, some)
+        if some is not None and some.days <= self._days and await store.put_live(cursor, some):
             return
         packed = pack(told)
         await store.note_late(cursor, packed.spans())
