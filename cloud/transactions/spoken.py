@@ -14,6 +14,8 @@ from cloud.kernel.database import Cursor
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Spoken
 from cloud.stations.api import date_told, former_owners
+from cloud.tariffs.api import Cost, PriceBook
+from cloud.transactions import costs
 from cloud.transactions import history_store as history
 from cloud.transactions.history_store import Held, Native, Sought
 from cloud.transactions.native import fingerprint, of_meter, of_transaction, stop_fingerprint
@@ -21,7 +23,7 @@ from cloud.transactions.projection import State, Step
 from cloud.transactions.sessions import Routed, Session, Sessions, Stranger, Told
 from cloud.transactions.writing import Arrived, record
 from protocols.agent_link import TransactionEventType
-from protocols.ocpp.messages import Meter, Transaction
+from protocols.ocpp.messages import Answer, Meter, Transaction
 
 _STARTED = TransactionEventType.STARTED
 
@@ -43,14 +45,20 @@ class _Heard:
         return self.starts and isinstance(self.message, Transaction) and self.message.key is None
 
     @property
+    def tells_cost(self) -> bool:
+        """Whether the answer has a place for what the transaction costs: 2.x's, but the first."""
+        message = self.message
+        return isinstance(message, Transaction) and message.key is not None and not self.starts
+
+    @property
     def number(self) -> int | None:
         """1.6's number, when it can be one of ours."""
         number = self.message.number
         return number if number is not None and 0 < number < 2**31 else None
 
 
-async def write(cursor: Cursor, spoken: Sequence[Spoken]) -> list[Event]:
-    """Store what these messages tell of transactions; numbers go into their answers."""
+async def write(cursor: Cursor, spoken: Sequence[Spoken], book: PriceBook) -> list[Event]:
+    """Store what these messages tell of transactions; numbers and costs go into their answers."""
     heard = list(_heard(spoken))
     if not heard:
         return []
@@ -66,9 +74,8 @@ async def write(cursor: Cursor, spoken: Sequence[Spoken]) -> list[Event]:
         foreign = await history.given(cursor, {one.number for one in unknown if one.number})
     starts = sum(one.starts_16 for one in transactions)
     numbers = await history.draw_numbers(cursor, starts) if starts else []
-    return await _record(
-        cursor, heard, held, Sessions(map(_session, held.values()), iter(numbers)), foreign
-    )
+    sessions = Sessions(map(_session, held.values()), iter(numbers))
+    return await _record(cursor, heard, held, sessions, foreign, book)
 
 
 def _heard(spoken: Iterable[Spoken]) -> Iterator[_Heard]:
@@ -174,15 +181,19 @@ async def _record(
     held: Mapping[UUID, Held],
     sessions: Sessions,
     foreign: set[int],
+    book: PriceBook,
 ) -> list[Event]:
     arrived: dict[tuple[UUID, UUID], Arrived] = {}
     alerts: list[Event] = []
+    costing: list[tuple[UUID, Answer]] = []
     for one in heard:
         try:
             routed = _routed(sessions, one, foreign)
         except Stranger:
             alerts.append(_alert(one))
             continue
+        if one.tells_cost:
+            costing.append((routed[0].session.id, one.spoken.answer))
         for session, event, at, started, token, fact in routed:
             arrived[event.transaction, event.id] = Arrived(
                 session.tenant,
@@ -191,7 +202,26 @@ async def _record(
                 Step(event, at, started, token, fact),
                 Native(session.origin, session.key, session.incarnation, session.number),
             )
-    return alerts + await record(cursor, arrived, held, heard[-1].spoken.received_at)
+    written = await record(cursor, arrived, held, heard[-1].spoken.received_at, book)
+    await _tell_costs(cursor, costing, held, written.costs, book)
+    return alerts + written.events
+
+
+async def _tell_costs(
+    cursor: Cursor,
+    costing: Sequence[tuple[UUID, Answer]],
+    held: Mapping[UUID, Held],
+    written: Mapping[UUID, Cost],
+    book: PriceBook,
+) -> None:
+    """Put what each transaction costs into the answers; a repeat is told what its row says."""
+    if not costing:
+        return
+    untouched = {one for one, _ in costing if one in held and one not in written}
+    totals = {**await costs.totals(cursor, book, [held[one] for one in untouched]), **written}
+    for transaction, answer in costing:
+        if transaction in totals:
+            answer.total_cost = costs.in_major_units(totals[transaction])
 
 
 def _routed(sessions: Sessions, one: _Heard, foreign: set[int]) -> Sequence[Routed]:
