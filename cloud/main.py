@@ -232,7 +232,7 @@ class Modules:
         writers: list[SpokenWriter] = [
             ConfigurationWriter(),
             DiagnosticsWriter(ocpp_store.expected_versions),
-            TransactionWriter(),
+            TransactionWriter(ocpp_store.started_by),
         ]
         return Neighbours(self.stations, self.ocpp_commands, self.security, writers)
 

@@ -218,6 +218,18 @@ async def given(cursor: Cursor, numbers: Collection[int]) -> set[int]:
     return {number for (number,) in await cursor.fetchall()}
 
 
+async def followed(
+    cursor: Cursor, commands: Collection[UUID], stations: Collection[int], since: datetime
+) -> set[UUID]:
+    """Which of these commands have begun a transaction of these stations since then."""
+    await cursor.execute(
+        "SELECT command FROM transactions.transaction WHERE station_id = ANY(%s::int[])"
+        " AND started_at >= %s AND command = ANY(%s::uuid[])",
+        (literal(stations), since, literal(commands)),
+    )
+    return {command for (command,) in await cursor.fetchall()}
+
+
 async def draw_numbers(cursor: Cursor, count: int) -> list[int]:
     """Free numbers for transactions of OCPP 1.6."""
     await cursor.execute(

@@ -85,7 +85,7 @@ class TransactionView(BaseModel):
     seq_no: int = Field(description="of the event that gave the measure")
     start_seen: bool = Field(description="false while the first event is still missing")
     conflicts: int
-    command: UUID | None
+    command: UUID | None = Field(description="the remote start that began it; of 1.6 inferred")
     last_at: datetime
     updated_at: datetime
     origin: str = Field(description="who told it: agent, ocpp1.6 or ocpp2.x")

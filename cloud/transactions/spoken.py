@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
 from uuid import UUID
 
 from cloud.authorization.api import refer
+from cloud.communication.api import Begun, RemoteStarts
 from cloud.kernel.database import Cursor
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Spoken
@@ -26,6 +29,8 @@ from protocols.agent_link import TransactionEventType
 from protocols.ocpp.messages import Answer, Meter, Transaction
 
 _STARTED = TransactionEventType.STARTED
+_FOLLOWED_WITHIN: Final = timedelta(days=8)
+"""Between a command and the transaction that it began."""
 
 
 @dataclass(slots=True)
@@ -44,6 +49,21 @@ class _Heard:
     def starts_16(self) -> bool:
         return self.starts and isinstance(self.message, Transaction) and self.message.key is None
 
+    def begun(self, row: Held | None) -> Begun | None:
+        """What may show which command began it; None when that is known, or was none."""
+        message, told = self.message, self.told
+        if not isinstance(message, Transaction):
+            return None
+        token = message.id_token.value if message.id_token else ""
+        number = told.content.remote_start_id
+        if message.key is None:
+            known = row is not None and row.projection.start_seen
+            asks = self.starts and bool(token) and not known
+        else:
+            known = row is not None and row.projection.remote_start_id is not None
+            asks = number is not None and not known
+        return Begun(told.station, number, message.evse, token, told.at.at) if asks else None
+
     @property
     def tells_cost(self) -> bool:
         """Whether the answer has a place for what the transaction costs: 2.x's, but the first."""
@@ -57,7 +77,12 @@ class _Heard:
         return number if number is not None and 0 < number < 2**31 else None
 
 
-async def write(cursor: Cursor, spoken: Sequence[Spoken], book: PriceBook) -> list[Event]:
+async def write(
+    cursor: Cursor,
+    spoken: Sequence[Spoken],
+    book: PriceBook,
+    remote_starts: RemoteStarts | None = None,
+) -> list[Event]:
     """Store what these messages tell of transactions; numbers and costs go into their answers."""
     heard = list(_heard(spoken))
     if not heard:
@@ -75,7 +100,7 @@ async def write(cursor: Cursor, spoken: Sequence[Spoken], book: PriceBook) -> li
     starts = sum(one.starts_16 for one in transactions)
     numbers = await history.draw_numbers(cursor, starts) if starts else []
     sessions = Sessions(map(_session, held.values()), iter(numbers))
-    return await _record(cursor, heard, held, sessions, foreign, book)
+    return await _record(cursor, heard, held, sessions, foreign, book, remote_starts)
 
 
 def _heard(spoken: Iterable[Spoken]) -> Iterator[_Heard]:
@@ -182,16 +207,21 @@ async def _record(
     sessions: Sessions,
     foreign: set[int],
     book: PriceBook,
+    remote_starts: RemoteStarts | None,
 ) -> list[Event]:
     arrived: dict[tuple[UUID, UUID], Arrived] = {}
     alerts: list[Event] = []
     costing: list[tuple[UUID, Answer]] = []
+    beginnings: dict[UUID, Begun] = {}
     for one in heard:
         try:
             routed = _routed(sessions, one, foreign)
         except Stranger:
             alerts.append(_alert(one))
             continue
+        begun = one.begun(held.get(routed[0].session.id)) if routed else None
+        if begun is not None:
+            beginnings.setdefault(routed[0].session.id, begun)
         if one.tells_cost:
             costing.append((routed[0].session.id, one.spoken.answer))
         for session, event, at, started, token, fact in routed:
@@ -202,9 +232,33 @@ async def _record(
                 Step(event, at, started, token, fact),
                 Native(session.origin, session.key, session.incarnation, session.number),
             )
-    written = await record(cursor, arrived, held, heard[-1].spoken.received_at, book)
+    commands = await _commands(cursor, beginnings, remote_starts)
+    received = heard[-1].spoken.received_at
+    written = await record(cursor, arrived, held, received, book, commands)
     await _tell_costs(cursor, costing, held, written.costs, book)
     return alerts + written.events
+
+
+async def _commands(
+    cursor: Cursor, beginnings: Mapping[UUID, Begun], remote_starts: RemoteStarts | None
+) -> dict[UUID, UUID]:
+    """By which command each was begun; a command begins one transaction."""
+    if not beginnings or remote_starts is None:
+        return {}
+    fitting = await remote_starts(cursor, list(beginnings.values()))
+    candidates = {command for several in fitting for command in several}
+    if not candidates:
+        return {}
+    stations = {begun.station_id for begun in beginnings.values()}
+    since = min(begun.at for begun in beginnings.values()) - _FOLLOWED_WITHIN
+    taken = await history.followed(cursor, candidates, stations, since)
+    found = {}
+    for transaction, several in zip(beginnings, fitting, strict=True):
+        command = next((one for one in several if one not in taken), None)
+        if command is not None:
+            found[transaction] = command
+            taken.add(command)
+    return found
 
 
 async def _tell_costs(

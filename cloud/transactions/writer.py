@@ -8,6 +8,7 @@ from datetime import datetime
 from uuid import UUID
 
 from cloud.authorization.api import refer
+from cloud.communication.api import RemoteStarts
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Delivery, Spoken
@@ -54,7 +55,9 @@ class TransactionWriter:
 
     name = "transactions"
 
-    def __init__(self) -> None:
+    def __init__(self, remote_starts: RemoteStarts | None = None) -> None:
+        """`remote_starts` knows what OCPP stations were told; agents tell it themselves."""
+        self._remote_starts = remote_starts
         self._book = PriceBook()
 
     async def write_batch(self, cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Event]:
@@ -67,7 +70,7 @@ class TransactionWriter:
         return events
 
     async def write_spoken(self, cursor: Cursor, messages: Sequence[Spoken]) -> list[Event]:
-        return await spoken.write(cursor, messages, self._book)
+        return await spoken.write(cursor, messages, self._book, self._remote_starts)
 
     async def _take(self, cursor: Cursor, arrivals: Sequence[_Arrival]) -> list[Event]:
         now = arrivals[-1].received_at

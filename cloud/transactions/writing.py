@@ -9,6 +9,8 @@ from functools import reduce
 from typing import NamedTuple
 from uuid import UUID
 
+import msgspec
+
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.events import Event
 from cloud.stations.api import note_charging
@@ -45,6 +47,8 @@ class Work:
     tenant: TenantId
     station: int
     native: Native = AGENT
+    command: UUID | None = None
+    """Which one began it, where the events themselves do not say so."""
     steps: list[Step] = field(default_factory=list)
 
 
@@ -62,8 +66,12 @@ async def record(
     held: Mapping[UUID, Held],
     now: datetime,
     book: PriceBook,
+    commands: Mapping[UUID, UUID] | None = None,
 ) -> Written:
-    """Put events, by transaction and id, into the history and what is new in it into the rows."""
+    """Put events, by transaction and id, into the history and what is new in it into the rows.
+
+    `commands` are those that have begun transactions, by these.
+    """
     if not arrived:
         return Written([], {})
     every = list(arrived.values())
@@ -82,6 +90,9 @@ async def record(
             found = work[transaction] = Work(row, tenant, one.station)
         found.native = one.native
         found.steps.append(one.step)
+    for transaction, command in (commands or {}).items():
+        if transaction in work:
+            work[transaction].command = command
     return await settle(cursor, work, now, book)
 
 
@@ -105,6 +116,7 @@ async def settle(
             conflicts += noted
         else:
             projection = reduce(extend, one.steps, one.held.projection)
+        projection = _commanded(projection, one)
         version = one.held.tariff_version if one.held else None
         made[transaction] = Held(
             transaction, one.tenant, one.station, projection, one.native, version
@@ -127,6 +139,15 @@ async def settle(
         await history.note_conflicts(cursor, conflicts, now)
     events = [_event(row, work[row.id].held, totals.get(row.id)) for row in made.values()]
     return Written(events, totals)
+
+
+def _commanded(projection: Projection, one: Work) -> Projection:
+    """What was found out of the command that began it stays, however often it is projected."""
+    known = one.held.projection.command if one.held else None
+    command = projection.command or known or one.command
+    if command == projection.command:
+        return projection
+    return msgspec.structs.replace(projection, command=command)
 
 
 def _goes_on(row: Held, before: Held | None) -> bool:
