@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -16,17 +16,25 @@ from cloud.communication.api import Begun, RemoteStarts
 from cloud.kernel.database import Cursor
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Spoken
-from cloud.stations.api import date_told, former_owners
+from cloud.stations.api import date_told, former_owners, to_ms
 from cloud.tariffs.api import Cost, PriceBook
 from cloud.transactions import costs
 from cloud.transactions import history_store as history
 from cloud.transactions.history_store import Held, Native, Sought
-from cloud.transactions.native import fingerprint, of_meter, of_transaction, stop_fingerprint
+from cloud.transactions.native import (
+    NativeEvent,
+    fingerprint,
+    of_meter,
+    of_status,
+    of_transaction,
+    stop_fingerprint,
+)
 from cloud.transactions.projection import State, Step
 from cloud.transactions.sessions import Routed, Session, Sessions, Stranger, Told
 from cloud.transactions.writing import Arrived, record
 from protocols.agent_link import TransactionEventType
-from protocols.ocpp.messages import Answer, Meter, Transaction
+from protocols.ocpp.messages import Answer, Meter, Status, Transaction
+from protocols.quantities import Milliseconds
 
 _STARTED = TransactionEventType.STARTED
 _FOLLOWED_WITHIN: Final = timedelta(days=8)
@@ -38,7 +46,7 @@ class _Heard:
     """A message that may be about a transaction."""
 
     spoken: Spoken
-    message: Transaction | Meter
+    message: Transaction | Meter | Status
     told: Told
 
     @property
@@ -73,7 +81,7 @@ class _Heard:
     @property
     def number(self) -> int | None:
         """1.6's number, when it can be one of ours."""
-        number = self.message.number
+        number = None if isinstance(self.message, Status) else self.message.number
         return number if number is not None and 0 < number < 2**31 else None
 
 
@@ -106,17 +114,12 @@ async def write(
 def _heard(spoken: Iterable[Spoken]) -> Iterator[_Heard]:
     for one in spoken:
         message = one.told
-        if isinstance(message, Meter):
-            content = of_meter(message)
-        elif isinstance(message, Transaction):
-            content = of_transaction(message)
-        else:
+        if not isinstance(message, Transaction | Meter | Status):
             continue
-        if content is None or (
-            message.number is None and isinstance(message, Meter) and message.evse <= 0
-        ):
+        content = _content(message, one.received_at)
+        if content is None:
             continue
-        trusted, received = message.clock_trusted, one.received_at
+        trusted, received = isinstance(message, Status) or message.clock_trusted, one.received_at
         begin = content.begin_ms
         told = Told(
             one.station_id,
@@ -126,6 +129,15 @@ def _heard(spoken: Iterable[Spoken]) -> Iterator[_Heard]:
             content,
         )
         yield _Heard(one, message, told)
+
+
+def _content(message: Transaction | Meter | Status, received_at: datetime) -> NativeEvent | None:
+    """What it says of a transaction, if it does."""
+    if isinstance(message, Transaction):
+        return of_transaction(message)
+    if isinstance(message, Status):
+        return of_status(message, Milliseconds(to_ms(received_at)))
+    return of_meter(message) if message.number is not None or message.evse > 0 else None
 
 
 async def _of_their_time(cursor: Cursor, heard: Sequence[_Heard]) -> None:
@@ -161,6 +173,8 @@ def _sought(heard: Iterable[_Heard]) -> Sought:
         message, station = one.message, one.told.station
         if one.number is not None:
             sought.numbers.append((station, one.number))
+        elif isinstance(message, Status):
+            sought.open.add(station)
         elif isinstance(message, Meter):
             sought.covering.append((station, message.evse, one.told.at.at))
         elif message.key is not None:
@@ -282,6 +296,9 @@ def _routed(sessions: Sessions, one: _Heard, foreign: set[int]) -> Sequence[Rout
     if isinstance(one.message, Meter):
         found = sessions.meter(one.told, one.message)
         return [] if found is None else [found]
+    if isinstance(one.message, Status):
+        found = sessions.status(one.told, one.message)
+        return [] if found is None else [found]
     routed = sessions.transaction(one.told, one.message, foreign=one.number in foreign)
     if one.starts:
         one.spoken.answer.number = routed[0].session.number
@@ -307,6 +324,7 @@ def _session(held: Held) -> Session:
         start_wh=row.start_wh,
         meter_wh=row.meter_wh,
         seq_no=row.seq_no,
+        last_at=row.last_at,
         token=row.token,
     )
 
