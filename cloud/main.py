@@ -234,7 +234,7 @@ class Modules:
             DiagnosticsWriter(ocpp_store.expected_versions),
             TransactionWriter(ocpp_store.started_by),
         ]
-        return Neighbours(self.stations, self.ocpp_commands, self.security, writers)
+        return Neighbours(self.stations, self.stations, self.ocpp_commands, self.security, writers)
 
     def routers(self, database: Database, feed: EventFeed, watching: Watching) -> list[APIRouter]:
         """All of REST over these modules."""

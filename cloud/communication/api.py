@@ -142,6 +142,14 @@ class StationRegister(Protocol):
         ...
 
 
+class KnownConnectors(Protocol):
+    """What is known of how stations are built (stations implements it)."""
+
+    async def connectors_of(self, cursor: Cursor, station_id: int) -> list[tuple[int, int]]:
+        """Each EVSE and connector that the station has told of, in order."""
+        ...
+
+
 class TokenJudge(Protocol):
     """Whether id tokens may charge, from memory (authorization implements it)."""
 
