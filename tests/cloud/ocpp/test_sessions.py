@@ -166,3 +166,24 @@ async def test_what_cannot_be_read_is_refused_and_shown(ocpp: Ocpp) -> None:
 
     names = {one["name"] for one in await ocpp.until(told, "the deviations")}
     assert "refused" in names
+
+
+@pytest.mark.parametrize("version", ["ocpp1.6", "ocpp2.0.1"])
+async def test_an_operator_sends_the_tenants_list(ocpp: Ocpp, version: str) -> None:
+    """Its version is held to be the station's once it has accepted."""
+    await ocpp.token("T1")
+    await ocpp.token("T2", blocked=True)
+    station = await ocpp.booted("CP-1", version)
+    command = await ocpp.command("CP-1", "send-local-list")
+    assert (await ocpp.ended(command))["status"] == "executed"
+    sent = await station.was_asked("SendLocalList")
+    names = ("listVersion", "idTag", "idTagInfo")
+    if version != "ocpp1.6":
+        names = ("versionNumber", "idToken", "idTokenInfo")
+    number, token, info = names
+    entries = {
+        one[token] if isinstance(one[token], str) else one[token]["idToken"]: one[info]["status"]
+        for one in sent["localAuthorizationList"]
+    }
+    assert (sent["updateType"], entries) == ("Full", {"T1": "Accepted", "T2": "Blocked"})
+    assert (await ocpp.get("/stations/CP-1/local-list"))["version"] == sent[number]
