@@ -71,19 +71,10 @@ class Database:
             return
         seen = b"" if tenant is None else b"%d" % tenant
         begin = b"BEGIN READ ONLY" if read_only else b"BEGIN"
-        async with (
-            self._app.connection(UNIT_DEADLINE_S) as connection,
-            connection.cursor() as cursor,
-        ):
-            # in one turn to the server; psycopg's own transaction would take two
-            await cursor.execute(begin + b"; SET LOCAL karvon.tenant = '" + seen + b"'")
-            try:
-                yield cursor
-            except Exception:
-                with suppress(psycopg.Error):  # lost, and with it what was done
-                    await connection.rollback()
-                raise
-            await connection.commit()
+        async with _transaction(
+            self._app, UNIT_DEADLINE_S, begin + b"; SET LOCAL karvon.tenant = '" + seen + b"'"
+        ) as cursor:
+            yield cursor
 
     @asynccontextmanager
     async def joint(self, tenant: TenantId) -> AsyncIterator[Cursor]:
@@ -100,9 +91,14 @@ class Database:
                 _joint.reset(token)
 
     @asynccontextmanager
-    async def commit_unit(self, deadline_s: float = UNIT_DEADLINE_S) -> AsyncIterator[Cursor]:
-        """One transaction of the commit path's role, which sees every tenant."""
-        async with _transaction(self._commit, deadline_s) as cursor:
+    async def commit_unit(
+        self, deadline_s: float = UNIT_DEADLINE_S, begin: bytes = b"BEGIN"
+    ) -> AsyncIterator[Cursor]:
+        """One transaction of the commit path's role, which sees every tenant.
+
+        `begin` may go on with a first statement; its rows are the cursor's next set.
+        """
+        async with _transaction(self._commit, deadline_s, begin) as cursor:
             yield cursor
 
     @asynccontextmanager
@@ -145,10 +141,13 @@ def _pool(dsn: str, role: str, size: int) -> Pool:
 
 
 @asynccontextmanager
-async def _transaction(pool: Pool, deadline_s: float) -> AsyncIterator[Cursor]:
-    async with (
-        pool.connection(deadline_s) as connection,
-        connection.transaction(),
-        connection.cursor() as cursor,
-    ):
-        yield cursor
+async def _transaction(pool: Pool, deadline_s: float, begin: bytes) -> AsyncIterator[Cursor]:
+    async with pool.connection(deadline_s) as connection, connection.cursor() as cursor:
+        await cursor.execute(begin)
+        try:
+            yield cursor
+        except Exception:
+            with suppress(psycopg.Error):  # lost, and with it what was done
+                await connection.rollback()
+            raise
+        await connection.commit()

@@ -9,7 +9,6 @@ one partition: its events are read in order, at least once, and `NOTIFY` wakes t
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -57,48 +56,44 @@ async def append(cursor: Cursor, events: Sequence[Event]) -> None:
     """Log the events in the caller's transaction (commit role) and wake the readers at commit."""
     if not events:
         return
-    places = await _take_places(cursor, Counter(partition_of(event) for event in events))
-    await cursor.execute(
-        "INSERT INTO kernel.event"
-        " (partition, position, tenant_id, kind, station_id, subject, data)"
-        " SELECT partition, position, tenant_id, kind, station_id, subject, data"
-        " FROM jsonb_to_recordset(%s::jsonb) AS e (partition int, position bigint, tenant_id int,"
-        " kind text, station_id int, subject text, data jsonb)",
-        (msgspec.json.encode([_row(event, places) for event in events]).decode(),),
-    )
-    await cursor.execute("SELECT pg_notify(%s, '')", (CHANNEL,))
+    told = [
+        {
+            "partition": partition_of(event),
+            "tenant_id": event.tenant_id,
+            "kind": event.kind,
+            "station_id": event.station_id,
+            "subject": event.subject,
+            "data": event.data,
+        }
+        for event in events
+    ]
+    await cursor.execute(_APPEND, (msgspec.json.encode(told).decode(), CHANNEL))
+    found = await cursor.fetchone()
+    if found is None or found[0] != len(events):
+        raise RuntimeError("event partitions are missing: run the migrations")
 
 
-async def _take_places(cursor: Cursor, counts: Mapping[int, int]) -> dict[int, int]:
-    """The first free position of each partition; locked in one order, so that none deadlocks."""
-    await cursor.execute(
-        "WITH held AS (SELECT partition FROM kernel.event_partition"
-        "   WHERE partition = ANY(%(partitions)s::int[]) ORDER BY partition FOR UPDATE)"
-        " UPDATE kernel.event_partition p SET next = p.next + k.count"
-        " FROM unnest(%(partitions)s::int[], %(counts)s::int[]) AS k (partition, count)"
-        " JOIN held USING (partition) WHERE p.partition = k.partition"
-        " RETURNING p.partition, p.next - k.count",
-        {"partitions": list(counts), "counts": list(counts.values())},
-    )
-    places = {row[0]: row[1] for row in await cursor.fetchall()}
-    if missing := counts.keys() - places.keys():
-        raise RuntimeError(f"event partitions {sorted(missing)} are missing: run the migrations")
-    return places
-
-
-def _row(event: Event, places: dict[int, int]) -> dict[str, Any]:
-    partition = partition_of(event)
-    position = places[partition]
-    places[partition] += 1
-    return {
-        "partition": partition,
-        "position": position,
-        "tenant_id": event.tenant_id,
-        "kind": event.kind,
-        "station_id": event.station_id,
-        "subject": event.subject,
-        "data": event.data,
-    }
+_APPEND: Final = """
+WITH told AS MATERIALIZED (
+    SELECT * FROM ROWS FROM (jsonb_to_recordset(%s::jsonb) AS (
+        partition int, tenant_id int, kind text, station_id int, subject text, data jsonb
+    )) WITH ORDINALITY AS t (partition, tenant_id, kind, station_id, subject, data, n)
+), held AS (
+    -- locked in one order by everybody, so that none deadlocks
+    SELECT partition FROM kernel.event_partition
+    WHERE partition IN (SELECT partition FROM told) ORDER BY partition FOR UPDATE
+), taken AS (
+    UPDATE kernel.event_partition p SET next = p.next + k.count
+    FROM (SELECT partition, count(*) FROM told GROUP BY partition) k JOIN held USING (partition)
+    WHERE p.partition = k.partition RETURNING p.partition, p.next - k.count AS first
+), put AS (
+    INSERT INTO kernel.event (partition, position, tenant_id, kind, station_id, subject, data)
+    SELECT partition, first - 1 + row_number() OVER (PARTITION BY partition ORDER BY n),
+        tenant_id, kind, station_id, subject, data
+    FROM told JOIN taken USING (partition) RETURNING partition
+)
+SELECT (SELECT count(*) FROM put), pg_notify(%s, '')
+"""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ it or wholly after: a writer may read what it holds of a station and write it an
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from cloud.kernel.database import Cursor, TenantId
@@ -19,13 +19,26 @@ if TYPE_CHECKING:
     from cloud.kernel.facts import Spoken
 
 
+def begun(said: Iterable[Spoken]) -> bytes:
+    """What begins a commit's transaction; what `unfenced` needs is asked for in the same turn."""
+    stations = sorted({one.station_id for one in said if one.epoch})
+    return b"BEGIN; " + (_LIVE % literal(stations)).encode() if stations else b"BEGIN"
+
+
+_LIVE: Final = (
+    "SELECT station_id, epoch, tenant_id FROM kernel.live WHERE station_id = ANY('%s'::int[])"
+    " ORDER BY station_id FOR NO KEY UPDATE"
+)
+
+
 async def unfenced(cursor: Cursor, said: Sequence[Spoken]) -> dict[int, Spoken]:
     """What still counts, by the `id()` of what was given, with the tenants of this moment.
 
-    A connection's own beginning (epoch 0) counts always.
+    A connection's own beginning (epoch 0) counts always. The cursor is to have just run `begun`.
     """
-    later = [one for one in said if one.epoch]
-    live = await _live(cursor, {one.station_id for one in later}) if later else {}
+    live: dict[int, tuple[int, TenantId]] = {}
+    if cursor.nextset():
+        live = {row[0]: (row[1], TenantId(row[2])) for row in await cursor.fetchall()}
     counted: dict[int, Spoken] = {}
     for one in said:
         if one.epoch == 0:
@@ -36,15 +49,6 @@ async def unfenced(cursor: Cursor, said: Sequence[Spoken]) -> dict[int, Spoken]:
             same = tenant == one.tenant_id
             counted[id(one)] = one if same else one._replace(tenant_id=tenant)
     return counted
-
-
-async def _live(cursor: Cursor, stations: Iterable[int]) -> dict[int, tuple[int, TenantId]]:
-    await cursor.execute(
-        "SELECT station_id, epoch, tenant_id FROM kernel.live WHERE station_id = ANY(%s::int[])"
-        " ORDER BY station_id FOR NO KEY UPDATE",
-        (literal(stations),),
-    )
-    return {row[0]: (row[1], TenantId(row[2])) for row in await cursor.fetchall()}
 
 
 async def take_over(

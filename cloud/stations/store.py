@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, astuple, dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Final, LiteralString, NamedTuple
 from uuid import UUID
 
@@ -629,6 +630,7 @@ _EVSE_STATE = (
     "station_id, evse, outbox, seq, at, received_at, measured_at, status, charging_state,"
     " transaction, offered_ma, limited_by, error"
 )
+_evse_state = attrgetter(*_EVSE_STATE.split(", "))
 _STATION_STATE = (
     "station_id, outbox, seq, at, received_at, agent_version, boards, local_list_version,"
     " pending_billing, pending_telemetry, journal_bytes, alarms"
@@ -658,7 +660,7 @@ async def put_evse_states(cursor: Cursor, states: Sequence[tuple[TenantId, EvseS
     if not states:
         return
     ordered = sorted(states, key=lambda one: (one[1].station_id, one[1].evse))
-    columns = zip(*((tenant, *astuple(state)) for tenant, state in ordered), strict=True)
+    columns = zip(*((tenant, *_evse_state(state)) for tenant, state in ordered), strict=True)
     await cursor.execute(
         f"INSERT INTO stations.evse_state (tenant_id, {_EVSE_STATE})"
         " SELECT * FROM unnest(%s::int[], %s::int[], %s::int[], %s::uuid[], %s::bigint[],"

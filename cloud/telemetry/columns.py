@@ -25,12 +25,17 @@ Extra = tuple[datetime, int, int, str, int]
 Span = tuple[int, datetime, datetime]
 """Station, first and last sample."""
 Ints = NDArray[np.int64]
+Row = tuple[Any, ...]
+
+FEWEST: Final = 100
 
 COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 COPY_TRAILER: Final = struct.pack("!h", -1)
 FIELDS: Final = ("time", "station_id", "evse", "every_ms", *COLUMNS)
 _WIDTHS: Final = dict(zip(FIELDS, (8, 4, 2, 4, 8, *(4,) * (len(COLUMNS) - 1)), strict=True))
 _KINDS: Final = {2: ">i2", 4: ">i4", 8: ">i8"}
+KINDS: Final = tuple("timestamptz" if name == "time" else f"int{w}" for name, w in _WIDTHS.items())
+"""The fields' types in PostgreSQL."""
 _CODES: Final = {2: "h", 4: "i", 8: "q"}
 _NULL: Final = struct.pack("!i", -1)
 _POSTGRES_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
@@ -242,18 +247,52 @@ def _check(name: str, low: int, high: int) -> None:
 
 def _alone(packed: Packed, one: Dated) -> None:
     """A series with holes in its columns."""
+    rows = list(_rows(one))
+    packed.note([one.station_id], np.array([[row[0] for row in rows]], np.int64))
+    packed.parts += [_row(row) for row in rows]
+
+
+def _rows(one: Dated) -> Iterator[Row]:
     series = one.series
     elapsed = list(accumulate(series.dt_ms))
     if min(series.dt_ms) < 0 or elapsed[-1] > _LONGEST_MS:
         raise LinkError("a series' times run forward, by at most 400 days")
     started = (one.first_at - _POSTGRES_EPOCH) // _US
-    times = [started + 1000 * ms for ms in elapsed]
-    packed.note([one.station_id], np.array([times], np.int64))
-    columns = [_values(getattr(series, name), len(times)) for name in COLUMNS]
-    packed.parts += [
-        _row((at, one.station_id, series.evse, series.every_ms, *values))
-        for at, *values in zip(times, *columns, strict=True)
-    ]
+    _measured(*map(len, _columns(series)))
+    columns = [_values(column, len(elapsed)) for column in _columns(series)[1:]]
+    for ms, *values in zip(elapsed, *columns, strict=True):
+        yield (started + 1000 * ms, one.station_id, series.evse, series.every_ms, *values)
+
+
+class Few(NamedTuple):
+    """Samples so few that one statement with all of them costs less than COPY's four turns."""
+
+    rows: list[Row]
+    """FIELDS, with the time in microseconds since 2000."""
+    extras: list[Extra]
+
+    @property
+    def days(self) -> set[date]:
+        return {(_POSTGRES_EPOCH + timedelta(days=row[0] // _DAY_US)).date() for row in self.rows}
+
+    def times(self) -> list[datetime]:
+        return [_at(row[0]) for row in self.rows]
+
+
+def few(told: Sequence[Dated]) -> Few | None:
+    """The same as `pack` has, for FEWEST samples at most; None for more, or none.
+
+    Raises LinkError as that does.
+    """
+    if not 0 < sum(len(one.series.dt_ms) for one in told) <= FEWEST:
+        return None
+    rows = [row for one in told for row in _rows(one)]
+    extras = [extra for one in told if one.series.more for extra in _extras(one)]
+    for values, name in zip(zip(*rows, strict=True), FIELDS, strict=True):
+        there = [value for value in values if value is not None]
+        if there:
+            _check(name, min(there), max(there))
+    return Few(rows, extras)
 
 
 def _values(column: Sequence[int | None], count: int) -> Sequence[int | None]:

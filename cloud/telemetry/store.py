@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 import msgspec
 
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.rows import literal, rows
-from cloud.telemetry.columns import FIELDS, Extra
+from cloud.telemetry.columns import FIELDS, KINDS, Extra, Few
 from cloud.telemetry.tiers import partials
 from cloud.telemetry.tiers.plan import HOUR, Marks, Piece, Tier, floor
 from protocols.agent_link import Series, SeriesGap
@@ -110,6 +111,44 @@ async def there(
 
 def _quoted(times: Iterable[datetime]) -> str:
     return literal(f'"{at}"' for at in times)
+
+
+async def put_samples(cursor: Cursor, some: Few) -> None:
+    """`note_late`, `copy_samples` and `copy_extras` in one turn; the days' partitions are there."""
+    times = some.times()
+    columns = list(zip(*some.rows, strict=True))[1:]
+    extras = list(zip(*some.extras, strict=True)) or [()] * len(_EXTRA_TYPES)
+    await cursor.execute(
+        _PUT_SAMPLES,
+        (
+            _quoted(times),
+            *(_numbers(column) for column in columns),
+            _quoted(extras[0]),
+            literal(extras[1]),
+            literal(extras[2]),
+            list(extras[3]),
+            literal(extras[4]),
+        ),
+    )
+
+
+def _numbers(column: Iterable[int | None]) -> str:
+    return literal("NULL" if value is None else value for value in column)
+
+
+_PUT_SAMPLES: Final = f"""
+WITH told AS MATERIALIZED (
+    SELECT * FROM unnest(%s::timestamptz[], {", ".join(f"%s::{kind}[]" for kind in KINDS[1:])})
+        AS t ({", ".join(f'"{name}"' for name in FIELDS)})
+), late AS MATERIALIZED (
+    SELECT telemetry.note_late(array_agg(station_id), array_agg(time), array_agg(time)) FROM told
+), put AS (
+    INSERT INTO telemetry.sample ({", ".join(FIELDS)}) SELECT told.* FROM late, told
+)
+INSERT INTO telemetry.extra (time, station_id, evse, name, value)
+SELECT e.* FROM late, unnest(%s::timestamptz[], %s::int4[], %s::int2[], %s::text[], %s::int8[])
+    AS e (time, station_id, evse, name, value)
+"""
 
 
 async def copy_samples(cursor: Cursor, data: bytes) -> None:

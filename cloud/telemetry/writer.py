@@ -11,7 +11,7 @@ from cloud.kernel.events import Event
 from cloud.kernel.facts import Delivery
 from cloud.stations.api import Dating, boot_clocks, date, from_ms, trusted_at
 from cloud.telemetry import store
-from cloud.telemetry.columns import Dated, pack
+from cloud.telemetry.columns import Dated, few, pack
 from protocols.agent_link import (
     BillingBatch,
     ClockCorrected,
@@ -80,6 +80,10 @@ class TelemetryWriter:
 
     async def copy(self, cursor: Cursor, told: Sequence[Dated]) -> None:
         """Append samples that have their time."""
+        some = few(told)
+        if some is not None and some.days <= self._days:
+            await store.put_samples(cursor, some)
+            return
         packed = pack(told)
         await store.note_late(cursor, packed.spans())
         if missing := packed.days - self._days:

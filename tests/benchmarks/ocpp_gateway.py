@@ -59,7 +59,13 @@ class Server:
 def bare(kind: str) -> Iterator[Server]:
     """One of `baselines/bare_ocpp.py`'s servers."""
     command = [sys.executable, str(HERE / "baselines" / "bare_ocpp.py"), kind]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # it tells of each of thousands of connections that end
+        text=True,
+        cwd=ROOT,
+    ) as process:
         assert process.stdout is not None
         try:
             yield Server(process.pid, json.loads(process.stdout.readline())["port"])

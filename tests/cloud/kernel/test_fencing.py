@@ -14,7 +14,7 @@ import pytest
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.events import Event
 from cloud.kernel.facts import GroupCommitter, Spoken
-from cloud.kernel.fencing import let_go, take_over, unfenced
+from cloud.kernel.fencing import begun, let_go, take_over, unfenced
 from cloud.kernel.handover import Move, hand_over
 from protocols.ocpp.messages import Answer, Connected, Security
 from protocols.quantities import Milliseconds
@@ -71,11 +71,13 @@ async def test_commits_for_one_station_follow_each_other(database: Database) -> 
     epochs = await connect(database, HERE, 1, 2)
 
     async def heard(station: int) -> None:
-        async with database.commit_unit() as cursor:
-            await unfenced(cursor, [spoken(station, epochs[station])])
+        said = [spoken(station, epochs[station])]
+        async with database.commit_unit(begin=begun(said)) as cursor:
+            assert list((await unfenced(cursor, said)).values()) == said
 
-    async with database.commit_unit() as cursor:
-        await unfenced(cursor, [spoken(1, epochs[1])])
+    said = [spoken(1, epochs[1])]
+    async with database.commit_unit(begin=begun(said)) as cursor:
+        await unfenced(cursor, said)
         await heard(2)
         later = asyncio.create_task(heard(1))
         done, _ = await asyncio.wait([later], timeout=0.3)
