@@ -232,9 +232,9 @@ class Modules:
         writers: list[SpokenWriter] = [
             ConfigurationWriter(),
             DiagnosticsWriter(ocpp_store.expected_versions),
-            TransactionWriter(),
+            TransactionWriter(ocpp_store.started_by),
         ]
-        return Neighbours(self.stations, self.ocpp_commands, self.security, writers)
+        return Neighbours(self.stations, self.stations, self.ocpp_commands, self.security, writers)
 
     def routers(self, database: Database, feed: EventFeed, watching: Watching) -> list[APIRouter]:
         """All of REST over these modules."""

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, ParamSpec
 
 from prometheus_client import CollectorRegistry
 
 from cloud.authorization.judging import TokensAtHand
 from cloud.communication.admission import Policy, Profile
-from cloud.communication.api import StationRegister
+from cloud.communication.api import KnownConnectors, StationRegister
 from cloud.communication.certifying import Certifying
 from cloud.communication.door import Door
 from cloud.communication.frame_log import FrameLog
@@ -22,6 +22,7 @@ from cloud.communication.ocpp_commands import OcppAnswers, OcppCommands
 from cloud.communication.pki import Pki, PkiSettings
 from cloud.communication.presence_writer import SpokenPresence
 from cloud.communication.pump import Pump
+from cloud.communication.rousing import Rousing
 from cloud.communication.security import OcppSecurity
 from cloud.communication.throttle import Handshakes
 from cloud.communication.tls import server_context
@@ -45,6 +46,7 @@ class Neighbours:
     """What the gateway asks other modules for."""
 
     register: StationRegister
+    connectors: KnownConnectors
     commands: OcppCommands
     security: OcppSecurity
     writers: Sequence[SpokenWriter] = ()
@@ -70,6 +72,7 @@ async def gateway(
     ]
     judge = TokensAtHand(database)
     pump = Pump(neighbours.commands, clock)
+    rousing = Rousing(database, neighbours.connectors, config.ocpp_boot_wait_s)
     context = None if pki is None else server_context(pki.tls)
     certifying = Certifying(neighbours.security, PkiSettings.of(config), context, clock)
     async with AsyncExitStack() as stack:
@@ -86,11 +89,12 @@ async def gateway(
             _serving(config, context),
             clock,
             registry,
-            pump.replied,
-            pump.entered,
+            _each(pump.replied, rousing.replied),
+            _each(pump.entered, rousing.entered),
             certifying.sign,
         )
         pump.connect(served)
+        rousing.connect(served)
         certifying.connect(served)
         await stack.enter_async_context(supervised("id tokens at hand", judge.run))
         for name, work in served.works().items():
@@ -99,6 +103,19 @@ async def gateway(
         await stack.enter_async_context(supervised("OCPP certificates", certifying.run))
         await stack.enter_async_context(served.listening())
         yield served
+
+
+P = ParamSpec("P")
+
+
+def _each(*callbacks: Callable[P, None]) -> Callable[P, None]:
+    """All of them, one after the other."""
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
+        for callback in callbacks:
+            callback(*args, **kwargs)
+
+    return call
 
 
 def _door(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 from uuid import UUID
 
 from cloud.kernel.database import Cursor, TenantId
@@ -142,6 +142,14 @@ class StationRegister(Protocol):
         ...
 
 
+class KnownConnectors(Protocol):
+    """What is known of how stations are built (stations implements it)."""
+
+    async def connectors_of(self, cursor: Cursor, station_id: int) -> list[tuple[int, int]]:
+        """Each EVSE and connector that the station has told of, in order."""
+        ...
+
+
 class TokenJudge(Protocol):
     """Whether id tokens may charge, from memory (authorization implements it)."""
 
@@ -179,6 +187,25 @@ class NativeTransactions(Protocol):
         self, cursor: Cursor, transactions: Collection[UUID]
     ) -> dict[UUID, tuple[str | None, int | None]]:
         """2.x's transactionId and 1.6's number; those that have neither are left out."""
+        ...
+
+
+class Begun(NamedTuple):
+    """A transaction's beginning as an OCPP station told it."""
+
+    station_id: int
+    remote_start_id: int | None
+    """2.x's; None in 1.6, which does not tell what it was started by."""
+    evse: int
+    id_token: str
+    at: datetime
+
+
+class RemoteStarts(Protocol):
+    """Which commands may have begun transactions (communication has them)."""
+
+    async def __call__(self, cursor: Cursor, begun: Sequence[Begun]) -> list[list[UUID]]:
+        """For each beginning those that fit, the latest first."""
         ...
 
 

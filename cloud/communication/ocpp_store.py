@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+from cloud.communication.api import Begun
 from cloud.communication.store import COMMAND_CHANNEL
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.http import Caller
@@ -291,6 +292,35 @@ async def expected_versions(cursor: Cursor, commands: Collection[UUID]) -> dict[
         (literal(commands),),
     )
     return dict(await cursor.fetchall())
+
+
+_STARTED_BY: Final = """
+    SELECT b.n, c.id
+    FROM unnest(%s::int[], %s::bigint[], %s::int[], %s::text[], %s::timestamptz[]) WITH ORDINALITY
+        AS b (station_id, remote_start_id, evse, id_token, at, n)
+    JOIN communication.command c ON c.station_id = b.station_id
+        AND c.requested_at > b.at - interval '8 days' AND c.sent_at <= b.at + interval '1 minute'
+        AND CASE WHEN b.remote_start_id IS NULL
+            THEN c.ocpp_action = 'RemoteStartTransaction' AND c.status <> 'rejected'
+                AND c.expires_at >= b.at AND lower(c.request ->> 'idTag') = lower(b.id_token)
+                AND coalesce(c.request ->> 'connectorId', b.evse::text) = b.evse::text
+            ELSE c.ocpp_action = 'RequestStartTransaction'
+                AND c.request ->> 'remoteStartId' = b.remote_start_id::text END
+    ORDER BY b.n, c.requested_at DESC, c.id
+"""
+
+
+async def started_by(cursor: Cursor, begun: Sequence[Begun]) -> list[list[UUID]]:
+    """The remote starts that may have begun these, the latest first.
+
+    2.x names the one that did. In 1.6 those fit that went to that station for that id token, and
+    for that connector if for any, and had not expired; clocks may differ by a minute.
+    """
+    await cursor.execute(_STARTED_BY, [list(column) for column in zip(*begun, strict=True)])
+    found: list[list[UUID]] = [[] for _ in begun]
+    for number, command in await cursor.fetchall():
+        found[number - 1].append(command)
+    return found
 
 
 async def settle(cursor: Cursor, results: Sequence[Result]) -> list[Ended]:

@@ -54,6 +54,12 @@ class CloudConfig(BaseSettings):
     ocpp_heartbeat_s: int = Field(
         300, ge=10, le=86_400, description="seconds between the heartbeats that stations send"
     )
+    ocpp_boot_wait_s: int = Field(
+        30,
+        ge=0,
+        le=3600,
+        description="seconds until a station that came without a boot is asked for it; 0: never",
+    )
     ocpp_frame_days: int = Field(
         14, ge=1, le=3650, description="days that every OCPP message is kept for reading"
     )

@@ -145,6 +145,15 @@ class Stations:
         """How the stations of these identities stand in the register."""
         return await store.residents(cursor, identities)
 
+    async def connectors_of(self, cursor: Cursor, station_id: int) -> list[tuple[int, int]]:
+        """Each EVSE and connector that the station has told of, in order."""
+        return [
+            (evse.evse, connector)
+            for evse in await store.evses(cursor, [station_id])
+            if evse.gone_at is None and evse.evse > 0
+            for connector in evse.connectors
+        ]
+
     async def enter_unannounced(
         self, cursor: Cursor, identities: Collection[str]
     ) -> dict[str, Resident]:

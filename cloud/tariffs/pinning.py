@@ -52,6 +52,16 @@ class PriceBook:
 
     def __init__(self) -> None:
         self._kept: dict[int, TariffVersion] = {}
+        self._assigned = False
+
+    async def pins(self, cursor: Cursor, starts: Sequence[Start]) -> list[int | None]:
+        """`pins`, for who sees every tenant; next to nothing before the first tariff is assigned.
+
+        Assignments end but never go, so one that was seen once need not be looked for again.
+        """
+        if starts and not self._assigned:
+            self._assigned = await store.any_assigned(cursor)
+        return await pins(cursor, starts) if self._assigned else [None] * len(starts)
 
     async def versions(self, cursor: Cursor, ids: Collection[int]) -> dict[int, TariffVersion]:
         """Those that are not there are left out."""

@@ -318,6 +318,13 @@ _PINS: Final = f"""
 """
 
 
+async def any_assigned(cursor: Cursor) -> bool:
+    """Whether any tariff holds, or has held, anywhere that the unit of work sees."""
+    await cursor.execute("SELECT EXISTS (SELECT FROM tariffs.assignment)")
+    found = await cursor.fetchone()
+    return found is not None and bool(found[0])
+
+
 async def pins(
     cursor: Cursor, starts: Sequence[Start], sites: Mapping[int, int]
 ) -> list[int | None]:

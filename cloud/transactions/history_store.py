@@ -47,6 +47,8 @@ class Held(NamedTuple):
     station_id: int
     projection: Projection
     native: Native = AGENT
+    tariff_version: int | None = None
+    """By which it is priced, by its id; None where nothing had a price when it started."""
 
 
 class Recorded(NamedTuple):
@@ -84,7 +86,7 @@ def recorded(values: tuple[Any, ...]) -> Recorded:
 
 _HELD: Final = (
     "SELECT t.id, t.tenant_id, t.station_id, t.origin, t.native_key, t.incarnation, t.number,"
-    f" {', '.join(f't.{name}' for name in Projection.__struct_fields__)}"
+    f" t.tariff_version, {', '.join(f't.{name}' for name in Projection.__struct_fields__)}"
     " FROM transactions.transaction t"
 )
 
@@ -102,9 +104,9 @@ async def _fetched(cursor: Cursor) -> dict[UUID, Held]:
 
 
 def _held(values: tuple[Any, ...]) -> Held:
-    evse, connector, state, *others = values[7:]
+    evse, connector, state, *others = values[8:]
     projection = Projection(evse, connector, State(state), *others)
-    return Held(values[0], values[1], values[2], projection, Native(*values[3:7]))
+    return Held(values[0], values[1], values[2], projection, Native(*values[3:7]), values[7])
 
 
 At = tuple[int, datetime]
@@ -214,6 +216,18 @@ async def given(cursor: Cursor, numbers: Collection[int]) -> set[int]:
         (literal(numbers),),
     )
     return {number for (number,) in await cursor.fetchall()}
+
+
+async def followed(
+    cursor: Cursor, commands: Collection[UUID], stations: Collection[int], since: datetime
+) -> set[UUID]:
+    """Which of these commands have begun a transaction of these stations since then."""
+    await cursor.execute(
+        "SELECT command FROM transactions.transaction WHERE station_id = ANY(%s::int[])"
+        " AND started_at >= %s AND command = ANY(%s::uuid[])",
+        (literal(stations), since, literal(commands)),
+    )
+    return {command for (command,) in await cursor.fetchall()}
 
 
 async def draw_numbers(cursor: Cursor, count: int) -> list[int]:
@@ -363,6 +377,7 @@ _ROW_TYPES: Final = {
     "native_key": "text",
     "incarnation": "int",
     "number": "int",
+    "tariff_version": "int",
     "evse": "int",
     "connector": "int",
     "state": "text",
@@ -390,7 +405,7 @@ _ROW_TYPES: Final = {
     "power_w": "bigint",
     "power_wms": "bigint",
 }
-"""What a native identity and a projection hold, in their order."""
+"""What a native identity, the tariff and a projection hold, in their order."""
 _STAYING: Final = ("id", "tenant_id", "station_id", "origin", "incarnation")
 _RowLine = _line_of("_RowLine", _ROW_TYPES, len(_ROW_TYPES))
 _PUT: Final = (
@@ -410,6 +425,7 @@ async def put(cursor: Cursor, held_rows: Sequence[Held], now: datetime) -> None:
                 one.station_id,
                 now,
                 *one.native,
+                one.tariff_version,
                 *msgspec.structs.astuple(one.projection),
             )
             for one in held_rows

@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from protocols.agent_link import ChargingState, TransactionEventType
-from protocols.ocpp.messages import Meter, Reading, Transaction
+from protocols.ocpp.messages import Meter, Reading, Status, Transaction
 from protocols.quantities import Milliseconds, WattHours, Watts
 
 _NIL: Final = UUID(int=0)
@@ -61,6 +61,8 @@ class NativeEvent(
     remote_start_id: int | None = None
     metered: bool = False
     """Of a MeterValues: not numbered by the station, so it has no rivals for its number."""
+    stated: bool = False
+    """Of a 1.6 StatusNotification: likewise."""
     concluded: bool = False
     """Not told by the station: we hold that it is over until the station says otherwise."""
     final: bool = False
@@ -165,6 +167,22 @@ def of_meter(told: Meter) -> NativeEvent | None:
         register_wh=_kept(register),
         power_w=_fitting(power),
         metered=True,
+    )
+
+
+def of_status(told: Status, received_ms: Milliseconds) -> NativeEvent | None:
+    """What a connector's status says of its transaction; None when it says nothing of one."""
+    if told.evse <= 0 or told.charging_state in {None, ChargingState.IDLE}:
+        return None
+    return NativeEvent(
+        type=TransactionEventType.UPDATED,
+        seq_no=0,
+        at_ms=received_ms if told.at_ms is None else told.at_ms,
+        trigger="ChargingStateChanged",
+        evse=told.evse,
+        connector=told.connector,
+        charging_state=told.charging_state,
+        stated=True,
     )
 
 

@@ -107,7 +107,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
 _REVERSED: Final = timedelta(minutes=1)
 """An end may be told to be this much before the start; more is worth a look."""
-_UPDATED_RANK, _METERED_RANK, _ENDED_RANK = 1, 2, 3
+_UPDATED_RANK, _METERED_RANK, _STATED_RANK, _ENDED_RANK = 1, 2, 3, 4
 _RANKS: Final = {
     TransactionEventType.STARTED: 0,
     TransactionEventType.UPDATED: _UPDATED_RANK,
@@ -120,13 +120,15 @@ def _number(step: Step) -> Number:
     """Where a step stands.
 
     OCPP stations that give all events one number are known, so that the beginning and the end
-    stand apart from the rest; what was metered beside the numbered events stands by its time.
+    stand apart from the rest; what was told beside the numbered events stands by its time.
     """
     event = step.event
     if isinstance(event, TransactionEvent):
         return event.seq_no, 0, _EPOCH
     if event.metered:
         return event.seq_no, _METERED_RANK, step.at.at
+    if event.stated:
+        return event.seq_no, _STATED_RANK, step.at.at
     return event.seq_no, _RANKS[event.type], _EPOCH
 
 
@@ -293,7 +295,7 @@ def _gone_on(
         start_wh=start_wh,
         start_told=start_told,
         remote_start_id=_told(held.remote_start_id, event.remote_start_id),
-        power_w=_told(event.power_w, held.power_w),
+        power_w=None if event.stated else _told(event.power_w, held.power_w),
         power_wms=_powered(held, at, event) if trusted and later else held.power_wms,
     )
 
@@ -325,9 +327,12 @@ _LEAST_JUDGED_WH: Final = 2000
 
 
 def _powered(held: Projection, at: datetime, event: NativeEvent) -> int:
-    """Power times time, by the smaller of the readings on both sides: never too much."""
+    """Power times time, by the smaller of the readings on both sides: never too much.
+
+    Where a status stands between them, charging was begun or paused, and neither reading holds.
+    """
     after = held.power_w if event.power_w is None else event.power_w
-    if held.power_w is None or after is None:
+    if held.power_w is None or after is None or event.stated:
         return held.power_wms
     span_ms = min((at - held.last_at) // _MS, _LONGEST_HELD_MS)
     return held.power_wms + max(0, min(held.power_w, after)) * span_ms

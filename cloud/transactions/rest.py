@@ -14,6 +14,7 @@ from cloud.kernel.http import Caller, Role, require
 from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Page, Part
 from cloud.kernel.rest import LARGEST_ID, Body, Instant, example
+from cloud.tariffs.api import Cost, PartKind, TariffVersion, shown
 from cloud.transactions import store
 from cloud.transactions.history_store import Recorded
 from cloud.transactions.native import NativeEvent
@@ -30,6 +31,37 @@ Identity = Annotated[str, Path(min_length=1, max_length=MAX_STATION_LENGTH)]
 class IdTokenView(Body):
     value: str = Field(min_length=1, max_length=255)
     type: str = Field("ISO14443", min_length=1, max_length=20)
+
+
+class CostPartView(BaseModel):
+    kind: PartKind
+    amount_minor: int
+
+
+class CostView(BaseModel):
+    """By the version of the tariff that held where and when it started, whatever holds now."""
+
+    tariff: int
+    version: int
+    currency: str
+    total_minor: int = Field(description="in the currency's minor unit")
+    total: str = Field(description="for people, with the version's shown_digits")
+    tax_minor: int = Field(description="contained in the total")
+    parts: list[CostPartView] = Field(description="they add up to the total")
+    final: bool = Field(description="false while it is open: the cost so far")
+
+    @classmethod
+    def of(cls, version: TariffVersion, cost: Cost) -> CostView:
+        return cls(
+            tariff=version.tariff_id,
+            version=version.number,
+            currency=version.currency,
+            total_minor=cost.total.minor,
+            total=shown(cost.total, version.shown_digits),
+            tax_minor=cost.tax.minor,
+            parts=[CostPartView(kind=part.kind, amount_minor=part.minor) for part in cost.parts],
+            final=cost.final,
+        )
 
 
 class TransactionView(BaseModel):
@@ -53,7 +85,7 @@ class TransactionView(BaseModel):
     seq_no: int = Field(description="of the event that gave the measure")
     start_seen: bool = Field(description="false while the first event is still missing")
     conflicts: int
-    command: UUID | None
+    command: UUID | None = Field(description="the remote start that began it; of 1.6 inferred")
     last_at: datetime
     updated_at: datetime
     origin: str = Field(description="who told it: agent, ocpp1.6 or ocpp2.x")
@@ -65,13 +97,20 @@ class TransactionView(BaseModel):
         description="the station told no end; `reason` says why we hold that it is over"
     )
     review: str | None = Field(description="why a person should look at it before it is billed")
+    cost: CostView | None = Field(description="null: no tariff held where and when it started")
 
     @classmethod
     def of(cls, listed: Listed) -> TransactionView:
         row, token = listed.row, listed.id_token
         values = {name: getattr(row, name) for name in cls.model_fields if hasattr(row, name)}
-        shown = IdTokenView(value=token.value, type=token.type) if token else None
-        return cls(**values, transaction=row.id, station=listed.station, id_token=shown)
+        holder = IdTokenView(value=token.value, type=token.type) if token else None
+        return cls(
+            **values,
+            transaction=row.id,
+            station=listed.station,
+            id_token=holder,
+            cost=CostView.of(*listed.priced) if listed.priced else None,
+        )
 
 
 class EventView(BaseModel):

@@ -13,8 +13,10 @@ from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.http import Caller
 from cloud.kernel.paging import Cut, Part
 from cloud.stations.api import StationFinder
+from cloud.tariffs.api import Cost, PriceBook, TariffVersion
 from cloud.transactions import store
 from cloud.transactions.api import IdTokenRefused, TransactionNotFound, TransactionOver
+from cloud.transactions.costs import cost
 from cloud.transactions.history_store import Recorded
 from cloud.transactions.projection import State
 from cloud.transactions.store import Contradicting, Transaction, TransactionFilters
@@ -45,6 +47,8 @@ class Listed:
     row: Transaction
     station: str
     id_token: IdToken | None
+    priced: tuple[TariffVersion, Cost] | None
+    """By what, and what it costs, or has cost so far."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Transactions:
         self._stations = stations
         self._authorizer = authorizer
         self._commands = commands
+        self._book = PriceBook()
 
     # ------------------------------------------------------------------ reading
 
@@ -111,11 +116,15 @@ class Transactions:
     async def _named(self, cursor: Cursor, found: Sequence[Transaction]) -> list[Listed]:
         names = await self._stations.identities(cursor, {row.station_id for row in found})
         tokens = await reveal(cursor, {row.token for row in found if row.token is not None})
+        versions = await self._book.versions(
+            cursor, {row.tariff_version for row in found if row.tariff_version is not None}
+        )
         return [
             Listed(
                 row,
                 names.get(row.station_id, ""),
                 tokens.get(row.token) if row.token is not None else None,
+                _priced(row, versions.get(row.tariff_version or 0)),
             )
             for row in found
         ]
@@ -224,3 +233,7 @@ class Transactions:
     ) -> dict[UUID, tuple[str | None, int | None]]:
         """2.x's transactionId and 1.6's number; those that have neither are left out."""
         return await store.native_names(cursor, transactions)
+
+
+def _priced(row: Transaction, version: TariffVersion | None) -> tuple[TariffVersion, Cost] | None:
+    return None if version is None else (version, cost(row, version))

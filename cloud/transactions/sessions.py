@@ -24,7 +24,7 @@ from cloud.transactions.native import (
     transaction_id,
 )
 from protocols.agent_link import TransactionEventType
-from protocols.ocpp.messages import Meter, Transaction
+from protocols.ocpp.messages import Meter, Status, Transaction
 from protocols.quantities import Milliseconds, WattHours
 
 OCPP_16: Final = "ocpp1.6"
@@ -56,8 +56,13 @@ class Session:
     start_wh: int | None
     meter_wh: int
     seq_no: int
+    last_at: datetime
     token: int | None
     new: bool = False
+
+    def passed(self, seq_no: int, at: datetime) -> None:
+        """An event of that number and time is one of it now."""
+        self.seq_no, self.last_at = max(self.seq_no, seq_no), max(self.last_at, at)
 
     def covers(self, at: datetime) -> bool:
         return self.started_at - _AROUND <= at and (
@@ -135,7 +140,7 @@ class Sessions:
     def _took(self, session: Session, told: Told) -> Routed:
         content = told.content
         event, fact = identified(session.id, content)
-        session.seq_no = max(session.seq_no, event.seq_no)
+        session.passed(event.seq_no, told.at.at)
         session.evse = session.evse or content.evse
         if content.register_wh is not None:
             session.meter_wh = max(session.meter_wh, content.register_wh)
@@ -243,6 +248,7 @@ class Sessions:
             start_wh=content.begin_wh,
             meter_wh=0,
             seq_no=content.seq_no,
+            last_at=told.at.at,
             token=told.token,
             new=True,
         )
@@ -265,7 +271,7 @@ class Sessions:
             end, fact = identified(one.id, content)
             yield Routed(one, end, told.at, told.at, None, fact)
 
-    # ------------------------------------------------------------------ metered values
+    # ------------------------------------------------------------------ beside the numbered ones
 
     def meter(self, told: Told, message: Meter) -> Routed | None:
         """Metered values with the transaction that they belong to; None: with none (S3)."""
@@ -276,14 +282,35 @@ class Sessions:
             session = self._covering(told, message)
         if session is None:
             return None
-        if session.origin == OCPP_16:
-            number = min(max(1, 1 + (told.at.at - session.started_at) // _MS), STOP_SEQ - 1)
-        else:
-            number = session.seq_no
+        number = session.seq_no if session.origin != OCPP_16 else _by_time(session, told.at.at)
+        session.passed(number, told.at.at)
         if content.register_wh is not None:
             session.meter_wh = max(session.meter_wh, content.register_wh)
         event, fact = identified(session.id, content, number)
         return Routed(session, event, told.at, told.begin or told.at, None, fact)
+
+    def status(self, told: Told, message: Status) -> Routed | None:
+        """How 1.6's connector stands with its open transaction; None: it has none.
+
+        Clocks are read to the second: of several with one time, the one that came last stands last.
+        """
+        open_ = [
+            one
+            for one in self._stations.get(told.station, [])
+            if one.origin == OCPP_16
+            and one.evse == message.evse
+            and one.ended_at is None
+            and one.covers(told.at.at)
+        ]
+        if not open_:
+            return None
+        session = max(open_, key=lambda one: one.started_at)
+        number = _by_time(session, told.at.at)
+        if told.at.at >= session.last_at:
+            number = max(number, session.seq_no + 1)
+        session.passed(number, told.at.at)
+        event, fact = identified(session.id, told.content, number)
+        return Routed(session, event, told.at, told.at, None, fact)
 
     def _covering(self, told: Told, message: Meter) -> Session | None:
         at = told.at.at
@@ -293,6 +320,11 @@ class Sessions:
             if one.evse == message.evse and one.covers(at)
         ]
         return max(around, key=lambda one: (one.started_at <= at, one.started_at), default=None)
+
+
+def _by_time(session: Session, at: datetime) -> int:
+    """The number of what 1.6 tells between start and stop."""
+    return min(max(1, 1 + (at - session.started_at) // _MS), STOP_SEQ - 2)
 
 
 def conclusion(

@@ -7,23 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 from cloud.authorization.api import refer
+from cloud.communication.api import Begun, RemoteStarts
 from cloud.kernel.database import Cursor
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Spoken
-from cloud.stations.api import date_told, former_owners
+from cloud.stations.api import date_told, former_owners, to_ms
+from cloud.tariffs.api import Cost, PriceBook
+from cloud.transactions import costs
 from cloud.transactions import history_store as history
 from cloud.transactions.history_store import Held, Native, Sought
-from cloud.transactions.native import fingerprint, of_meter, of_transaction, stop_fingerprint
+from cloud.transactions.native import (
+    NativeEvent,
+    fingerprint,
+    of_meter,
+    of_status,
+    of_transaction,
+    stop_fingerprint,
+)
 from cloud.transactions.projection import State, Step
 from cloud.transactions.sessions import Routed, Session, Sessions, Stranger, Told
 from cloud.transactions.writing import Arrived, record
 from protocols.agent_link import TransactionEventType
-from protocols.ocpp.messages import Meter, Transaction
+from protocols.ocpp.messages import Answer, Meter, Status, Transaction
+from protocols.quantities import Milliseconds
 
 _STARTED = TransactionEventType.STARTED
+_FOLLOWED_WITHIN: Final = timedelta(days=8)
+"""Between a command and the transaction that it began."""
 
 
 @dataclass(slots=True)
@@ -31,7 +46,7 @@ class _Heard:
     """A message that may be about a transaction."""
 
     spoken: Spoken
-    message: Transaction | Meter
+    message: Transaction | Meter | Status
     told: Told
 
     @property
@@ -42,15 +57,41 @@ class _Heard:
     def starts_16(self) -> bool:
         return self.starts and isinstance(self.message, Transaction) and self.message.key is None
 
+    def begun(self, row: Held | None) -> Begun | None:
+        """What may show which command began it; None when that is known, or was none."""
+        message, told = self.message, self.told
+        if not isinstance(message, Transaction):
+            return None
+        token = message.id_token.value if message.id_token else ""
+        number = told.content.remote_start_id
+        if message.key is None:
+            known = row is not None and row.projection.start_seen
+            asks = self.starts and bool(token) and not known
+        else:
+            known = row is not None and row.projection.remote_start_id is not None
+            asks = number is not None and not known
+        return Begun(told.station, number, message.evse, token, told.at.at) if asks else None
+
+    @property
+    def tells_cost(self) -> bool:
+        """Whether the answer has a place for what the transaction costs: 2.x's, but the first."""
+        message = self.message
+        return isinstance(message, Transaction) and message.key is not None and not self.starts
+
     @property
     def number(self) -> int | None:
         """1.6's number, when it can be one of ours."""
-        number = self.message.number
+        number = None if isinstance(self.message, Status) else self.message.number
         return number if number is not None and 0 < number < 2**31 else None
 
 
-async def write(cursor: Cursor, spoken: Sequence[Spoken]) -> list[Event]:
-    """Store what these messages tell of transactions; numbers go into their answers."""
+async def write(
+    cursor: Cursor,
+    spoken: Sequence[Spoken],
+    book: PriceBook,
+    remote_starts: RemoteStarts | None = None,
+) -> list[Event]:
+    """Store what these messages tell of transactions; numbers and costs go into their answers."""
     heard = list(_heard(spoken))
     if not heard:
         return []
@@ -66,25 +107,19 @@ async def write(cursor: Cursor, spoken: Sequence[Spoken]) -> list[Event]:
         foreign = await history.given(cursor, {one.number for one in unknown if one.number})
     starts = sum(one.starts_16 for one in transactions)
     numbers = await history.draw_numbers(cursor, starts) if starts else []
-    return await _record(
-        cursor, heard, held, Sessions(map(_session, held.values()), iter(numbers)), foreign
-    )
+    sessions = Sessions(map(_session, held.values()), iter(numbers))
+    return await _record(cursor, heard, held, sessions, foreign, book, remote_starts)
 
 
 def _heard(spoken: Iterable[Spoken]) -> Iterator[_Heard]:
     for one in spoken:
         message = one.told
-        if isinstance(message, Meter):
-            content = of_meter(message)
-        elif isinstance(message, Transaction):
-            content = of_transaction(message)
-        else:
+        if not isinstance(message, Transaction | Meter | Status):
             continue
-        if content is None or (
-            message.number is None and isinstance(message, Meter) and message.evse <= 0
-        ):
+        content = _content(message, one.received_at)
+        if content is None:
             continue
-        trusted, received = message.clock_trusted, one.received_at
+        trusted, received = isinstance(message, Status) or message.clock_trusted, one.received_at
         begin = content.begin_ms
         told = Told(
             one.station_id,
@@ -94,6 +129,15 @@ def _heard(spoken: Iterable[Spoken]) -> Iterator[_Heard]:
             content,
         )
         yield _Heard(one, message, told)
+
+
+def _content(message: Transaction | Meter | Status, received_at: datetime) -> NativeEvent | None:
+    """What it says of a transaction, if it does."""
+    if isinstance(message, Transaction):
+        return of_transaction(message)
+    if isinstance(message, Status):
+        return of_status(message, Milliseconds(to_ms(received_at)))
+    return of_meter(message) if message.number is not None or message.evse > 0 else None
 
 
 async def _of_their_time(cursor: Cursor, heard: Sequence[_Heard]) -> None:
@@ -129,6 +173,8 @@ def _sought(heard: Iterable[_Heard]) -> Sought:
         message, station = one.message, one.told.station
         if one.number is not None:
             sought.numbers.append((station, one.number))
+        elif isinstance(message, Status):
+            sought.open.add(station)
         elif isinstance(message, Meter):
             sought.covering.append((station, message.evse, one.told.at.at))
         elif message.key is not None:
@@ -174,15 +220,24 @@ async def _record(
     held: Mapping[UUID, Held],
     sessions: Sessions,
     foreign: set[int],
+    book: PriceBook,
+    remote_starts: RemoteStarts | None,
 ) -> list[Event]:
     arrived: dict[tuple[UUID, UUID], Arrived] = {}
     alerts: list[Event] = []
+    costing: list[tuple[UUID, Answer]] = []
+    beginnings: dict[UUID, Begun] = {}
     for one in heard:
         try:
             routed = _routed(sessions, one, foreign)
         except Stranger:
             alerts.append(_alert(one))
             continue
+        begun = one.begun(held.get(routed[0].session.id)) if routed else None
+        if begun is not None:
+            beginnings.setdefault(routed[0].session.id, begun)
+        if one.tells_cost:
+            costing.append((routed[0].session.id, one.spoken.answer))
         for session, event, at, started, token, fact in routed:
             arrived[event.transaction, event.id] = Arrived(
                 session.tenant,
@@ -191,12 +246,58 @@ async def _record(
                 Step(event, at, started, token, fact),
                 Native(session.origin, session.key, session.incarnation, session.number),
             )
-    return alerts + await record(cursor, arrived, held, heard[-1].spoken.received_at)
+    commands = await _commands(cursor, beginnings, remote_starts)
+    received = heard[-1].spoken.received_at
+    written = await record(cursor, arrived, held, received, book, commands)
+    await _tell_costs(cursor, costing, held, written.costs, book)
+    return alerts + written.events
+
+
+async def _commands(
+    cursor: Cursor, beginnings: Mapping[UUID, Begun], remote_starts: RemoteStarts | None
+) -> dict[UUID, UUID]:
+    """By which command each was begun; a command begins one transaction."""
+    if not beginnings or remote_starts is None:
+        return {}
+    fitting = await remote_starts(cursor, list(beginnings.values()))
+    candidates = {command for several in fitting for command in several}
+    if not candidates:
+        return {}
+    stations = {begun.station_id for begun in beginnings.values()}
+    since = min(begun.at for begun in beginnings.values()) - _FOLLOWED_WITHIN
+    taken = await history.followed(cursor, candidates, stations, since)
+    found = {}
+    for transaction, several in zip(beginnings, fitting, strict=True):
+        command = next((one for one in several if one not in taken), None)
+        if command is not None:
+            found[transaction] = command
+            taken.add(command)
+    return found
+
+
+async def _tell_costs(
+    cursor: Cursor,
+    costing: Sequence[tuple[UUID, Answer]],
+    held: Mapping[UUID, Held],
+    written: Mapping[UUID, Cost],
+    book: PriceBook,
+) -> None:
+    """Put what each transaction costs into the answers; a repeat is told what its row says."""
+    if not costing:
+        return
+    untouched = {one for one, _ in costing if one in held and one not in written}
+    totals = {**await costs.totals(cursor, book, [held[one] for one in untouched]), **written}
+    for transaction, answer in costing:
+        if transaction in totals:
+            answer.total_cost = costs.in_major_units(totals[transaction])
 
 
 def _routed(sessions: Sessions, one: _Heard, foreign: set[int]) -> Sequence[Routed]:
     if isinstance(one.message, Meter):
         found = sessions.meter(one.told, one.message)
+        return [] if found is None else [found]
+    if isinstance(one.message, Status):
+        found = sessions.status(one.told, one.message)
         return [] if found is None else [found]
     routed = sessions.transaction(one.told, one.message, foreign=one.number in foreign)
     if one.starts:
@@ -223,6 +324,7 @@ def _session(held: Held) -> Session:
         start_wh=row.start_wh,
         meter_wh=row.meter_wh,
         seq_no=row.seq_no,
+        last_at=row.last_at,
         token=row.token,
     )
 

@@ -50,6 +50,7 @@ class Transaction:
     remote_start_id: int | None
     concluded: bool
     review: str | None
+    tariff_version: int | None
 
 
 @dataclass(frozen=True)

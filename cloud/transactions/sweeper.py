@@ -15,6 +15,7 @@ from uuid import UUID
 from cloud.kernel import events, fencing
 from cloud.kernel.database import Cursor, Database
 from cloud.stations.api import Dated, Dating, evse_states, existing_stations
+from cloud.tariffs.api import PriceBook
 from cloud.transactions import history_store as history
 from cloud.transactions import store
 from cloud.transactions.native import identified
@@ -34,6 +35,7 @@ class TransactionSweeper:
         self._database = database
         self._clock = clock
         self._patience = patience
+        self._book = PriceBook()
 
     async def run(self) -> None:
         """Sweep every minute, for ever."""
@@ -90,6 +92,6 @@ class TransactionSweeper:
             arrived[transaction, event.id] = Arrived(
                 row.tenant_id, row.station_id, now, step, row.native
             )
-        happened = await record(cursor, arrived, held, now)
-        await events.append(cursor, happened)
-        return len(happened)
+        written = await record(cursor, arrived, held, now, self._book)
+        await events.append(cursor, written.events)
+        return len(written.events)

@@ -8,6 +8,7 @@ from datetime import datetime
 from uuid import UUID
 
 from cloud.authorization.api import refer
+from cloud.communication.api import RemoteStarts
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Delivery, Spoken
@@ -20,6 +21,7 @@ from cloud.stations.api import (
     former_owners,
     from_ms,
 )
+from cloud.tariffs.api import PriceBook
 from cloud.transactions import history_store as history
 from cloud.transactions import spoken
 from cloud.transactions.history_store import Held, Recorded
@@ -53,6 +55,11 @@ class TransactionWriter:
 
     name = "transactions"
 
+    def __init__(self, remote_starts: RemoteStarts | None = None) -> None:
+        """`remote_starts` knows what OCPP stations were told; agents tell it themselves."""
+        self._remote_starts = remote_starts
+        self._book = PriceBook()
+
     async def write_batch(self, cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Event]:
         events: list[Event] = []
         arrivals = list(_arrivals(deliveries))
@@ -63,20 +70,20 @@ class TransactionWriter:
         return events
 
     async def write_spoken(self, cursor: Cursor, messages: Sequence[Spoken]) -> list[Event]:
-        return await spoken.write(cursor, messages)
+        return await spoken.write(cursor, messages, self._book, self._remote_starts)
 
     async def _take(self, cursor: Cursor, arrivals: Sequence[_Arrival]) -> list[Event]:
         now = arrivals[-1].received_at
         held = await history.held(cursor, {one.event.transaction for one in arrivals})
         owners = await former_owners(cursor, {a.station for a in arrivals})
         own, foreign = _own([_of_its_time(a, held, owners) for a in arrivals], held)
-        events = await record(cursor, await _arrived(cursor, own), held, now)
+        written = await record(cursor, await _arrived(cursor, own), held, now, self._book)
         await history.note_conflicts(
             cursor,
             [(a.tenant, a.station, a.event, Contradiction.OTHER_STATION) for a in foreign],
             now,
         )
-        return events
+        return written.events
 
     async def _redate(
         self, cursor: Cursor, delivery: Delivery, fact: ClockCorrected
@@ -94,7 +101,7 @@ class TransactionWriter:
             transaction: Work(row, row.tenant_id, row.station_id, row.native)
             for transaction, row in held.items()
         }
-        return await settle(cursor, work, delivery.received_at)
+        return (await settle(cursor, work, delivery.received_at, self._book)).events
 
 
 async def _arrived(

@@ -9,9 +9,13 @@ from functools import reduce
 from typing import NamedTuple
 from uuid import UUID
 
+import msgspec
+
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.events import Event
 from cloud.stations.api import note_charging
+from cloud.tariffs.api import Cost, PriceBook
+from cloud.transactions import costs
 from cloud.transactions import history_store as history
 from cloud.transactions.history_store import AGENT, Held, Native, Noted
 from cloud.transactions.projection import (
@@ -43,7 +47,17 @@ class Work:
     tenant: TenantId
     station: int
     native: Native = AGENT
+    command: UUID | None = None
+    """Which one began it, where the events themselves do not say so."""
     steps: list[Step] = field(default_factory=list)
+
+
+class Written(NamedTuple):
+    """What became of a commit's events."""
+
+    events: list[Event]
+    costs: dict[UUID, Cost]
+    """Of the transactions that were written anew and have a price."""
 
 
 async def record(
@@ -51,10 +65,15 @@ async def record(
     arrived: Mapping[tuple[UUID, UUID], Arrived],
     held: Mapping[UUID, Held],
     now: datetime,
-) -> list[Event]:
-    """Put events, by transaction and id, into the history and what is new in it into the rows."""
+    book: PriceBook,
+    commands: Mapping[UUID, UUID] | None = None,
+) -> Written:
+    """Put events, by transaction and id, into the history and what is new in it into the rows.
+
+    `commands` are those that have begun transactions, by these.
+    """
     if not arrived:
-        return []
+        return Written([], {})
     every = list(arrived.values())
     new = await history.add_events(
         cursor, [(one.tenant, one.station, one.received_at, one.step) for one in every]
@@ -71,16 +90,19 @@ async def record(
             found = work[transaction] = Work(row, tenant, one.station)
         found.native = one.native
         found.steps.append(one.step)
-    return await settle(cursor, work, now)
+    for transaction, command in (commands or {}).items():
+        if transaction in work:
+            work[transaction].command = command
+    return await settle(cursor, work, now, book)
 
 
-async def settle(cursor: Cursor, work: Mapping[UUID, Work], now: datetime) -> list[Event]:
+async def settle(
+    cursor: Cursor, work: Mapping[UUID, Work], now: datetime, book: PriceBook
+) -> Written:
     """Write each transaction's row anew from its history, or further from where it stands."""
     if not work:
-        return []
-    events: list[Event] = []
-    rows: list[Held] = []
-    further: list[Held] = []
+        return Written([], {})
+    made: dict[UUID, Held] = {}
     conflicts: list[Noted] = []
     anew: list[UUID] = []
     for transaction, one in work.items():
@@ -94,11 +116,20 @@ async def settle(cursor: Cursor, work: Mapping[UUID, Work], now: datetime) -> li
             conflicts += noted
         else:
             projection = reduce(extend, one.steps, one.held.projection)
-        row = Held(transaction, one.tenant, one.station, projection, one.native)
-        goes_on = one.held is not None and transaction not in histories
-        goes_on = goes_on and projection.state is State.OPEN
+        projection = _commanded(projection, one)
+        version = one.held.tariff_version if one.held else None
+        made[transaction] = Held(
+            transaction, one.tenant, one.station, projection, one.native, version
+        )
+    starting = [row for row in made.values() if costs.settles_its_price(row, work[row.id].held)]
+    if starting:
+        made |= await costs.pin(cursor, book, starting)
+    totals = await costs.totals(cursor, book, made.values())
+    rows: list[Held] = []
+    further: list[Held] = []
+    for row in made.values():
+        goes_on = row.id not in histories and _goes_on(row, work[row.id].held)
         (further if goes_on else rows).append(row)
-        events.append(_event(row, one.held))
     await history.put(cursor, rows, now)
     await history.put_measures(cursor, further, now)
     await note_charging(
@@ -106,7 +137,26 @@ async def settle(cursor: Cursor, work: Mapping[UUID, Work], now: datetime) -> li
     )
     if conflicts:
         await history.note_conflicts(cursor, conflicts, now)
-    return events
+    events = [_event(row, work[row.id].held, totals.get(row.id)) for row in made.values()]
+    return Written(events, totals)
+
+
+def _commanded(projection: Projection, one: Work) -> Projection:
+    """What was found out of the command that began it stays, however often it is projected."""
+    known = one.held.projection.command if one.held else None
+    command = projection.command or known or one.command
+    if command == projection.command:
+        return projection
+    return msgspec.structs.replace(projection, command=command)
+
+
+def _goes_on(row: Held, before: Held | None) -> bool:
+    """Whether nothing but its measure can have changed."""
+    return (
+        before is not None
+        and row.projection.state is State.OPEN
+        and row.tariff_version == before.tariff_version
+    )
 
 
 def _shows(row: Held, before: Held | None) -> bool:
@@ -133,7 +183,7 @@ def _from_history(one: Work, every: list[Step]) -> tuple[Projection, list[Noted]
     return projection, [(one.tenant, one.station, told[c.event], c.kind) for c in conflicts]
 
 
-def _event(row: Held, before: Held | None) -> Event:
+def _event(row: Held, before: Held | None, cost: Cost | None) -> Event:
     projection, transaction = row.projection, str(row.id)
     kind = "updated"
     if projection.state is State.ENDED and (
@@ -142,6 +192,9 @@ def _event(row: Held, before: Held | None) -> Event:
         kind = "ended"
     elif before is None:
         kind = "started"
+    priced = {}
+    if cost is not None:
+        priced["cost"] = {"currency": cost.total.currency, "total_minor": cost.total.minor}
     return Event(
         tenant_id=row.tenant_id,
         kind=f"transaction.{kind}",
@@ -154,5 +207,6 @@ def _event(row: Held, before: Held | None) -> Event:
             "charging_state": projection.charging_state,
             "energy_wh": projection.energy_wh,
             "seq_no": projection.seq_no,
+            **priced,
         },
     )

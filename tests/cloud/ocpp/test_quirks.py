@@ -234,6 +234,61 @@ async def test_s07_a_station_that_never_boots_is_served(
     assert (await ocpp.transaction("S7"))["energy_wh"] == 7_400
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def impatient(
+    ocpp: Ocpp, house_dsn: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Ocpp]:
+    """A second gateway of the same house, which soon asks for a boot."""
+    folder = tmp_path_factory.mktemp("impatient")
+    async with serving(house_dsn, folder, ocpp_boot_wait_s=1) as served:
+        yield served
+
+
+@pytest.mark.parametrize("willing", [True, False])
+@pytest.mark.parametrize("version", [V16, V201])
+async def test_s07_a_station_that_does_not_boot_is_asked_to_once(
+    impatient: Ocpp, monkeypatch: pytest.MonkeyPatch, version: str, willing: bool
+) -> None:
+    monkeypatch.setattr("cloud.communication.gateway.SETTLE_S", 0.5)
+    name = f"S7-{version}-{willing}"
+    station = await impatient.booted(name, version)
+    for connector in (1, 2):
+        told = (
+            status_16(connector, "Available")
+            if version == V16
+            else status_201(1, connector, "Available")
+        )
+        await station.call("StatusNotification", told)
+    await station.leave()
+    station = await impatient.connect(name, version)
+    if not willing:
+        station.answers["TriggerMessage"] = {"status": "Rejected"}
+    asked = await station.was_asked("TriggerMessage")
+    assert asked == {"requestedMessage": "BootNotification"}
+    if willing:
+        assert (await station.boot())["status"] == "Accepted"
+    about = {"requestedMessage": "StatusNotification"}
+    wanted = (
+        [about]
+        if version == V16
+        else [{**about, "evse": {"id": 1, "connectorId": connector}} for connector in (1, 2)]
+    )
+
+    async def told_so() -> bool:
+        return [what for _, what in station.asked][1:] == wanted
+
+    assert await impatient.until(told_so, "the questions for the connectors")
+    await asyncio.sleep(1.5)
+    assert len(station.asked) == 1 + len(wanted), "once"
+    assert await station.call("Heartbeat", {})
+
+
+async def test_s07_a_station_that_boots_is_asked_nothing(impatient: Ocpp) -> None:
+    station = await impatient.booted("S7-boots")
+    await asyncio.sleep(1.5)
+    assert station.asked == []
+
+
 @pytest.mark.parametrize("version", [V16, V201])
 async def test_s08_a_status_before_the_boot_is_taken(ocpp: Ocpp, version: str) -> None:
     name = f"S8-{version}"

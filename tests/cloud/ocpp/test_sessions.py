@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -21,7 +22,14 @@ def meter(minutes: float, wh: int, watts: int = 11_000) -> dict[str, Any]:
     }
 
 
-async def charge_16(station: Station, token: str, first: int, wh: int) -> int:
+async def charge_16(
+    station: Station,
+    token: str,
+    first: int,
+    wh: int,
+    shown: Callable[[], Awaitable[str]] | None = None,
+) -> int:
+    """`shown` tells the transaction's charging state."""
     status = {"connectorId": 1, "errorCode": "NoError", "timestamp": at(0)}
     await station.call("StatusNotification", {**status, "status": "Preparing"})
     assert (await station.call("Authorize", {"idTag": token}))["idTagInfo"]["status"] == "Accepted"
@@ -30,6 +38,13 @@ async def charge_16(station: Station, token: str, first: int, wh: int) -> int:
     assert started["idTagInfo"]["status"] == "Accepted"
     number = int(started["transactionId"])
     await station.call("StatusNotification", {**status, "status": "Charging", "timestamp": at(1)})
+    if shown is not None:
+        assert await shown() == "Charging"
+    await station.call(
+        "StatusNotification", {**status, "status": "SuspendedEV", "timestamp": at(35)}
+    )
+    if shown is not None:
+        assert await shown() == "SuspendedEV"
     for step in (1, 2, 3):
         value = {"connectorId": 1, "transactionId": number,
                  "meterValue": [meter(1 + step * 10, first + wh * step // 4)]}  # fmt: skip
@@ -44,7 +59,11 @@ async def charge_16(station: Station, token: str, first: int, wh: int) -> int:
 async def test_a_session_in_16(ocpp: Ocpp) -> None:
     await ocpp.token("04A1B2C3")
     station = await ocpp.booted("CP-1")
-    number = await charge_16(station, "04a1b2c3", 1_000, 7_400)
+
+    async def charging_state() -> str:
+        return str((await ocpp.transaction("CP-1"))["charging_state"])
+
+    number = await charge_16(station, "04a1b2c3", 1_000, 7_400, charging_state)
     (found,) = await ocpp.transactions(station="CP-1")
     assert (found["energy_wh"], found["state"], found["reason"]) == (7_400, "ended", "Local")
     assert (found["number"], found["origin"], found["review"]) == (number, "ocpp1.6", None)
@@ -147,3 +166,24 @@ async def test_what_cannot_be_read_is_refused_and_shown(ocpp: Ocpp) -> None:
 
     names = {one["name"] for one in await ocpp.until(told, "the deviations")}
     assert "refused" in names
+
+
+@pytest.mark.parametrize("version", ["ocpp1.6", "ocpp2.0.1"])
+async def test_an_operator_sends_the_tenants_list(ocpp: Ocpp, version: str) -> None:
+    """Its version is held to be the station's once it has accepted."""
+    await ocpp.token("T1")
+    await ocpp.token("T2", blocked=True)
+    station = await ocpp.booted("CP-1", version)
+    command = await ocpp.command("CP-1", "send-local-list")
+    assert (await ocpp.ended(command))["status"] == "executed"
+    sent = await station.was_asked("SendLocalList")
+    names = ("listVersion", "idTag", "idTagInfo")
+    if version != "ocpp1.6":
+        names = ("versionNumber", "idToken", "idTokenInfo")
+    number, token, info = names
+    entries = {
+        one[token] if isinstance(one[token], str) else one[token]["idToken"]: one[info]["status"]
+        for one in sent["localAuthorizationList"]
+    }
+    assert (sent["updateType"], entries) == ("Full", {"T1": "Accepted", "T2": "Blocked"})
+    assert (await ocpp.get("/stations/CP-1/local-list"))["version"] == sent[number]

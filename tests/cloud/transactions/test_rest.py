@@ -194,3 +194,23 @@ async def test_a_remote_stop_needs_an_open_transaction_of_that_station(
     assert strange.status_code == 404
     ended = await admin.post(url.format("CP-2"), json={"transaction": str(over)})
     assert (ended.status_code, ended.json()["code"]) == (409, "transaction.over")
+
+
+async def test_an_agents_transaction_costs_what_held_at_its_start(
+    world: Any, admin: httpx.AsyncClient
+) -> None:
+    station = await world.station()
+    free = await started(world, station, NOON)
+    tariff = {"name": "Day", "currency": "UZS", "per_kwh": "1500", "per_session": "1000"}
+    made = (await admin.post("/api/v1/tariffs", json=tariff)).json()
+    await admin.post("/api/v1/tariff-assignments", json={"tariff": made["id"]})
+    priced = await started(world, station, NOON + timedelta(minutes=1))
+    world.clock.forward(minutes=2)
+    await admin.post(f"/api/v1/tariffs/{made['id']}/versions", json={"per_kwh": "9000"})
+    for transaction in (free, priced):
+        await updated(world, station, transaction, 2_000)
+    first = (await admin.get(f"/api/v1/transactions/{free}")).json()
+    second = (await admin.get(f"/api/v1/transactions/{priced}")).json()
+    assert first["cost"] is None
+    assert (second["cost"]["version"], second["cost"]["total_minor"]) == (1, 400_000)
+    assert (second["cost"]["total"], second["cost"]["final"]) == ("4000", False)

@@ -14,8 +14,8 @@ import pytest
 from cloud.kernel.facts import Spoken
 from cloud.stations.api import StationRef, to_ms
 from cloud.transactions.writer import TransactionWriter
-from protocols.agent_link import IdToken, TransactionEventType
-from protocols.ocpp.messages import Answer, Meter, Reading, Told, Transaction
+from protocols.agent_link import ChargingState, ConnectorStatus, IdToken, TransactionEventType
+from protocols.ocpp.messages import Answer, Meter, Reading, Status, Told, Transaction
 from protocols.quantities import Milliseconds, WattHours, Watts
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -66,6 +66,17 @@ def event(
     """2.x's TransactionEvent."""
     told: dict[str, Any] = {"trigger": "MeterValuePeriodic", "evse": 1, **more}
     return Transaction(event=kind, key=key, seq_no=seq, at_ms=ms(at), readings=readings, **told)
+
+
+def status(at: datetime, state: ChargingState, *, evse: int = 1) -> Status:
+    """1.6's StatusNotification of an occupied connector."""
+    return Status(
+        evse=evse,
+        connector=1,
+        status=ConnectorStatus.OCCUPIED,
+        at_ms=ms(at),
+        charging_state=state,
+    )
 
 
 class Line:
@@ -571,3 +582,66 @@ async def test_a_moved_station_leaves_earlier_sessions_with_their_tenant(
     async with world.database.commit_unit() as cursor:
         await cursor.execute("SELECT tenant_id FROM transactions.transaction ORDER BY evse")
         assert await cursor.fetchall() == [(2,), (1,)]
+
+
+# --------------------------------------------------------------------------- 1.6's statuses
+
+CONNECTED, CHARGING = ChargingState.EV_CONNECTED, ChargingState.CHARGING
+BY_EV, BY_EVSE = ChargingState.SUSPENDED_EV, ChargingState.SUSPENDED_EVSE
+
+
+async def test_a_connectors_status_is_that_of_its_open_transaction(line: Line, rows: Rows) -> None:
+    await line.say(status(NOW, CHARGING))
+    assert await rows() == []
+    number = await line.start(start(NOW))
+    for minute, state in enumerate([CHARGING, BY_EV, BY_EVSE, CHARGING], start=1):
+        await line.say(status(minutes(minute), state))
+        assert (await rows())[0]["charging_state"] == state
+    await line.say(status(minutes(5), BY_EV, evse=2), status(minutes(5), BY_EV, evse=0))
+    await line.say(meter(number, minutes(6), 1500))
+    (row,) = await rows()
+    assert (row["charging_state"], row["energy_wh"], row["conflicts"]) == ("Charging", 500, 0)
+    await line.say(stop(number, minutes(8), 1600))
+    await line.say(status(minutes(8), CONNECTED))
+    (row,) = await rows()
+    assert (row["charging_state"], row["duration_ms"]) == ("Idle", 8 * 60_000)
+    assert [one["charging_state"] for one in row["events"]] == [
+        None if state is None else str(state)
+        for state in (None, CHARGING, BY_EV, BY_EVSE, CHARGING, None, None)
+    ]
+
+
+async def test_statuses_count_by_their_time_not_by_when_they_came(line: Line, rows: Rows) -> None:
+    number = await line.start(start(NOW))
+    await line.say(status(minutes(3), BY_EV))
+    await line.say(status(minutes(2), CHARGING), at=minutes(4))
+    await line.say(meter(number, minutes(1), 1100), at=minutes(4))
+    (row,) = await rows()
+    assert row["charging_state"] == "SuspendedEV"
+    await line.say(status(minutes(3), BY_EV), at=minutes(5))
+    assert len((await rows())[0]["events"]) == 4, "a repeat is none"
+
+
+async def test_of_statuses_in_one_second_the_last_one_stands(line: Line, rows: Rows) -> None:
+    number = await line.start(start(NOW))
+    await line.say(status(NOW, BY_EVSE), status(NOW, BY_EV), status(NOW, CHARGING))
+    await line.say(meter(number, NOW, 1100))
+    (row,) = await rows()
+    assert (row["charging_state"], row["energy_wh"]) == ("Charging", 100)
+    await line.say(status(minutes(1), CHARGING))
+    await line.say(meter(number, minutes(1), 1200))
+    await line.say(status(minutes(1), BY_EVSE))
+    await line.say(status(minutes(1), BY_EV))
+    (row,) = await rows()
+    assert (row["charging_state"], row["energy_wh"]) == ("SuspendedEV", 200)
+
+
+async def test_a_suspension_without_readings_is_no_power(line: Line, rows: Rows) -> None:
+    """The last reading before it does not stand until the next one."""
+    number = await line.start(start(NOW))
+    await line.say(meter(number, minutes(1), 1100, power_w=Watts(11_000)))
+    for hour in range(4):
+        await line.say(status(minutes(2 + 60 * hour), BY_EV))
+        await line.say(status(minutes(31 + 60 * hour), CHARGING))
+    await line.say(stop(number, minutes(250), 1110))
+    assert (await rows())[0]["review"] is None
