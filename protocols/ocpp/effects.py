@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
+import msgspec
+
 from protocols.ocpp.messages import Answered
 
 
@@ -173,8 +175,10 @@ def _set_monitors(request: Payload, response: Payload) -> Effect:
     )
 
 
-def _monitor_key(one: Payload) -> tuple[str, ...]:
-    return tuple(str(one.get(name)) for name in ("component", "variable", "type", "severity"))
+def _monitor_key(one: Payload) -> tuple[bytes, ...]:
+    """Whatever order the fields are in: a request that was kept has another than its answer."""
+    names = ("component", "variable", "type", "severity")
+    return tuple(msgspec.json.encode(one.get(name), order="sorted") for name in names)
 
 
 def _clear_monitors(_: Payload, response: Payload) -> Effect:

@@ -122,6 +122,18 @@ def test_monitors_get_their_stations_numbers() -> None:
     assert effect_of(cleared) == effects.MonitorsCleared((8,))
 
 
+def test_monitors_are_known_again_whatever_the_order_of_their_fields() -> None:
+    """A request that waited in the database comes back with its fields in another order."""
+    place = {"name": "C", "evse": {"id": 1, "connectorId": 2}}
+    back = {"evse": {"connectorId": 2, "id": 1}, "name": "C"}
+    at = {"component": place, "variable": {"name": "V"}, "type": "Delta", "severity": 3}
+    answer = {"setMonitoringResult": [{**at, "status": "Accepted", "id": 8}]}
+    asked = {"setMonitoringData": [{**at, "component": back, "value": 5.0}]}
+    effect = effect_of(call("SetVariableMonitoring", asked, answer))
+    assert isinstance(effect, effects.MonitorsSet)
+    assert [one["value"] for one in effect.monitors] == [5.0]
+
+
 def test_nonsense_has_no_effect() -> None:
     assert effect_of(call("ReserveNow", {"id": 1, "expiryDateTime": "soon"}, {})) is None
     assert effect_of(call("SetChargingProfile", {}, {})) is None
