@@ -33,6 +33,8 @@ _BEGINNING: Final = re.compile(
     rb'\s*\[\s*(?P<type>[2-6])\s*,\s*(?P<id>"(?:[^"\\]|\\.){0,128}"|-?\d{1,18})\s*[,\]]'
 )
 _NOTHING: Final = re.compile(rb'null|\[\s*\]|""')
+_ZERO: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+"""Behind an even number of backslashes; else it is text about one."""
 _BRACE: Final = ord("{")
 _EMPTY: Final = Raw(b"{}")
 _PARTS: Final = msgspec.json.Decoder(list[Raw])
@@ -60,6 +62,15 @@ class Fault(Struct, frozen=True, gc=False):
     text: str
     id: MessageId | None = None
     type: int = CALL
+
+
+def without_zeros(frame: str | bytes) -> bytes | None:
+    """The message with U+FFFD for each zero in a text, which no column takes; None without any."""
+    if not (b"\\u0000" in frame if isinstance(frame, bytes) else "\\u0000" in frame):
+        return None
+    data = frame if isinstance(frame, bytes) else frame.encode(errors="surrogatepass")
+    plain, count = _ZERO.subn(rb"\1\\ufffd", data)
+    return plain if count else None
 
 
 def read(frame: str | bytes, version: Version) -> Frame | Fault:
