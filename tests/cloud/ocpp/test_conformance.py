@@ -349,6 +349,79 @@ async def test_what_json_cannot_hold_is_not_sent(
     assert listeners[Version.V201].asked == before
 
 
+FAR: Final = 10**12
+"""Whole numbers and times have no bounds in the schemas, and texts may hold anything."""
+_PLACE: Final = {"component": {"name": "C", "evse": {"id": FAR}}, "variable": {"name": "V"}}
+_MONITOR: Final = {"type": "Delta", "severity": FAR, **_PLACE}
+
+
+@pytest.mark.parametrize(
+    ("version", "action", "more", "answer"),
+    [
+        (Version.V16, "ReserveNow", {"connectorId": FAR}, {}),
+        (Version.V16, "SetChargingProfile", {"connectorId": FAR}, {}),
+        (Version.V16, "ClearChargingProfile", {"connectorId": FAR}, {}),
+        (Version.V16, "SendLocalList", {"listVersion": FAR}, {}),
+        (Version.V16, "CancelReservation", {"reservationId": -FAR}, {}),
+        (Version.V201, "ReserveNow", {"evseId": FAR}, {}),
+        (Version.V201, "GetLocalListVersion", {}, {"versionNumber": FAR}),
+        (
+            Version.V201,
+            "SetVariables",
+            {"setVariableData": [{"attributeValue": "1", **_PLACE}]},
+            {"setVariableResult": [{"attributeStatus": "Accepted", **_PLACE}]},
+        ),
+        (
+            Version.V201,
+            "SetVariableMonitoring",
+            {"setMonitoringData": [{"value": 1, **_MONITOR}]},
+            {"setMonitoringResult": [{"status": "Accepted", "id": FAR, **_MONITOR}]},
+        ),
+        (Version.V201, "ClearVariableMonitoring", {"id": [FAR]}, {}),
+        (Version.V201, "GetLog", {"requestId": FAR}, {"filename": "a\0.zip"}),
+        (Version.V201, "Reset", {}, {"statusInfo": {"reasonCode": "Why", "additionalInfo": "\0"}}),
+        (Version.V201, "ReserveNow", {"expiryDateTime": "0001-01-01T00:00:00+14:00"}, {}),
+        (Version.V201, "ReserveNow", {"expiryDateTime": "9999-12-31T23:59:59-14:00"}, {}),
+    ],
+)
+async def test_absurd_values_cost_nobody_the_answer(
+    ocpp: Ocpp,
+    listeners: dict[Version, Station],
+    version: Version,
+    action: str,
+    more: Payload,
+    answer: Payload,
+) -> None:
+    station = listeners[version]
+    station.refuses.pop(action, None)
+    station.answers[action] = response(version, action).minimal | answer
+    payload = request(version, action).minimal | more
+    request(version, action).check(payload)
+    url = f"/stations/listener-{version}/ocpp/{action}"
+    told = await ocpp.api.post(url, json=payload, params={"wait": 3})
+    assert (told.status_code, told.json().get("status")) == (200, "executed"), told.text
+    for part in ("reservations", "charging-profiles", "logs", "monitors", "variables"):
+        await ocpp.get(f"/stations/listener-{version}/{part}")
+
+
+@pytest.mark.parametrize("version", Version)
+async def test_a_zero_in_a_text_costs_nothing_that_was_told(ocpp: Ocpp, version: Version) -> None:
+    """Firmware written in C pads its texts; no column holds a zero."""
+    name = f"zero-{version}"
+    station = await ocpp.booted(name, version)
+    what = {"vendorName": "Acme\0", "model": "One\\u0000"}
+    old = {"chargePointVendor": "Acme\0", "chargePointModel": "One\\u0000"}
+    told = old if version is Version.V16 else {"chargingStation": what}
+    assert (await station.boot(**told))["status"] == "Accepted"
+    hardware = (await ocpp.get(f"/stations/{name}"))["hardware"]
+    assert (hardware["vendor"], hardware["model"]) == (
+        "Acme\N{REPLACEMENT CHARACTER}",
+        "One\\u0000",
+    )
+    await station.leave()
+    assert "zero_in_text" in await ocpp.deviations(name, "zero_in_text")
+
+
 @each(AGREEABLE)
 async def test_what_stations_agree_to_is_found_over_rest(
     ocpp: Ocpp, version: Version, action: str

@@ -138,3 +138,8 @@ def test_nonsense_has_no_effect() -> None:
     assert effect_of(call("ReserveNow", {"id": 1, "expiryDateTime": "soon"}, {})) is None
     assert effect_of(call("SetChargingProfile", {}, {})) is None
     assert effect_of(call("SetDisplayMessage", {"message": None}, {})) is None
+    late = {"id": 1, "expiryDateTime": "9999-12-31T23:59:59-14:00"}
+    assert effect_of(call("ReserveNow", late, {})) is None
+    far = {"id": 1, "expiryDateTime": "2030-01-01T00:00:00Z", "evseId": 10**12}
+    assert effect_of(call("ReserveNow", far, {})) is None
+    assert effect_of(call("ClearChargingProfile", {"connectorId": 10**12}, {})) is None
