@@ -249,7 +249,10 @@ def _demand_words(link: OcppLink | None, ask: AnyAsk) -> None:
 
 
 def _checked(version: Version, action: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """The request as it goes out. Raises UnknownAction and BadPayload."""
+    """The request as it goes out, judged as its reader will. Raises UnknownAction, BadPayload.
+
+    In the asker's own spelling: a time that was read and written again has six decimals.
+    """
     known = codec(version)
     if action not in known.actions or not goes_down(action):
         raise UnknownAction(
@@ -258,7 +261,8 @@ def _checked(version: Version, action: str, payload: dict[str, Any]) -> dict[str
             version=version,
         )
     try:
-        made = known.make_request(action, payload)
+        written = msgspec.json.encode(payload)
+        known.decode_request(action, written)
     except SchemaError as error:
         raise BadPayload(
             f"{version} refuses this {action}: {error}",
@@ -266,4 +270,7 @@ def _checked(version: Version, action: str, payload: dict[str, Any]) -> dict[str
             reason=error.text,
             code=error.code,
         ) from None
-    return dict(msgspec.json.decode(known.encode(made)))
+    except (ValueError, OverflowError) as error:
+        reason = f"it cannot be written as JSON: {error}"
+        raise BadPayload(f"this {action} is refused: {reason}", path="", reason=reason) from None
+    return dict(msgspec.json.decode(written))

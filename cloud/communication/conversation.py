@@ -73,6 +73,8 @@ class Call:
     doubtful: bool
     received_at: datetime
     epoch: int
+    silent: bool = False
+    """A SEND (2.1), which gets no answer."""
 
 
 @dataclass
@@ -259,14 +261,15 @@ class Conversation:
         self._note(deviations)
         answer = Answer(now_ms=now_ms, interval_s=self.heartbeat_s)
         if isinstance(told, Heartbeat):
-            self._reply(call.id, call.action, told, answer)
+            if not silent:
+                self._reply(call.id, call.action, told, answer)
             return
         if self.pending and not isinstance(told, Boot):
             self._fail(call, "SecurityError", "the station waits for its approval", silent=silent)
             return
         waiting = Call(
             self, call.id, call.action, told, answer, self._is_doubtful(call), received_at,
-            self.epoch,
+            self.epoch, silent,
         )  # fmt: skip
         self._host.heard_call(waiting)
 
@@ -291,10 +294,13 @@ class Conversation:
             return
         if isinstance(call.told, Boot):
             self._greet(call.answer)
-        self._reply(call.id, call.action, call.told, call.answer)
+        if not call.silent:
+            self._reply(call.id, call.action, call.told, call.answer)
 
     def refuse(self, call: Call, code: str, text: str) -> None:
         """The call cannot be served now: the station shall try again."""
+        if call.silent:
+            return
         for output in self.rpc.fail(call.id, code, text):
             self._answer_output(output, call.action)
 

@@ -140,7 +140,7 @@ def changes_of(spoken: Iterable[Spoken]) -> Changes:
         if isinstance(told, Report):
             _variables(changes, one, told.variables, described=True)
         elif isinstance(told, Answered):
-            _variables(changes, one, told.variables, described=False)
+            _variables(changes, one, filter(_has_place, told.variables), described=False)
             _effect(changes, one, told)
         elif isinstance(told, Notice):
             _notice(changes, one, told)
@@ -148,6 +148,14 @@ def changes_of(spoken: Iterable[Spoken]) -> Changes:
             key = (one.station_id, told.reservation)
             changes.reservation_ends[key] = Ended("used", one.received_at)
     return changes
+
+
+def _has_place(variable: Variable) -> bool:
+    """What an absurd answer names must not cost the answer itself."""
+    return all((number or 0) in _NUMBERS for number in (variable.evse, variable.connector))
+
+
+_NUMBERS: Final = range(2**31)
 
 
 def _variables(changes: Changes, one: Spoken, told: Iterable[Variable], *, described: bool) -> None:

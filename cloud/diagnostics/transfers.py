@@ -16,7 +16,10 @@ _OVER: Final[dict[str, frozenset[str]]] = {
             "InstallationFailed",
             "InstallVerificationFailed",
             "Installed",
+            "InvalidChecksum",
             "InvalidSignature",
+            "PublishFailed",
+            "Published",
         }
     ),
     "log": frozenset(

@@ -312,6 +312,10 @@ def _notice_row(one: Spoken) -> NoticeRow | None:
     elif isinstance(told, DataTransfer):
         fields = {"vendorId": told.vendor, "messageId": told.message, "data": told.data}
         action, payload = "DataTransfer", fields
+    elif isinstance(told, Firmware) and told.location:
+        fields = {"status": told.status, "requestId": told.request_id, "location": told.location}
+        payload = {name: value for name, value in fields.items() if value is not None}
+        action = "PublishFirmwareStatusNotification"
     else:
         return None
     return NoticeRow(one.station_id, one.tenant_id, one.received_at, action, payload)

@@ -14,6 +14,7 @@ DEVIATIONS: Final[dict[str, str]] = {
     "byte_order_mark": "begins its messages with a byte order mark",
     "trailing_bytes": "ends its messages with zero bytes",
     "invalid_utf8": "sends bytes that are no text in UTF-8",
+    "zero_in_text": "sends the character zero in texts; U+FFFD is taken for it",
     "numeric_message_id": "numbers its messages where a text is due",
     "long_message_id": "uses message ids of more than 36 characters",
     "missing_payload": "leaves out the payload of a message",

@@ -7,8 +7,10 @@ names in them are read, so that no module above has to.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
 
 from protocols.ocpp.messages import Answered
 
@@ -98,14 +100,32 @@ def effect_of(told: Answered) -> Effect | None:
         return None
     try:
         return read(told.request, told.response)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None  # what somebody asked in the version's words is as odd as they made it
+
+
+_COUNTS: Final = range(-(2**31), 2**31)
+
+
+def _count(value: Any) -> int:
+    """Of EVSEs, levels, severities. Raises ValueError for what can be none."""
+    number = int(value)
+    if number not in _COUNTS:
+        raise ValueError(number)
+    return number
+
+
+def _count_or_none(value: Any) -> int | None:
+    return None if value is None else _count(value)
 
 
 def _set_profile(request: Payload, _: Payload) -> Effect:
     if "csChargingProfiles" not in request:
-        return ProfileSet(int(request["evseId"]), dict(request["chargingProfile"]))
+        profile = dict(request["chargingProfile"])
+        _count(profile["stackLevel"])
+        return ProfileSet(_count(request["evseId"]), profile)
     old = dict(request["csChargingProfiles"])
+    _count(old["stackLevel"])
     purpose = old["chargingProfilePurpose"]
     profile = {
         **{name: value for name, value in old.items() if name != "chargingProfileId"},
@@ -115,7 +135,7 @@ def _set_profile(request: Payload, _: Payload) -> Effect:
     }
     if "transactionId" in old:
         profile["transactionId"] = str(old["transactionId"])
-    return ProfileSet(int(request["connectorId"]), profile)
+    return ProfileSet(_count(request["connectorId"]), profile)
 
 
 def _clear_profile(request: Payload, _: Payload) -> Effect:
@@ -123,9 +143,9 @@ def _clear_profile(request: Payload, _: Payload) -> Effect:
     purpose = criteria.get("chargingProfilePurpose")
     return ProfilesCleared(
         id=request.get("chargingProfileId", request.get("id")),
-        evse=criteria.get("evseId", request.get("connectorId")),
+        evse=_count_or_none(criteria.get("evseId", request.get("connectorId"))),
         purpose=_PURPOSES.get(purpose, purpose) if purpose else None,
-        stack_level=criteria.get("stackLevel"),
+        stack_level=_count_or_none(criteria.get("stackLevel")),
     )
 
 
@@ -133,9 +153,9 @@ def _reserve(request: Payload, _: Payload) -> Effect:
     until = request.get("expiryDateTime") or request["expiryDate"]
     return Reserved(
         id=int(request.get("id", request.get("reservationId"))),
-        evse=int(request.get("evseId", request.get("connectorId", 0)) or 0),
+        evse=_count(request.get("evseId", request.get("connectorId", 0)) or 0),
         connector_type=str(request.get("connectorType", "")),
-        expires_at=datetime.fromisoformat(until),
+        expires_at=datetime.fromisoformat(until).astimezone(UTC),
     )
 
 
@@ -168,13 +188,15 @@ def _set_monitors(request: Payload, response: Payload) -> Effect:
         tuple(
             {**asked.get(_monitor_key(one), {}), **one}
             for one in response["setMonitoringResult"]
-            if one.get("status") == "Accepted" and "id" in one
+            if one.get("status") == "Accepted" and "id" in one and one["severity"] in _COUNTS
         )
     )
 
 
-def _monitor_key(one: Payload) -> tuple[str, ...]:
-    return tuple(str(one.get(name)) for name in ("component", "variable", "type", "severity"))
+def _monitor_key(one: Payload) -> tuple[bytes, ...]:
+    """Whatever order the fields are in: a request that was kept has another than its answer."""
+    names = ("component", "variable", "type", "severity")
+    return tuple(msgspec.json.encode(one.get(name), order="sorted") for name in names)
 
 
 def _clear_monitors(_: Payload, response: Payload) -> Effect:

@@ -137,6 +137,12 @@ class Rpc:
         """What a text message brings."""
         if len(frame) > self._longest:
             return self._too_long(len(frame))
+        plain = frames.without_zeros(frame)
+        if plain is not None:
+            return [_note("zero_in_text", "U+0000 taken as U+FFFD"), *self._receive(plain, now)]
+        return self._receive(frame, now)
+
+    def _receive(self, frame: str | bytes, now: float) -> list[Output]:
         try:
             kind, message_id, action, payload = _read_head(frame)
         except (ValueError, RecursionError):

@@ -180,6 +180,36 @@ async def test_an_answer_that_does_not_come_is_told_so(
     assert command["status"] == "sent"
 
 
+async def test_a_call_goes_out_as_it_was_written(
+    world: Any, gateway: Gateway, admin: httpx.AsyncClient
+) -> None:
+    """Times keep their zone and decimals, of which OCPP allows three."""
+    await gateway.connect(await world.station(), "ocpp2.0.1")
+    gateway.answers = {"GetLog": {"status": "Accepted"}}
+    log = {
+        "remoteLocation": "https://logs.example.com/",
+        "oldestTimestamp": "2026-11-28T13:00:00.25+05:00",
+    }
+    payload = {"requestId": 1, "logType": "SecurityLog", "log": log}
+    answer = await admin.post("/api/v1/stations/CP-1/ocpp/GetLog", json=payload)
+    assert answer.status_code == 200, answer.text
+    assert [one.payload for one in gateway.asked] == [payload]
+
+
+@pytest.mark.parametrize("cost", ["NaN", "1e999", '1, "customData": {"vendorId": "\\ud800"}'])
+async def test_what_json_cannot_hold_is_refused(
+    world: Any, gateway: Gateway, admin: httpx.AsyncClient, cost: str
+) -> None:
+    await gateway.connect(await world.station(), "ocpp2.0.1")
+    content = f'{{"transactionId": "a", "totalCost": {cost}}}'
+    headers = {"Content-Type": "application/json"}
+    url = "/api/v1/stations/CP-1/ocpp/CostUpdated"
+    refused = await admin.post(url, content=content, headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (422, "ocpp.invalid")
+    assert {"path", "reason"} <= refused.json()["params"].keys()
+    assert gateway.asked == []
+
+
 @pytest.mark.parametrize(
     ("version", "action", "payload", "status", "code", "path"),
     [

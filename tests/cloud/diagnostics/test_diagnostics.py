@@ -168,6 +168,22 @@ async def test_what_nobody_asked_for_is_kept_too(
     ]  # fmt: skip
 
 
+async def test_where_firmware_was_published_is_kept(
+    world: Any, say: Any, admin: httpx.AsyncClient
+) -> None:
+    station = await world.station()
+    where = ("https://a.example/1", "ftp://b.example/2")
+    published = {"request_id": 5, "location": where, "published": True}
+    await say(station, Firmware(status="Published", **published))
+    (found,) = await items(admin, "firmware")
+    assert (found["request"], found["status"], found["open"]) == (5, "Published", False)
+    (told,) = await items(admin, "notices")
+    assert (told["action"], told["payload"]) == (
+        "PublishFirmwareStatusNotification",
+        {"status": "Published", "requestId": 5, "location": [*where]},
+    )
+
+
 # --------------------------------------------------------------------------- monitors, messages
 
 

@@ -57,6 +57,10 @@ def test_a_boot_with_the_expected_firmware_concludes_the_update(
 
 def test_when_a_transfer_is_over() -> None:
     assert is_over("firmware", "Installed")
+    assert is_over("firmware", "Published")
+    assert is_over("firmware", "PublishFailed")
+    assert is_over("firmware", "InvalidChecksum")
+    assert not is_over("firmware", "ChecksumVerified")
     assert not is_over("firmware", "Downloaded")
     assert is_over("log", "UploadFailure")
     assert not is_over("log", "Uploading")

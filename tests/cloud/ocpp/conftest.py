@@ -56,6 +56,8 @@ class Station:
         self.answers = answers
         self.choose: dict[str, Callable[[Payload], Payload]] = {}
         """As `answers`, for those that depend on what is asked."""
+        self.refuses: dict[str, str] = {}
+        """Actions that it answers with CALLERROR, each with its code."""
         self.results: dict[str, list[Any]] = {}
         self._arrived = asyncio.Condition()
         self._number = 0
@@ -123,7 +125,9 @@ class Station:
                     reply = self.answers.get(message[2], {"status": "Accepted"})
                     if choose is not None:
                         reply = choose(message[3])
-                    if reply is not None:
+                    if code := self.refuses.get(message[2]):
+                        await self.send([4, message[1], code, "", {}])
+                    elif reply is not None:
                         await self.send([3, message[1], reply])
                 else:
                     kind, message_id, *rest = message

@@ -181,6 +181,28 @@ async def test_nonsense_is_survived(ocpp: Ocpp, nonsense: str) -> None:
     assert "currentTime" in await station.call("Heartbeat", {}, "after")
 
 
+async def test_what_is_sent_without_asking_is_kept_and_not_answered(ocpp: Ocpp) -> None:
+    """2.1's SEND: not even where a call has the same message id."""
+    station = await ocpp.booted("CS-1", "ocpp2.1")
+    point = {"id": 1, "pending": 0, "basetime": "2026-11-28T10:00:00Z",
+             "data": [{"t": 1.5, "v": "98"}]}  # fmt: skip
+    status = {"timestamp": "2026-11-28T10:00:00Z", "connectorStatus": "Occupied",
+              "evseId": 1, "connectorId": 1}  # fmt: skip
+    asked = {"csr": "none", "requestId": 1}
+    await station.send([6, "same", "NotifyPeriodicEventStream", point])
+    await station.send([6, "same", "StatusNotification", status])
+    await station.send([6, "same", "Heartbeat", {}])
+    assert await station.call("SignCertificate", asked, "same") == {"status": "Rejected"}
+    assert await station.call("Heartbeat", {})
+    (found,) = (await ocpp.get("/stations/CS-1/notices"))["items"]
+    assert found["payload"] == point
+    assert station.results == {}
+    with pytest.raises(Refused):  # so that there is something to wait for
+        await station.call("MakeCoffee", {})
+    await station.leave()
+    assert (await ocpp.deviations("CS-1", "refused")).keys() == {"refused"}
+
+
 async def test_a_flood_is_slowed_down_and_others_are_served(ocpp: Ocpp) -> None:
     """Attack A18."""
     attacker, honest = await ocpp.booted("CP-1"), await ocpp.booted("CP-2")

@@ -122,7 +122,24 @@ def test_monitors_get_their_stations_numbers() -> None:
     assert effect_of(cleared) == effects.MonitorsCleared((8,))
 
 
+def test_monitors_are_known_again_whatever_the_order_of_their_fields() -> None:
+    """A request that waited in the database comes back with its fields in another order."""
+    place = {"name": "C", "evse": {"id": 1, "connectorId": 2}}
+    back = {"evse": {"connectorId": 2, "id": 1}, "name": "C"}
+    at = {"component": place, "variable": {"name": "V"}, "type": "Delta", "severity": 3}
+    answer = {"setMonitoringResult": [{**at, "status": "Accepted", "id": 8}]}
+    asked = {"setMonitoringData": [{**at, "component": back, "value": 5.0}]}
+    effect = effect_of(call("SetVariableMonitoring", asked, answer))
+    assert isinstance(effect, effects.MonitorsSet)
+    assert [one["value"] for one in effect.monitors] == [5.0]
+
+
 def test_nonsense_has_no_effect() -> None:
     assert effect_of(call("ReserveNow", {"id": 1, "expiryDateTime": "soon"}, {})) is None
     assert effect_of(call("SetChargingProfile", {}, {})) is None
     assert effect_of(call("SetDisplayMessage", {"message": None}, {})) is None
+    late = {"id": 1, "expiryDateTime": "9999-12-31T23:59:59-14:00"}
+    assert effect_of(call("ReserveNow", late, {})) is None
+    far = {"id": 1, "expiryDateTime": "2030-01-01T00:00:00Z", "evseId": 10**12}
+    assert effect_of(call("ReserveNow", far, {})) is None
+    assert effect_of(call("ClearChargingProfile", {"connectorId": 10**12}, {})) is None

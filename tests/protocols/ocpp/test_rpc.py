@@ -231,6 +231,24 @@ def test_a_number_as_id_comes_back_as_one() -> None:
     assert rpc.answer("17", b"{}") == [Send(b'[3,"17",{}]')]
 
 
+@pytest.mark.parametrize("kind", [str, str.encode])
+def test_a_zero_in_a_text_is_taken_for_the_unknown_character(kind: Callable[[str], Any]) -> None:
+    """Firmware written in C pads its texts, and no column of a database holds a zero."""
+    rpc = _rpc()
+    frame = kind(r'[2,"1","A",{"a":"x\u0000\u0000","b":"\\\u0000","c":"\\u0000"}]')
+    note, call = rpc.receive(frame, 0)
+    assert _notes([note]) == ["zero_in_text"]
+    assert isinstance(call, CallReceived)
+    assert json.loads(bytes(call.payload)) == {
+        "a": "x\ufffd\ufffd",
+        "b": "\\\ufffd",
+        "c": "\\u0000",
+    }
+    rpc.answer("1", b"{}")
+    (call,) = rpc.receive(kind(r'[2,"2","A",{"a":"\\u0000"}]'), 0)
+    assert isinstance(call, CallReceived), "that one is text about a zero"
+
+
 def test_an_unreadable_repeat_does_not_answer_what_is_open() -> None:
     rpc = _rpc()
     rpc.receive('[2,"1","A",{}]', 0)
