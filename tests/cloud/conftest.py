@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import psycopg
 import pytest
+from fastapi import APIRouter, FastAPI
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -59,6 +61,7 @@ from cloud.transactions.writer import TransactionWriter
 from cloud.users import rest as users_rest
 from cloud.users.service import DEFAULT_TENANT, Users
 from protocols.agent_link import Action, escape
+from tests.cloud.routes_once import routes_once, within
 
 _migrated: dict[str, str] = {}
 """Server -> a database to copy."""
@@ -181,6 +184,25 @@ def certificate_authority() -> CertificateAuthority:
         return Pki.open(settings, Clock()()).authority
 
 
+def _routers(service: Callable[[str], Any]) -> list[APIRouter]:
+    """All of REST over the services that a World has by these names."""
+    clock, stations = service("clock"), service("stations")
+    return [
+        users_rest.router(service("users")),
+        stations_rest.router(stations, clock),
+        authorization_rest.router(service("authorization")),
+        tariffs_rest.router(service("tariffs")),
+        telemetry_rest.router(service("telemetry"), clock),
+        transactions_rest.router(service("transactions")),
+        communication_rest.routes(service("commands")),
+        security_rest.routes(service("security")),
+        asks_rest.router(service("calls")),
+        configuration_rest.router(service("configuration")),
+        diagnostics_rest.router(service("diagnostics")),
+        api_rest.router(service("database"), stations, service("feed")),
+    ]
+
+
 class World:
     """Every service over one database, and clients of every role."""
 
@@ -205,26 +227,12 @@ class World:
         self.telemetry = Telemetry(database, self.stations)
         self.security = OcppSecurity(database, self.stations, certificate_authority(), self.clock)
         self.feed = EventFeed(database, self.stations)
-        self.app = create_app(
-            self.users,
-            [
-                users_rest.router(self.users),
-                stations_rest.router(self.stations, self.clock),
-                authorization_rest.router(self.authorization),
-                tariffs_rest.router(self.tariffs),
-                telemetry_rest.router(self.telemetry, self.clock),
-                transactions_rest.router(self.transactions),
-                communication_rest.routes(self.commands),
-                security_rest.routes(self.security),
-                asks_rest.router(self.calls),
-                configuration_rest.router(self.configuration),
-                diagnostics_rest.router(self.diagnostics),
-                api_rest.router(database, self.stations, self.feed),
-            ],
-            database,
-            self.clock,
-        )
         self.writers: list[FactWriter] = [StateWriter(), TelemetryWriter(), TransactionWriter()]
+
+    @functools.cached_property
+    def app(self) -> FastAPI:
+        app = create_app(self.users, routes_once("world", _routers), self.database, self.clock)
+        return within(app, vars(self))
 
     async def client(self, role: Role | None, tenant: int = 1) -> httpx.AsyncClient:
         """A client with a key of that role; None: without a key."""

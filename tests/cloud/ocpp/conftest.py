@@ -9,6 +9,7 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -17,6 +18,7 @@ import httpx
 import psycopg
 import pytest
 import pytest_asyncio
+from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -35,6 +37,7 @@ from cloud.main import Modules, live_sources, utc_now
 from cloud.ocpp import gateway
 from cloud.users.service import DEFAULT_TENANT
 from tests.cloud.conftest import migrated
+from tests.cloud.routes_once import routes_once, within
 
 Payload = dict[str, Any]
 PATIENCE_S = 30
@@ -249,6 +252,11 @@ class Ocpp:
         return found
 
 
+def _routers(service: Callable[[str], Any]) -> list[APIRouter]:
+    there = {one.name: service(one.name) for one in fields(Modules)}
+    return Modules(**there).routers(service("database"), service("feed"), service("watching"))
+
+
 @asynccontextmanager
 async def serving(
     dsn: str, folder: Path, *, app_pool: int = 4, commit_pool: int = 4, **settings: Any
@@ -273,8 +281,14 @@ async def serving(
             supervised("answers", modules.answers.run),
         ):
             feed = EventFeed(database, modules.stations)
-            routers = modules.routers(database, feed, Watching(live_sources(modules), utc_now))
-            app = create_app(modules.users, routers, database, utc_now)
+            services = {
+                **{one.name: getattr(modules, one.name) for one in fields(modules)},
+                "database": database,
+                "feed": feed,
+                "watching": Watching(live_sources(modules), utc_now),
+            }
+            routers = routes_once("gateway", _routers)
+            app = within(create_app(modules.users, routers, database, utc_now), services)
             async with httpx.AsyncClient(
                 transport=httpx.ASGITransport(app),
                 base_url="http://api/api/v1",
