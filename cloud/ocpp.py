@@ -23,6 +23,7 @@ from cloud.communication.pki import Pki, PkiSettings
 from cloud.communication.presence_writer import SpokenPresence
 from cloud.communication.pump import Pump
 from cloud.communication.rousing import Rousing
+from cloud.communication.running_costs import RunningCosts
 from cloud.communication.security import OcppSecurity
 from cloud.communication.throttle import Handshakes
 from cloud.communication.tls import server_context
@@ -73,6 +74,7 @@ async def gateway(
     judge = TokensAtHand(database)
     pump = Pump(neighbours.commands, clock)
     rousing = Rousing(database, neighbours.connectors, config.ocpp_boot_wait_s)
+    costs = RunningCosts(config.ocpp_cost_every_s)
     context = None if pki is None else server_context(pki.tls)
     certifying = Certifying(neighbours.security, PkiSettings.of(config), context, clock)
     async with AsyncExitStack() as stack:
@@ -89,12 +91,14 @@ async def gateway(
             _serving(config, context),
             clock,
             registry,
-            _each(pump.replied, rousing.replied),
+            _each(pump.replied, rousing.replied, costs.replied),
             _each(pump.entered, rousing.entered),
+            costs.priced,
             certifying.sign,
         )
         pump.connect(served)
         rousing.connect(served)
+        costs.connect(served)
         certifying.connect(served)
         await stack.enter_async_context(supervised("id tokens at hand", judge.run))
         for name, work in served.works().items():

@@ -114,6 +114,7 @@ class Gateway:
         registry: CollectorRegistry,
         on_reply: Callable[[Conversation, Reply], None],
         on_entered: Callable[[Conversation], None],
+        on_priced: Callable[[Call], None],
         on_signing: Callable[[Call, SignCertificate], Coroutine[Any, Any, None]],
     ) -> None:
         self.id = uuid4()
@@ -126,6 +127,7 @@ class Gateway:
         self._clock = clock
         self._on_reply = on_reply
         self._on_entered = on_entered
+        self._on_priced = on_priced
         self._on_signing = on_signing
         self._arrivals = Arrivals(UNJUDGED)
         self._guesses = Limiter(GUESSES, timedelta(seconds=1))
@@ -390,6 +392,8 @@ class Gateway:
         for call, one in zip(told, spoken, strict=True):
             if id(one) in committed:
                 call.conversation.reply(call)
+                if call.answer.total_cost is not None:
+                    self._on_priced(call)
             else:
                 call.conversation.socket.close(1008, "a newer connection has taken over")
 

@@ -60,6 +60,12 @@ class CloudConfig(BaseSettings):
         le=3600,
         description="seconds until a station that came without a boot is asked for it; 0: never",
     )
+    ocpp_cost_every_s: int = Field(
+        60,
+        ge=0,
+        le=3600,
+        description="seconds at least between two costs told to a 2.0.1 station; 0: none is told",
+    )
     ocpp_frame_days: int = Field(
         14, ge=1, le=3650, description="days that every OCPP message is kept for reading"
     )

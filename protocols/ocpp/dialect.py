@@ -200,6 +200,12 @@ class Dialect(Protocol):
     def trigger(self, message: str, evse: int | None = None, connector: int = 1) -> Request:
         """Ask for a message, named as 2.x does (MessageTriggerEnumType); raises NotExpressible."""
 
+    def running_cost(self, told: Told, total: str) -> Request | None:
+        """Tell what an open transaction has cost so far; None where the answer tells it or nothing.
+
+        `total` is in the currency's main unit, tax included, such as `12.50`.
+        """
+
     def ask(self, variables: tuple[Variable, ...], request_id: int = 0) -> Request:
         """Read variables, or all there are; 2.x tells all in Reports of that request."""
 

@@ -482,6 +482,11 @@ class V16:
             payload["connectorId"] = evse
         return Request(action, payload)
 
+    def running_cost(self, told: Told, total: str) -> Request | None:
+        """1.6 has no words for it."""
+        del told, total
+        return None
+
     def ask(self, variables: tuple[Variable, ...], request_id: int = 0) -> Request:
         del request_id
         keys = [one.variable for one in variables]

@@ -431,6 +431,15 @@ class V201:
                 payload["evse"]["connectorId"] = connector
         return Request("TriggerMessage", payload)
 
+    def running_cost(self, told: Told, total: str) -> Request | None:
+        """I02; 2.1 has it in the answers to its events."""
+        cost = _cost(total)
+        if self.tells_running_cost or cost is None or not isinstance(told, Transaction):
+            return None
+        if told.key is None or told.event is TransactionEventType.ENDED:
+            return None
+        return Request("CostUpdated", {"totalCost": cost, "transactionId": told.key})
+
     def ask(self, variables: tuple[Variable, ...], request_id: int = 0) -> Request:
         """B06 for some, B07 for all."""
         if not variables:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cloud.ocpp.conftest import Ask, Ocpp, Station
+from tests.cloud.ocpp.conftest import Ask, Ocpp, Station, serving
 from tests.cloud.ocpp.wire import (
     Payload,
     at,
@@ -90,6 +92,50 @@ async def test_the_cost_grows_and_is_final_in_the_end(
     assert (shown["total_minor"], shown["total"], shown["final"]) == (320, "3.20", True)
     (ended,) = await ocpp.events("CS", "transaction.ended")
     assert ended["data"]["cost"] == {"currency": "EUR", "total_minor": 320}
+
+
+async def test_2_0_1_is_called_with_what_it_has_cost_so_far(
+    ocpp: Ocpp, cloud_dsn: str, tmp_path: Path, prices: int
+) -> None:
+    del prices
+    folder = tmp_path / "often"
+    folder.mkdir()
+    async with serving(cloud_dsn, folder, ocpp_cost_every_s=1) as often:
+        station = await often.booted("CS", V201, answers={"CostUpdated": {}})
+        await asyncio.sleep(1.1)  # after its boot a station is left alone for a second
+        await said(station, "Started", 0, 1, 1_000)
+        assert await said(station, "Updated", 1, 6, 2_000) == {}
+        await station.was_asked("CostUpdated")
+        await asyncio.sleep(1.1)
+        await said(station, "Updated", 2, 11, 3_000)
+        await ocpp.until(lambda: _soon(len(costs(station)) > 1), "the second cost")
+        await said(station, "Ended", 3, 21, 5_000)
+        assert costs(station) == [
+            {"totalCost": 1.55, "transactionId": "tx"},
+            {"totalCost": 2.1, "transactionId": "tx"},
+        ]
+
+
+async def test_a_station_that_does_not_take_costs_is_told_once(ocpp: Ocpp, prices: int) -> None:
+    del prices
+    station = await ocpp.booted("CS", V201)
+    station.refuses["CostUpdated"] = "NotImplemented"
+    await asyncio.sleep(1.1)
+    await said(station, "Started", 0, 1, 1_000)
+    await said(station, "Updated", 1, 6, 2_000)
+    await station.was_asked("CostUpdated")
+    for number, kind in enumerate(("Started", "Updated")):
+        await station.call("TransactionEvent", event_201(kind, number, 30, "tx-2", None, 5_000))
+    await asyncio.sleep(0.3)
+    assert len(costs(station)) == 1
+
+
+async def _soon(value: object) -> object:
+    return value
+
+
+def costs(station: Station) -> list[Payload]:
+    return [payload for action, payload in station.asked if action == "CostUpdated"]
 
 
 async def test_a_price_changed_meanwhile_changes_nothing(ocpp: Ocpp, prices: int, sql: Ask) -> None:
