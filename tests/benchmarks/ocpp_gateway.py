@@ -19,9 +19,10 @@ import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 from figure import Figure
@@ -43,6 +44,7 @@ class Server:
     port: int
     url: str = ""
     key: str = ""
+    tls_port: int = 0
 
     def own_cpu_ms(self) -> float:
         spent = psutil.Process(self.pid).cpu_times()
@@ -80,7 +82,8 @@ def ours() -> Iterator[Server]:
         folder = Path(name)
         folder.chmod(0o755)
         command = [sys.executable, "-m", "karvon", "cloud", "serve", "--json"]
-        command += ["--http-port", "0", "--ocpp-port", "0", "--registration", "open"]
+        command += ["--http-port", "0", "--ocpp-port", "0", "--ocpp-tls-port", "0"]
+        command += ["--registration", "open"]
         command += ["--data-dir", str(folder / "data"), "--admin-key-file", str(folder / "key")]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -94,8 +97,9 @@ def ours() -> Iterator[Server]:
         try:
             assert process.stdout is not None
             ready = json.loads(process.stdout.readline())
-            port = int(ready["ocpp_url"].split(":")[2].split("/")[0])
-            served = Server(process.pid, port, ready["ready"], (folder / "key").read_text().strip())
+            port, tls_port = (urlsplit(ready[url]).port or 0 for url in ("ocpp_url", "ocpps_url"))
+            key = (folder / "key").read_text().strip()
+            served = Server(process.pid, port, ready["ready"], key, tls_port)
             _enter_tokens(served)
             yield served
         finally:
@@ -177,19 +181,23 @@ def _against_w(
     served: Server, version: str, short: str, most_all: float, runs: int
 ) -> list[Figure]:
     ratios, own, everything, rates, anchors = [], [], [], [], []
+    tls_ratios, tls_own = [], []
     errors = 0
     for _ in range(runs):
         plan: dict[str, Any] = {"version": version, "stations": STATIONS, "mode": "closed"}
         with bare("websockets") as anchor:
             w = run(anchor, **plan)
         us = run(served, **plan)
+        sealed = run(replace(served, port=served.tls_port), **plan, tls=True)
         w_call = w.per_call(w.own_cpu_ms)
         ratios.append(us.calls_per_s / w.calls_per_s)
         own.append(us.per_call(us.own_cpu_ms) / w_call)
         everything.append(us.per_call(us.all_cpu_ms) / w_call)
         rates.append(us.calls_per_s)
         anchors.append(w_call * 1000)
-        errors += us.result["errors"]
+        tls_ratios.append(sealed.calls_per_s / w.calls_per_s)
+        tls_own.append(sealed.per_call(sealed.own_cpu_ms) / w_call)
+        errors += us.result["errors"] + sealed.result["errors"]
     median = statistics.median
     return [
         Figure(
@@ -198,14 +206,15 @@ def _against_w(
             unit="ratio",
             at_least=0.25,
             detail={"calls_per_s": round(median(rates)), "w_us_per_call": round(median(anchors), 1),
-                    "errors": errors},
+                    "over_tls": round(median(tls_ratios), 3), "errors": errors},
         ),
         Figure(
             name=f"ocpp.cpu_vs_w_{short}",
             value=median(own),
             unit="W",
             at_most=2.5,
-            detail={"with_database_and_broker": round(median(everything), 2), "must_all": most_all},
+            detail={"with_database_and_broker": round(median(everything), 2), "must_all": most_all,
+                    "over_tls": round(median(tls_own), 2)},
         ),
     ]  # fmt: skip
 
