@@ -29,15 +29,24 @@ class DemoError(Exception):
     """Something in the network did not do its part; the text says what, and where to look."""
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A loopback TCP port that nobody listens on now."""
+    """A loopback TCP port that nobody listens on now, and that this process was not given before.
+
+    Whoever was given one may not listen on it yet, or not at the moment.
+    """
     while True:
         port = random.choice(BELOW_EPHEMERAL)  # noqa: S311  no secret depends on it
+        if port in _given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _given.add(port)
             return port
 
 
