@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from typing import Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from cloud.communication.conversation import Asked, Call, Conversation, Reply
 from cloud.communication.gateway import Gateway
@@ -31,9 +31,10 @@ class RunningCosts:
     def __init__(self, every_s: int) -> None:
         """The same transaction's cost is told again after `every_s` at the soonest; 0: never."""
         self._every_s = every_s
-        self._told: WeakKeyDictionary[Conversation, dict[str, tuple[float, Request]]]
-        self._told = WeakKeyDictionary()
-        self._unable: WeakKeyDictionary[Conversation, bool] = WeakKeyDictionary()
+        self._told: WeakKeyDictionary[Conversation, dict[str, tuple[float, Request]]] = (
+            WeakKeyDictionary()
+        )
+        self._unable: WeakSet[Conversation] = WeakSet()
         self._gateway: Gateway | None = None
 
     def connect(self, gateway: Gateway) -> None:
@@ -62,4 +63,4 @@ class RunningCosts:
     def replied(self, who: Conversation, reply: Reply) -> None:
         """Whether the station takes costs."""
         if reply.asked.token is _COST and reply.sent and reply.response is None:
-            self._unable[who] = True
+            self._unable.add(who)

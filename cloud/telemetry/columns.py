@@ -27,7 +27,8 @@ Span = tuple[int, datetime, datetime]
 Ints = NDArray[np.int64]
 Row = tuple[Any, ...]
 
-FEWEST: Final = 100
+FEW: Final = 100
+"""Samples at most that one statement takes; COPY costs four turns to the server."""
 
 COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 COPY_TRAILER: Final = struct.pack("!h", -1)
@@ -280,11 +281,11 @@ class Few(NamedTuple):
 
 
 def few(told: Sequence[Dated]) -> Few | None:
-    """The same as `pack` has, for FEWEST samples at most; None for more, or none.
+    """The same as `pack` has, for FEW samples at most; None for more, or none.
 
     Raises LinkError as that does.
     """
-    if not 0 < sum(len(one.series.dt_ms) for one in told) <= FEWEST:
+    if not 0 < sum(len(one.series.dt_ms) for one in told) <= FEW:
         return None
     rows = [row for one in told for row in _rows(one)]
     extras = [extra for one in told if one.series.more for extra in _extras(one)]

@@ -278,14 +278,14 @@ async def test_s07_a_station_that_does_not_boot_is_asked_to_once(
         return [what for _, what in station.asked][1:] == wanted
 
     assert await impatient.until(told_so, "the questions for the connectors")
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(1.5)  # longer than the gateway waits: a second question would have come
     assert len(station.asked) == 1 + len(wanted), "once"
     assert await station.call("Heartbeat", {})
 
 
 async def test_s07_a_station_that_boots_is_asked_nothing(impatient: Ocpp) -> None:
     station = await impatient.booted("S7-boots")
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(1.5)  # longer than the gateway waits before it asks
     assert station.asked == []
 
 
