@@ -194,7 +194,11 @@ async def test_what_is_sent_without_asking_is_kept_and_not_answered(ocpp: Ocpp) 
     await station.send([6, "same", "Heartbeat", {}])
     assert await station.call("SignCertificate", asked, "same") == {"status": "Rejected"}
     assert await station.call("Heartbeat", {})
-    (found,) = (await ocpp.get("/stations/CS-1/notices"))["items"]
+
+    async def noticed() -> Any:
+        return (await ocpp.get("/stations/CS-1/notices"))["items"]
+
+    (found,) = await ocpp.until(noticed, "what was sent without asking")
     assert found["payload"] == point
     assert station.results == {}
     with pytest.raises(Refused):  # so that there is something to wait for
