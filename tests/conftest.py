@@ -12,6 +12,7 @@ Fixtures that give real services (a test gets what is there, or is reported as N
 | `mosquitto_service`     | session  | what `services.json` says of `make services`' Mosquitto  |
 | `mosquitto`             | session  | that Mosquitto, with our shipped settings and ACL file   |
 | `broker`                | session  | the two above in turn: [nats], [mosquitto]               |
+| `faketime`              | session  | libfaketime, to preload                                  |
 
 Brokers keep what earlier tests retained, Mosquitto also what earlier sessions did: listen to your
 own stations only.
@@ -37,7 +38,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import psycopg
 import pytest
@@ -165,13 +166,29 @@ def _administer(server: str, statement: str, name: str) -> None:
 
 def _service(name: str) -> dict[str, Any]:
     """What `make services` says of it."""
-    state_file = PROJECT / ".services" / "run" / "services.json"
-    state = json.loads(state_file.read_text()) if state_file.exists() else {}
+    state = _services()
     pid = state.get(name, {}).get("process", {}).get("pid")
     if pid is None or not Path(f"/proc/{pid}").exists():
-        reasons = state.get("left_out") or ["run `make services` first"]
-        pytest.skip(f"{NOT_RUN}{name} is not here: {'; '.join(reasons)}")
+        _not_here(name, state)
     return dict(state[name])
+
+
+def _services() -> dict[str, Any]:
+    state_file = PROJECT / ".services" / "run" / "services.json"
+    return dict(json.loads(state_file.read_text())) if state_file.exists() else {}
+
+
+def _not_here(name: str, state: dict[str, Any]) -> NoReturn:
+    reasons = state.get("left_out") or ["run `make services` first"]
+    pytest.skip(f"{NOT_RUN}{name} is not here: {'; '.join(reasons)}")
+
+
+@pytest.fixture(scope="session")
+def faketime() -> Path:
+    state = _services()
+    if "faketime" not in state:
+        _not_here("faketime", state)
+    return Path(state["faketime"])
 
 
 # -- brokers --------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Real components for tests, on loopback and ports of their own: TimescaleDB and Mosquitto.
 
+Beside them libfaketime, for the agent without a clock.
+
 `start` makes them ready (idempotent), `stop` ends what was started here, `forget` also removes its
 data, `status` tells, `run -- COMMAND` wraps a command in them. Standard library only; Mosquitto's
 certificate and accounts are made by karvon's own code, so it is started with karvon's environment.
@@ -136,6 +138,26 @@ def ensure_root() -> Path:
     return TRIXIE
 
 
+def install(package: str) -> None:
+    """A Debian package of this machine's own suite. Raises LeftOutError."""
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise LeftOutError(f"it is not installed; as root: apt-get install {package}")
+    say(f"installing {package}")
+    run("apt-get", "update", "-qq")
+    run("apt-get", "install", "-y", "-qq", "--no-install-recommends", package)
+
+
+def ensure_faketime() -> Path:
+    """The library that shows an agent another time; it must suit this machine's own C library."""
+    for attempt in ("look", "install"):
+        for folder in (*Path("/usr/lib").glob("*-linux-gnu"), Path("/usr/lib")):
+            if (library := folder / "faketime" / "libfaketime.so.1").exists():
+                return library
+        if attempt == "look":
+            install("libfaketime")
+    raise LeftOutError("libfaketime is installed, but its library is not where it should be")
+
+
 def root_is_current() -> bool:
     try:
         return bool(json.loads((TRIXIE / "karvon-stamp.json").read_text())["recipe"] == RECIPE)
@@ -146,9 +168,7 @@ def root_is_current() -> bool:
 def build_root() -> None:
     mirror = apt_mirror()
     if not shutil.which("debootstrap"):
-        say("installing debootstrap")
-        run("apt-get", "update", "-qq")
-        run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "debootstrap")
+        install("debootstrap")
     say(f"building the trixie root in {CACHE} (about half a minute, 560 MB)")
     fresh = CACHE / "trixie.new"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -399,7 +419,7 @@ def start() -> list[str]:
             stop(["mosquitto"])
         state = load()
         kept = running(state)
-        if len(kept) == len(STOPPED_BY):
+        if len(kept) == len(STOPPED_BY) and "faketime" in state:
             return []
         state = {"left_out": [], **{name: state[name] for name in kept}}
         start_missing(state)
@@ -409,6 +429,7 @@ def start() -> list[str]:
 
 
 def start_missing(state: dict[str, Any]) -> None:
+    part(state, "faketime", ensure_faketime)
     root = part(state, "trixie", ensure_root)
     state.pop("trixie", None)
     if "mosquitto" not in state:

@@ -21,7 +21,6 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from cloud.api import rest as api_rest
-from cloud.api.app import create_app
 from cloud.api.live import EventFeed
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
@@ -61,7 +60,7 @@ from cloud.transactions.writer import TransactionWriter
 from cloud.users import rest as users_rest
 from cloud.users.service import DEFAULT_TENANT, Users
 from protocols.agent_link import Action, escape
-from tests.cloud.routes_once import routes_once, within
+from tests.cloud.app_once import Within, app_once, app_over
 
 _migrated: dict[str, str] = {}
 """Server -> a database to copy."""
@@ -230,9 +229,12 @@ class World:
         self.writers: list[FactWriter] = [StateWriter(), TelemetryWriter(), TransactionWriter()]
 
     @functools.cached_property
-    def app(self) -> FastAPI:
-        app = create_app(self.users, routes_once("world", _routers), self.database, self.clock)
-        return within(app, vars(self))
+    def app(self) -> Within:
+        return Within(app_once("world", _routers), vars(self))
+
+    def app_of_its_own(self) -> FastAPI:
+        """One that a test may change."""
+        return app_over(vars(self).__getitem__, _routers)
 
     async def client(self, role: Role | None, tenant: int = 1) -> httpx.AsyncClient:
         """A client with a key of that role; None: without a key."""

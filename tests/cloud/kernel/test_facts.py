@@ -126,6 +126,48 @@ async def test_many_stations_shuffled_and_doubled_are_stored_once(
     assert rows.calls < len(sent) / 4, "stations share commits"
 
 
+class Gated(Rows):
+    """Holds each commit until it is let go; remembers how many deliveries each took."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups: list[int] = []
+        self.go = asyncio.Event()
+        self._begun = asyncio.Condition()
+
+    async def write_batch(self, cursor: Cursor, deliveries: Sequence[Delivery]) -> list[Event]:
+        async with self._begun:
+            self.groups.append(len(deliveries))
+            self._begun.notify_all()
+        await self.go.wait()
+        return []
+
+    async def begun(self, commits: int) -> None:
+        async with asyncio.timeout(30), self._begun:
+            await self._begun.wait_for(lambda: len(self.groups) >= commits)
+
+
+@pytest.mark.parametrize(("waiting", "beside_the_first"), [(5, False), (6, True)])
+async def test_a_second_commit_begins_only_for_company(
+    database: Database, make_delivery: Make, greet: Any, waiting: int, beside_the_first: bool
+) -> None:
+    """Decision 0023: the one that it takes first, and `company` more."""
+    gated = Gated()
+    await greet(database, 1, 2)
+    async with GroupCommitter(database, [gated], linger_s=0, company=5) as sink:
+        tasks = [asyncio.create_task(sink.append([make_delivery(1, 1)]))]
+        await gated.begun(1)
+        for number in range(1, 1 + waiting):
+            tasks.append(asyncio.create_task(sink.append([make_delivery(2, number)])))
+            for _ in range(20):  # turns of the loop in which it could be taken alone
+                await asyncio.sleep(0)
+        if beside_the_first:
+            await gated.begun(2)
+        gated.go.set()
+        await asyncio.gather(*tasks)
+    assert gated.groups == [1, waiting]
+
+
 async def test_a_batch_of_an_outbox_that_never_greeted_is_not_committed(
     database: Database, rows: Rows, make_delivery: Make, greet: Any
 ) -> None:

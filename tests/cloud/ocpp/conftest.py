@@ -23,7 +23,6 @@ from prometheus_client import CollectorRegistry
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from cloud.api.app import create_app
 from cloud.api.live import EventFeed
 from cloud.api.watching import Watching
 from cloud.broker import outside_broker
@@ -36,8 +35,8 @@ from cloud.kernel.serving import supervised
 from cloud.main import Modules, live_sources, utc_now
 from cloud.ocpp import gateway
 from cloud.users.service import DEFAULT_TENANT
+from tests.cloud.app_once import Within, app_once
 from tests.cloud.conftest import migrated
-from tests.cloud.routes_once import routes_once, within
 
 Payload = dict[str, Any]
 PATIENCE_S = 30
@@ -286,9 +285,9 @@ async def serving(
                 "database": database,
                 "feed": feed,
                 "watching": Watching(live_sources(modules), utc_now),
+                "clock": utc_now,
             }
-            routers = routes_once("gateway", _routers)
-            app = within(create_app(modules.users, routers, database, utc_now), services)
+            app = Within(app_once("gateway", _routers), services)
             async with httpx.AsyncClient(
                 transport=httpx.ASGITransport(app),
                 base_url="http://api/api/v1",
