@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
 
+import msgspec
 import psycopg
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from websockets.http11 import Request as HttpRequest
@@ -54,6 +55,7 @@ from protocols.agent_link import IdToken
 from protocols.ocpp.dialect import dialect
 from protocols.ocpp.messages import (
     Answer,
+    Answered,
     Authorize,
     Connected,
     Disconnected,
@@ -85,6 +87,7 @@ UNJUDGED: Final = 4000
 """Sockets whose upgrade request has not come yet; one address may hold half of them."""
 GUESSES: Final = 30
 """Unknown id tokens that a station may ask about at once; beyond that one a second (A23)."""
+MOST_TEXT: Final = 500
 UNAVAILABLE: Final = "the database is out of reach; try again"
 
 
@@ -292,10 +295,6 @@ class Gateway:
                 self._flush_soon()
                 return
         self._take(call)
-
-    def _may_ask(self, call: Call) -> bool:
-        """Charged before it is judged, and given back when the id token was a known one."""
-        return not isinstance(call.told, Authorize) or self._guesses.allow(_asker(call), self.now())
 
     def _take(self, call: Call) -> None:
         if call.conversation.pending:
@@ -515,17 +514,29 @@ class Gateway:
         spoken = Spoken(
             who.party.station_id, who.party.tenant_id, who.epoch, now, told, _blank(now)
         )
-        self._start(self._commit_own([spoken]))
+        self._start(self._commit_own(spoken))
 
-    async def _commit_own(self, spoken: Sequence[Spoken]) -> None:
+    async def _commit_own(self, spoken: Spoken) -> None:
         while True:
             try:
-                await self._sink.append(spoken)
+                await self._sink.append([spoken])
             except Unavailable as error:
                 logger.warning("an answer waits for the database: %s", error)
                 await asyncio.sleep(1)
             else:
-                return
+                break
+        if isinstance(spoken.told, Answered) and spoken.answer.unstored:
+            await self._commit_without(spoken, spoken.told)
+
+    async def _commit_without(self, spoken: Spoken, told: Answered) -> None:
+        """An answer that cannot be stored ends its command all the same."""
+        if told.response is None:
+            return
+        text = f"its answer cannot be stored and is a dead letter: {spoken.answer.unstored}"
+        rest = msgspec.structs.replace(
+            told, response=None, accepted=False, variables=(), text=_printable(text[:MOST_TEXT])
+        )
+        await self._commit_own(spoken._replace(told=rest, answer=_blank(spoken.received_at)))
 
     # ------------------------------------------------------------------ time
 

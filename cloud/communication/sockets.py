@@ -1,8 +1,9 @@
 """WebSockets towards stations: websockets' sans-IO protocol under a transport of our own.
 
 One object and no task per connection, and messages are handed on as they are parsed: that costs a
-third of what a task per connection costs (docs/benchmarks.md). A request is judged before it is
-answered, by somebody who may take time for it (RFC 6455, OCPP-J 3).
+third of what a task per connection costs (docs/benchmarks.md). Whole text messages do not go
+through the protocol at all (`framing`). A request is judged before it is answered, by somebody who
+may take time for it (RFC 6455, OCPP-J 3).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
+from cloud.communication.framing import Cutter, TooLong, text_frame, text_of
 from cloud.communication.throttle import Arrivals
 
 logger = logging.getLogger(__name__)
@@ -76,6 +78,9 @@ class Socket(asyncio.Protocol):
         self._source = ""
         self._protocol = ServerProtocol(max_size=LONGEST_MESSAGE, logger=_QUIET)
         self._listener: Listener | None = None
+        self._hasty = False
+        """It spoke before it was let in: the protocol may hold a part of a frame."""
+        self._cutter: Cutter | None = None
         self._parts: list[bytes] = []
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -101,8 +106,7 @@ class Socket(asyncio.Protocol):
     def send(self, message: bytes) -> None:
         """A text message; nothing when the connection is over."""
         if self._protocol.state is State.OPEN:
-            self._protocol.send_text(message)
-            self._flush()
+            self.transport.write(text_frame(message))
 
     def ping(self) -> None:
         if self._protocol.state is State.OPEN:
@@ -157,12 +161,37 @@ class Socket(asyncio.Protocol):
         self.cut(f"it did not read {MOST_UNSENT} bytes")
 
     def data_received(self, data: bytes) -> None:
+        if self._cutter is None:
+            self._hasty = self._hasty or self._task is not None
+            self._parse(data)
+            return
+        try:
+            for frame in self._cutter.cut(data):
+                self._receive(frame)
+        except TooLong as error:
+            self._cutter = None
+            self._parse(error.rest)
+
+    def _receive(self, frame: bytes) -> None:
+        protocol, listener = self._protocol, self._listener
+        if self._parts or listener is None or protocol.parser_exc or protocol.close_rcvd:
+            message = None
+        else:
+            message = text_of(frame)
+        if message is None:
+            self._parse(frame)
+        elif listener is not None:
+            listener.on_message(message)
+
+    def _parse(self, data: bytes) -> None:
+        """What is not a whole text message, or comes before the station is let in."""
         protocol = self._protocol
         protocol.receive_data(data)
         for event in protocol.events_received():
             if isinstance(event, Frame):
                 self._take(event)
             elif isinstance(event, Request):
+                self._hasty = bool(protocol.reader.buffer)
                 self._ask(event)
         self._flush()
 
@@ -219,6 +248,7 @@ class Socket(asyncio.Protocol):
         admitted = response.status_code == 101
         if admitted:
             self._listener = verdict.listener
+            self._cutter = None if self._hasty else Cutter(LONGEST_MESSAGE)
             if self._timer is not None:
                 self._timer.cancel()
         else:
@@ -247,7 +277,7 @@ class Socket(asyncio.Protocol):
         if listener is None:
             return
         if frame.opcode is Opcode.TEXT and frame.fin and not self._parts:
-            listener.on_message(bytes(frame.data))
+            listener.on_message(bytes(frame.data))  # of a station that spoke before it was let in
         elif frame.opcode in {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}:
             self._gather(frame, listener)
         else:

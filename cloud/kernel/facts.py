@@ -498,6 +498,7 @@ async def _bury(cursor: Cursor, fact: Fact, error: Exception) -> Event:
     else:
         topic = f"ocpp {type(fact.told).__name__}"
         payload = msgspec.json.encode(fact.told)
+        fact.answer.unstored = reason
     logger.error("dead letter: station %s, %s: %s", fact.station_id, topic, reason)
     await dead_letter(cursor, topic, reason, payload, fact.tenant_id, fact.station_id)
     return Event(

@@ -334,6 +334,8 @@ class Answer(msgspec.Struct, kw_only=True):
     """Of DataTransfer; the whole payload for a Notice whose answer has fields of its own."""
     epoch: int = 0
     """Of Connected: higher than that of every earlier connection of the station."""
+    unstored: str = ""
+    """Why nobody could store the message: it is a dead letter then, and no repeat would help."""
 
 
 HEARTBEAT: Final = Heartbeat()
