@@ -18,7 +18,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from cloud.kernel import faultpoints
-from tests.cloud.ocpp.conftest import Ocpp, Refused, Station, serving
+from tests.cloud.ocpp.conftest import Ask, Ocpp, Refused, Station, serving
 from tests.cloud.ocpp.wire import event_201, start_16, stop_16
 from tests.cloud.test_serve import client
 from tests.cloud.test_serve import serving as running
@@ -200,3 +200,21 @@ async def test_f37_events_in_any_order_and_number_make_the_same_session(
         assert (found["conflicts"], found["review"], found["start_seen"]) == (0, None, True)
         assert found["duration_ms"] == 40 * 60_000
         await station.leave()
+
+
+# --------------------------------------------------------------------------- what cannot be stored
+
+
+async def test_a_command_ends_whose_answer_cannot_be_stored(ocpp: Ocpp, sql: Ask) -> None:
+    sql("ALTER TABLE configuration.variable ADD CONSTRAINT taste CHECK (value <> 'swordfish')")
+    station = await ocpp.booted("CP-1")
+    key = {"key": "Password", "readonly": False, "value": "swordfish"}
+    station.answers["GetConfiguration"] = {"configurationKey": [key]}
+    called = await ocpp.api.post("/stations/CP-1/ocpp/GetConfiguration", json={})
+    assert called.status_code == 200, called.text
+    assert called.json()["status"] == "failed"
+    assert "cannot be stored" in called.json()["text"]
+    assert sql("SELECT count(*) FROM kernel.dead_letter") == [(1,)]
+    station.answers["GetConfiguration"] = {"configurationKey": [{**key, "value": "tuna"}]}
+    again = await ocpp.api.post("/stations/CP-1/ocpp/GetConfiguration", json={})
+    assert again.json()["status"] == "executed"
