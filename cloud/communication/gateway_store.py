@@ -31,14 +31,20 @@ class Arrived(NamedTuple):
     at: datetime
 
 
-async def arrived(cursor: Cursor, connections: Sequence[Arrived]) -> list[int]:
-    """Enter the newest connections; returns the stations that were thought to be online."""
+async def arrived(
+    cursor: Cursor, connections: Sequence[Arrived]
+) -> dict[int, tuple[str | None, datetime]]:
+    """Enter the newest connections.
+
+    Returns whence those stations that were thought to be online were connected, and when they were
+    heard of last.
+    """
     columns = [list(column) for column in zip(*sorted(connections), strict=True)]
     await cursor.execute(
         "WITH given AS (SELECT * FROM unnest(%s::int[], %s::int[], %s::bigint[], %s::uuid[],"
         "   %s::text[], %s::int[], %s::text[], %s::timestamptz[])"
         "   AS g (station_id, tenant_id, epoch, gateway, link, profile, address, at)),"
-        " before AS (SELECT station_id FROM communication.connection"
+        " before AS (SELECT station_id, address, last_seen FROM communication.connection"
         "   WHERE station_id IN (SELECT station_id FROM given) AND online),"
         " told AS (SELECT pg_notify(%s, station_id || ':' || epoch) FROM given"
         "   WHERE station_id IN (SELECT station_id FROM before)),"
@@ -51,10 +57,10 @@ async def arrived(cursor: Cursor, connections: Sequence[Arrived]) -> list[int]:
         "   last_seen = excluded.last_seen, link = excluded.link,"
         "   security_profile = excluded.security_profile, address = excluded.address,"
         "   closed_at = NULL, closed_because = NULL)"
-        " SELECT station_id FROM before LEFT JOIN told ON true",
+        " SELECT station_id, address, last_seen FROM before LEFT JOIN told ON true",
         [*columns, LIVE_CHANNEL],
     )
-    return sorted({row[0] for row in await cursor.fetchall()})
+    return {station: (address, seen) for station, address, seen in await cursor.fetchall()}
 
 
 async def departed(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 from cloud.communication import gateway_store as store
@@ -13,6 +15,9 @@ from cloud.kernel.database import Cursor
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Spoken
 from protocols.ocpp.messages import Connected, Disconnected
+
+JUST_NOW: Final = timedelta(minutes=2)
+"""Its connection is taken for alive for so long after it was heard of."""
 
 
 class SpokenPresence:
@@ -44,7 +49,30 @@ async def _came(cursor: Cursor, arriving: Sequence[tuple[Spoken, Connected]]) ->
     )
     for one, _ in latest.values():
         one.answer.epoch = epochs[one.station_id]
-    return [_came_event(one, told, one.station_id in were_online) for one, told in latest.values()]
+    happened = []
+    for one, told in latest.values():
+        happened.append(_came_event(one, told, one.station_id in were_online))
+        if one.station_id in were_online:
+            happened += _contested(one, told, *were_online[one.station_id])
+    return happened
+
+
+def _contested(one: Spoken, told: Connected, before: str | None, heard: datetime) -> list[Event]:
+    """The alert when a station that was just heard of calls from elsewhere (attack A5).
+
+    Either its line has changed, or somebody else has its credentials.
+    """
+    if before in {None, told.address} or one.received_at - heard > JUST_NOW:
+        return []
+    return [
+        Event(
+            tenant_id=one.tenant_id,
+            kind="station.contested",
+            station_id=one.station_id,
+            subject=f"station:{one.station_id}",
+            data={"address": told.address, "before": before, "heard_before": heard.isoformat()},
+        )
+    ]
 
 
 def _arrived(one: Spoken, told: Connected, epoch: int) -> Arrived:

@@ -55,6 +55,7 @@ def test_what_a_client_writes_is_read(data: bytes) -> None:
         Frame(Opcode.TEXT, b"unmasked").serialize(mask=False),
         b"\xc1" + client_frame(Opcode.TEXT, b"compressed")[1:],
     ],
+    ids=["begun", "continued", "binary", "ping", "close", "unmasked", "compressed"],
 )
 def test_every_other_frame_is_the_protocols(frame: bytes) -> None:
     assert text_of(frame) is None

@@ -175,6 +175,11 @@ async def test_a05_with_stolen_credentials_one_connection_remains_and_it_is_told
         ("127.0.0.1", False),
         (ELSEWHERE, True),
     ]
+    (alert,) = [one["data"] for one in await ocpp.events("A5", "station.contested")]
+    assert (alert["before"], alert["address"]) == ("127.0.0.1", ELSEWHERE)
+    back = await ocpp.booted("A5", password=SECRET, source=ELSEWHERE)
+    assert await back.call("Heartbeat", {})
+    assert len(await ocpp.events("A5", "station.contested")) == 1, "its own second connection"
     change = {"password": "a new password", "keep_earlier": False}
     assert (await ocpp.api.put("/stations/A5/ocpp-password", json=change)).status_code == 200
     assert await refused(ocpp, "A5", password=SECRET, source=ELSEWHERE) == 401
