@@ -144,6 +144,8 @@ class Plan:
     warm_up_s: float = 2.0
     rate: float = 0.0
     tls: bool = False
+    heartbeat_s: float = 0.0
+    """Of idle stations; 0: they say nothing."""
 
 
 @dataclass
@@ -252,7 +254,7 @@ class Station(asyncio.Protocol):
         try:
             following = self._script.send(answer)  # type: ignore[attr-defined]  # a generator
         except (StopIteration, AttributeError):
-            if fleet.plan.mode == "start":
+            if fleet.plan.mode in {"start", "idle"}:
                 return
             self._script = CYCLES[fleet.plan.version](self._number, fleet.next_register())
             following = next(self._script)
@@ -270,6 +272,12 @@ class Station(asyncio.Protocol):
         first = next(self._script)
         wait = max(0.0, due - time.perf_counter()) if due else 0.0
         asyncio.get_running_loop().call_later(wait, self.call, *first)
+
+    def beat(self) -> None:
+        """A Heartbeat now, and for ever."""
+        if not self._fleet.over:
+            self.call("Heartbeat", {})
+            asyncio.get_running_loop().call_later(self._fleet.plan.heartbeat_s, self.beat)
 
     def start_now(self) -> None:
         start = {"connectorId": 1, "idTag": token(self._number), "meterStart": self._number,
@@ -324,6 +332,8 @@ class Fleet:
                 station.start_now()
             await asyncio.wait_for(back, 60)
         elif plan.mode == "idle":
+            for number, station in enumerate(stations if plan.heartbeat_s else ()):
+                loop.call_later(plan.heartbeat_s * number / len(stations), station.beat)
             await asyncio.sleep(plan.seconds)
         else:
             self._begin(stations)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 BENCHMARKS = ("wire", "agent", "link", "ingest", "storage", "api", "ocpp_parse", "ocpp_gateway")
-WHEN_NAMED = ("soak",)
+WHEN_NAMED = ("soak", "ocpp_idle")
 """Long: they run when they are asked for."""
 ROOT = Path(__file__).resolve().parents[2]
 
