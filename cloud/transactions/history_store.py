@@ -404,6 +404,7 @@ _ROW_TYPES: Final = {
     "remote_start_id": "bigint",
     "power_w": "bigint",
     "power_wms": "bigint",
+    "stated_ms": "bigint",
 }
 """What a native identity, the tariff and a projection hold, in their order."""
 _STAYING: Final = ("id", "tenant_id", "station_id", "origin", "incarnation")
@@ -439,7 +440,7 @@ _MEASURE_TYPES: Final = {"id": "uuid"} | {
         "seq_no", "energy_wh", "meter_wh", "duration_ms", "last_at", "charging_state", "evse",
         "connector", "billing_grade", "power_wms", "start_told", "start_seen", "started_at",
         "started_dating", "raw_wh", "power_w", "review", "start_wh", "token", "command",
-        "remote_start_id",
+        "remote_start_id", "stated_ms",
     )
 }  # fmt: skip
 """What an event in the middle of a transaction can change."""

@@ -93,6 +93,8 @@ class Projection(msgspec.Struct, frozen=True, gc=False):
     power_w: int | None = None
     power_wms: int = 0
     """Power times time between events, in watt-milliseconds: what the register should have done."""
+    stated_ms: int | None = None
+    """What an OCPP station's clock showed at the start, in Unix ms, while nobody had set it."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
 _REVERSED: Final = timedelta(minutes=1)
 """An end may be told to be this much before the start; more is worth a look."""
+_LONGEST_UNSET: Final = timedelta(days=8)
 _UPDATED_RANK, _METERED_RANK, _STATED_RANK, _ENDED_RANK = 1, 2, 3, 4
 _RANKS: Final = {
     TransactionEventType.STARTED: 0,
@@ -227,6 +230,7 @@ def _native(held: Projection | None, step: Step, event: NativeEvent) -> Projecti
             held,
             started_at=begun.started_at,
             started_dating=begun.started_dating,
+            stated_ms=begun.stated_ms,
             start_seen=begun.start_seen,
             duration_ms=0 if begun.start_seen else held.duration_ms,
         )
@@ -237,6 +241,7 @@ def _begun_natively(step: Step, event: NativeEvent) -> Projection:
     """A transaction of which this event is the first that is known."""
     begins = event.type is TransactionEventType.STARTED
     knows = begins or event.begin_ms is not None
+    stated = event.at_ms if event.begin_ms is None else event.begin_ms
     empty = Projection(
         evse=event.evse,
         connector=event.connector,
@@ -257,8 +262,26 @@ def _begun_natively(step: Step, event: NativeEvent) -> Projection:
         billing_grade=True,
         start_seen=begins,
         last_at=step.at.at,
+        stated_ms=stated if knows and not step.started.quality.trusted else None,
     )
     return _gone_on(empty, step, event, knows_start=knows)
+
+
+def _since_start(held: Projection, step: Step, event: NativeEvent) -> timedelta | None:
+    """How long after the start an event was by the station's own clock, which nobody had set.
+
+    None when that is not known, or the clock began anew in between (quirk S11).
+    """
+    if held.stated_ms is None or step.at.quality.trusted:
+        return None
+    passed = (event.at_ms - held.stated_ms) * _MS
+    return passed if timedelta(0) <= passed <= _LONGEST_UNSET else None
+
+
+def _happened(held: Projection, step: Step, event: NativeEvent) -> datetime:
+    """When an event was; it was received after that."""
+    passed = _since_start(held, step, event)
+    return step.at.at if passed is None else min(step.at.at, held.started_at + passed)
 
 
 def _gone_on(
@@ -266,8 +289,11 @@ def _gone_on(
 ) -> Projection:
     """What any event adds: its measure, and what was not known before."""
     at = step.at.at
+    passed = _since_start(held, step, event)
+    if passed is not None and event.offline:  # the start may have been received late as well
+        held = msgspec.structs.replace(held, started_at=min(held.started_at, at - passed))
     trusted = step.at.quality.trusted and held.started_dating in _TRUSTED
-    lasted_ms = max((at - held.started_at) // _MS, 0)
+    lasted_ms = max((_happened(held, step, event) - held.started_at) // _MS, 0)
     knows_start = knows_start or held.start_seen or event.begin_ms is not None
     later = at >= held.last_at
     start_wh, start_told, meter_wh, energy_wh, review = measured(
@@ -303,15 +329,16 @@ def _gone_on(
 def _ended_natively(held: Projection, step: Step, event: NativeEvent) -> Projection:
     if event.type is not TransactionEventType.ENDED:
         return held
+    at = _happened(held, step, event)
     return msgspec.structs.replace(
         held,
         state=State.ENDED,
         charging_state=str(ChargingState.IDLE),
-        ended_at=max(step.at.at, held.started_at),
+        ended_at=max(at, held.started_at),
         ended_dating=str(step.at.quality),
-        duration_ms=max((step.at.at - held.started_at) // _MS, 0),
+        duration_ms=max((at - held.started_at) // _MS, 0),
         reason=event.reason,
-        review=held.review or _end_review(held, step.at.at),
+        review=held.review or _end_review(held, at),
     )
 
 

@@ -459,6 +459,40 @@ async def test_times_of_1970_are_those_of_receipt(line: Line, rows: Rows) -> Non
     assert (row["ended_at"], row["ended_dating"]) == ("2026-05-01T12:09:00Z", "estimated")
 
 
+UNSET = datetime(1970, 1, 1, 0, 0, 30, tzinfo=UTC)
+
+
+async def test_a_session_of_1970_that_was_offline_keeps_its_length(line: Line, rows: Rows) -> None:
+    """S11: it was over at the latest when it was told of, and began so long before."""
+    end = UNSET + timedelta(minutes=30)
+    await line.say(
+        event("x", STARTED, 0, UNSET, reading(UNSET, 1000)),
+        event("x", ENDED, 1, end, reading(end, 1700), offline=True),
+        at=minutes(300),
+    )
+    (row,) = await rows()
+    assert (row["started_at"], row["started_dating"]) == ("2026-05-01T16:30:00Z", "estimated")
+    assert (row["ended_at"], row["duration_ms"]) == ("2026-05-01T17:00:00Z", 1_800_000)
+    assert (row["energy_wh"], row["review"]) == (700, None)
+
+
+async def test_an_end_of_1970_that_comes_late_is_dated_by_its_start(line: Line, rows: Rows) -> None:
+    """S11."""
+    number = await line.start(start(UNSET), at=NOW)
+    await line.say(stop(number, UNSET + timedelta(minutes=30), 1700), at=minutes(500))
+    (row,) = await rows()
+    assert (row["started_at"], row["ended_at"]) == ("2026-05-01T12:00:00Z", "2026-05-01T12:30:00Z")
+    assert row["duration_ms"] == 1_800_000
+
+
+async def test_a_clock_that_began_anew_dates_nothing(line: Line, rows: Rows) -> None:
+    """S11."""
+    number = await line.start(start(UNSET), at=NOW)
+    await line.say(stop(number, UNSET - timedelta(seconds=20), 1700), at=minutes(20))
+    (row,) = await rows()
+    assert (row["started_at"], row["ended_at"]) == ("2026-05-01T12:00:00Z", "2026-05-01T12:20:00Z")
+
+
 async def test_a_session_that_is_replayed_weeks_later_keeps_its_times(
     line: Line, rows: Rows
 ) -> None:
