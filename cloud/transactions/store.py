@@ -122,10 +122,12 @@ async def transactions(cursor: Cursor, part: Part, filters: TransactionFilters) 
     least = filters.min_energy_wh
     where = (
         Where()
-        .add("station_id = ANY({})", _listed(filters.stations))
+        .add("station_id = {}", _only(filters.stations))
+        .add("station_id = ANY({})", _several(filters.stations))
         .add("evse = {}", filters.evse)
         .add("state = {}", filters.state)
-        .add("token = ANY({})", _listed(filters.tokens))
+        .add("token = {}", _only(filters.tokens))
+        .add("token = ANY({})", _several(filters.tokens))
         .add("started_at >= {}", filters.started_from)
         .add("started_at < {}", filters.started_to)
         .add("ended_at >= {}", filters.ended_from)
@@ -139,8 +141,13 @@ async def transactions(cursor: Cursor, part: Part, filters: TransactionFilters) 
     )
 
 
-def _listed(values: Sequence[int] | None) -> list[int] | None:
-    return None if values is None else list(values)
+def _only(values: Sequence[int] | None) -> int | None:
+    """One value by itself: with that an index gives the order too, with a list it does not."""
+    return values[0] if values is not None and len(values) == 1 else None
+
+
+def _several(values: Sequence[int] | None) -> list[int] | None:
+    return None if values is None or len(values) == 1 else list(values)
 
 
 async def transaction(cursor: Cursor, transaction_id: UUID) -> Transaction | None:
