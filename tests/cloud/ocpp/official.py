@@ -119,7 +119,8 @@ class Official:
             return None
         (error,) = found
         codes = {_CODES.get(str(error.validator), _PROPERTY)}
-        if isinstance(error.instance, list | dict):
+        to_be_list = error.validator == "type" and error.validator_value == "array"
+        if to_be_list or isinstance(error.instance, list | dict):
             codes |= {_OCCURRENCE, _PROPERTY}  # one is taken for a list of one, then judged
         if error.instance is None:
             codes.add(_OCCURRENCE)  # null is taken for nothing
