@@ -22,7 +22,8 @@ from edge_agent.hardware.board import (
 from edge_agent.journal import Journal, JournalError
 from edge_agent.loop import Line, Loop
 from edge_agent.rules.actions import StopAsked
-from edge_agent.rules.power_limit import SiteLoad
+from edge_agent.rules.fuse import Strain
+from edge_agent.rules.site import SiteLoad
 from edge_agent.rules.station import SITE
 from protocols.agent_link import (
     Command,
@@ -35,7 +36,6 @@ from protocols.agent_link import (
     Watch,
     Welcome,
 )
-from protocols.quantities import MilliAmperes
 
 log = logging.getLogger(__name__)
 UPKEEP_S: Final = 60
@@ -107,6 +107,8 @@ class Agent:
         self._on_journal_error = on_journal_error
         self._meter_trouble = ""
         self._upkeep_trouble = ""
+        self._strain = Strain(loop.station.site.rules.limit)
+        self._strained = ""
 
     async def run(self) -> None:
         """Until cancelled; then the last checkpoint is on disk and the boards are let go."""
@@ -168,8 +170,12 @@ class Agent:
         now = self.loop.clock.now()
         known = [current for current in reading.current if current is not None]
         if known:
-            load = SiteLoad(current=MilliAmperes(max(known)), at_ms=now.mono_ms)
-            self.loop.station.load = load
+            pins = [max(known) if current is None else current for current in reading.current]
+            load = SiteLoad(
+                current=(pins[0], pins[1], pins[2]), at_ms=now.mono_ms, power_w=reading.power
+            )
+            self.loop.station.site.load = load
+            self._judge(load)
         sample = Sample(
             evse=SITE,
             at=now,
@@ -183,6 +189,15 @@ class Agent:
             voltage_l3_mv=reading.voltage[2],
         )
         self.loop.ledger.sample([sample])
+
+    def _judge(self, load: SiteLoad) -> None:
+        """Say so when the main fuse is asked for more than it bears."""
+        lines = self._strain.take(load.current, load.at_ms)
+        named = ", ".join(f"L{line + 1} at {load.current[line] / 1000:.1f} A" for line in lines)
+        text = f"the main fuse is overloaded ({named}); switch something off" if lines else ""
+        if bool(text) is not bool(self._strained):
+            log.warning("site: %s", text or "the main fuse is within its rating again")
+        self._strained = text
 
     # ------------------------------------------------------------------ upkeep
 
@@ -219,7 +234,7 @@ class Agent:
     def alarms(self) -> tuple[str, ...]:
         """What keeps the agent from its duty now, and what the journal had to set aside."""
         meter = f"site meter: {self._meter_trouble}" if self._meter_trouble else ""
-        now = (self.loop.ledger.failure, self._upkeep_trouble, meter)
+        now = (self.loop.ledger.failure, self._upkeep_trouble, meter, self._strained)
         return tuple(text for text in (*now, *self.journal.reports) if text)
 
     def evses(self) -> tuple[EvseDescription, ...]:
@@ -253,8 +268,15 @@ class Agent:
             "clock": self.loop.clock.now().quality,
             "uplink": self.inbox.link if self.uplink is not None else "not configured",
             "status": self.station_status(),
+            "site": self._site(),
             "evses": [self.loop.told[evse] for evse in sorted(self.loop.told)],
         }
+
+    def _site(self) -> dict[str, Any] | None:
+        station, now = self.loop.station, self.loop.clock.now()
+        if station.settings.site is None:
+            return None
+        return station.site.described(station.views(now), now.mono_ms)
 
     def watch(self) -> tuple[Readings, Callable[[], None]]:
         """Every reading from now on; a watcher that is too slow misses some."""

@@ -42,16 +42,42 @@ class BoardPart(Device, frozen=True, kw_only=True):
     evses: tuple[int, ...] = (1,)
     cable_ma: int | None = None
     """The weakest cable behind this board; None: as strong as the board."""
+    phase_rotation: Literal["RST", "RTS", "SRT", "STR", "TRS", "TSR"] = "RST"
+    """The site's lines (R, S, T) on the board's L1, L2, L3."""
+    priority: int = 0
+    """Higher ones get more where there is not enough for all."""
+    surplus: bool = False
+    """It charges only on what the sun leaves over."""
+
+
+class SurplusPart(Part, frozen=True, kw_only=True):
+    """When boards with `surplus` start and stop (W, s)."""
+
+    start_margin_w: int = 200
+    import_w: int = 500
+    start_after_s: int = 60
+    stop_after_s: int = 180
+    min_on_s: int = 300
+    min_off_s: int = 300
 
 
 class SitePart(Part, frozen=True, kw_only=True):
     """What this controller's EVSEs may take together (mA per phase)."""
 
-    limit_ma: int
-    """Without a meter their share, with one the fuse of the whole site."""
+    limit_ma: int | tuple[int, int, int]
+    """One for all phases, or one for each. Without a meter the EVSEs' share, with one the fuse of
+    the whole site."""
     meter: Device | None = None
     safe_share_ma: int = IEC_MIN_CURRENT
     stale_after_s: float = 5.0
+    unbalance_ma: int | None = None
+    turn_min: Annotated[int, msgspec.Meta(ge=1, le=1440)] = 15
+    surplus: SurplusPart = SurplusPart()
+
+    @property
+    def lines(self) -> tuple[int, int, int]:
+        """The limit of each phase."""
+        return (self.limit_ma,) * 3 if isinstance(self.limit_ma, int) else self.limit_ma
 
 
 class FailsafePart(Part, frozen=True, kw_only=True):
@@ -196,10 +222,22 @@ def _number_problems(config: Config) -> Any:
         yield "failsafe.timeout_s: too short; one late poll would already stop a vehicle"
     if 0 < failsafe.current_ma < IEC_MIN_CURRENT or failsafe.current_ma < 0:
         yield f"failsafe.current_ma: 0 (stop) or at least 6000, not {failsafe.current_ma}"
-    if config.site is not None and config.site.limit_ma < 0:
-        yield "site.limit_ma: not below 0"
+    yield from _site_problems(config)
     if config.metering.margin < 1:
         yield "metering.margin: at least 1"
+
+
+def _site_problems(config: Config) -> Any:
+    site = config.site
+    solar = [board.name for board in config.boards if board.surplus]
+    if solar and (site is None or site.meter is None):
+        yield f"board '{solar[0]}': surplus needs a site meter; describe it in [site.meter]"
+    if site is None:
+        return
+    if min(site.lines) < 0:
+        yield "site.limit_ma: not below 0"
+    if site.unbalance_ma is not None and site.unbalance_ma < IEC_MIN_CURRENT:
+        yield "site.unbalance_ma: at least 6000, or no vehicle on one phase could ever charge"
 
 
 _UNKNOWN: Final = re.compile(r"unknown field `(?P<field>[^`]*)`(?: - at `\$(?P<path>[^`]*)`)?")

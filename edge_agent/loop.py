@@ -148,7 +148,7 @@ class Loop:
         measured = running is not None and not running.young
         limit = self.station.settings.failsafe if measured else PAUSE
         await self._within(line.board.set_limit(mine, limit))
-        self.station.confirmed[number] = limit
+        self.station.told(number, limit, self.clock.now())
         if not open_here:
             await self._within(line.board.withhold(mine))
 
@@ -317,10 +317,9 @@ class Loop:
         elif isinstance(action, Release):
             await self._within(line.board.release(mine))
         else:
-            known = self.station.confirmed.get(action.evse, PAUSE)
-            self.station.confirmed[action.evse] = max(known, action.limit)
+            self.station.telling(action.evse, action.limit, self.clock.now())
             await self._within(line.board.set_limit(mine, action.limit))
-            self.station.confirmed[action.evse] = action.limit
+            self.station.told(action.evse, action.limit, self.clock.now())
 
     async def _within(self, request: Awaitable[T]) -> T:
         async with asyncio.timeout(self.settings.deadline_s):

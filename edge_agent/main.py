@@ -17,7 +17,15 @@ import msgspec
 
 from edge_agent.agent import Agent, Inbox, Uplink
 from edge_agent.clock import Clock
-from edge_agent.config import AuthorizationPart, BoardPart, Config, ConfigError, Device, UplinkPart
+from edge_agent.config import (
+    AuthorizationPart,
+    BoardPart,
+    Config,
+    ConfigError,
+    Device,
+    SitePart,
+    UplinkPart,
+)
 from edge_agent.control import Control
 from edge_agent.desk import Desk
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, Failsafe, Meter
@@ -32,8 +40,9 @@ from edge_agent.rules.actions import ConnectorSettings
 from edge_agent.rules.authorization import Authorizer, OfflinePolicy
 from edge_agent.rules.clock import ClockRules
 from edge_agent.rules.connector import Connector
-from edge_agent.rules.power_limit import SiteRules
-from edge_agent.rules.station import Station, StationSettings
+from edge_agent.rules.site import SiteRules
+from edge_agent.rules.station import Station, StationSettings, Wiring
+from edge_agent.rules.surplus import SurplusRules
 from edge_agent.uplink.mqtt import MqttSettings, MqttUplink
 from edge_agent.uplink.session import SessionSettings
 from protocols.modbus.document import ProfileError
@@ -138,26 +147,46 @@ def _connector_settings(config: Config) -> ConnectorSettings:
     )
 
 
+def _site_rules(part: SitePart) -> SiteRules:
+    sun = part.surplus
+    return SiteRules(
+        limit=part.lines,
+        metered=part.meter is not None,
+        safe_share=part.safe_share_ma,
+        stale_after_ms=round(part.stale_after_s * 1000),
+        unbalance=part.unbalance_ma,
+        turn_ms=part.turn_min * 60_000,
+        surplus=SurplusRules(
+            start_margin_w=sun.start_margin_w,
+            import_w=sun.import_w,
+            start_after_ms=sun.start_after_s * 1000,
+            stop_after_ms=sun.stop_after_s * 1000,
+            min_on_ms=sun.min_on_s * 1000,
+            min_off_ms=sun.min_off_s * 1000,
+        ),
+    )
+
+
 def _station_settings(config: Config) -> StationSettings:
-    site = None
-    if config.site is not None:
-        site = SiteRules(
-            limit=MilliAmperes(config.site.limit_ma),
-            metered=config.site.meter is not None,
-            safe_share=MilliAmperes(config.site.safe_share_ma),
-            stale_after_ms=round(config.site.stale_after_s * 1000),
-        )
     cables = {
         number: MilliAmperes(board.cable_ma)
         for board in config.boards
         for number in board.evses
         if board.cable_ma is not None
     }
+    wiring = {
+        number: Wiring(
+            rotation=board.phase_rotation, priority=board.priority, surplus=board.surplus
+        )
+        for board in config.boards
+        for number in board.evses
+    }
     return StationSettings(
-        site=site,
+        site=_site_rules(config.site) if config.site is not None else None,
         failsafe=MilliAmperes(config.failsafe.current_ma),
         failsafe_ms=config.failsafe.timeout_s * 1000,
         cables=cables,
+        wiring=wiring,
         hold_ms=config.times.raise_after_s * 1000,
     )
 

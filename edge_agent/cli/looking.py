@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def _print_status(answer: dict[str, Any]) -> None:
                 f"board {name}: {what or 'not yet open'}"
                 for name, what in station["boards"].items()
             ),
+            *_site_lines(answer.get("site")),
             *(f"ALARM: {alarm}" for alarm in station["alarms"]),
             "",
         ]
@@ -82,6 +84,26 @@ def _print_status(answer: dict[str, Any]) -> None:
         for evse in answer["evses"]
     ]
     print_table(("EVSE", "status", "charging", "offered", "limited by", "error"), rows)
+
+
+def _site_lines(site: dict[str, Any] | None) -> list[str]:
+    """The site's load management in a few lines, per phase."""
+    if site is None:
+        return []
+    rows = [f"site: at most {_phases(site['limit_ma'])}"]
+    if site["measured_ma"] is not None:
+        age = f"{site['measured_age_ms'] / 1000:.0f} s ago"
+        rows.append(f"site meter: {_phases(site['measured_ma'])}, {age}")
+    rows.append(f"vehicles here: {_phases(site['own_ma'])}; reserved {_phases(site['held_ma'])}")
+    if site["room_ma"] is not None:
+        rows.append(f"room for them: {_phases(site['room_ma'])} ({site['why']})")
+    return rows
+
+
+def _phases(currents: Sequence[int]) -> str:
+    """Three currents, or one where all are the same."""
+    shown = [f"{current / 1000:.1f}" for current in currents]
+    return f"{shown[0]} A" if len(set(shown)) == 1 else f"{' '.join(shown)} A (L1 L2 L3)"
 
 
 def _status_from_journal(config: Config, why: str, *, as_json: bool) -> int:

@@ -1,13 +1,12 @@
 """How much current an EVSE may offer: the smallest of all limits that hold, with its name.
 
 Lowering is immediate. Raising waits until the reason to lower has been gone for a while, so that
-a noisy site does not make a vehicle start and stop. Together the EVSEs of a controller never get
-more than the site has, not even while one is being lowered and another raised.
+a noisy site does not make a vehicle start and stop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -19,7 +18,7 @@ WORTH_A_WRITE: Final = MilliAmperes(500)
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """One limit and who sets it: cable, board, site, command, authorization or failsafe."""
+    """One limit and who sets it: cable, board, site, surplus, command, authorization, failsafe."""
 
     name: str
     limit: MilliAmperes
@@ -58,61 +57,8 @@ class CommandLimit:
         return Bound("failsafe", failsafe)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SiteLoad:
-    """What the site meter says: the largest phase current of the whole site, and how fresh."""
-
-    current: MilliAmperes
-    at_ms: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SiteRules:
-    """What the site allows to the EVSEs of this controller (mA per phase)."""
-
-    limit: MilliAmperes
-    metered: bool = False
-    """The limit is the whole site's fuse and a meter shows what others take of it."""
-    safe_share: MilliAmperes = IEC_MIN_CURRENT
-    """Each EVSE's share while the meter is silent."""
-    stale_after_ms: int = 5000
-
-
-def site_budget(
-    site: SiteRules, load: SiteLoad | None, own: MilliAmperes, evses: int, now_ms: int
-) -> MilliAmperes:
-    """All that the EVSEs may take together; `own` is what they take of the measured load."""
-    if not site.metered:
-        return site.limit
-    if load is None or now_ms - load.at_ms > site.stale_after_ms:
-        return MilliAmperes(min(site.limit, site.safe_share * evses))
-    others = max(0, load.current - own)
-    return MilliAmperes(max(0, site.limit - others))
-
-
-def fair_split(total: MilliAmperes, most: Mapping[int, MilliAmperes]) -> dict[int, MilliAmperes]:
-    """Split a budget among the active EVSEs, each up to what it can use.
-
-    Who needs less leaves the rest to others. Where 6 A for everyone is too much, the EVSEs that
-    come first in `most` get 6 A and the rest pause: half of 6 A charges nobody.
-    """
-    served = list(most)[: max(0, total) // IEC_MIN_CURRENT]
-    shares = dict.fromkeys(most, PAUSE)
-    left, waiting = total, len(served)
-    for evse in sorted(served, key=lambda each: most[each]):
-        share = MilliAmperes(min(most[evse], left // waiting))
-        shares[evse] = share
-        left = MilliAmperes(left - share)
-        waiting -= 1
-    return shares
-
-
-def headroom(
-    total: MilliAmperes, evse: int, outstanding: Mapping[int, MilliAmperes]
-) -> MilliAmperes:
-    """What the others' limits, as last confirmed, leave to this EVSE."""
-    others = sum(limit for each, limit in outstanding.items() if each != evse)
-    return MilliAmperes(max(0, total - others))
+SHARED: Final = frozenset({"site", "surplus"})
+"""Limits that others share: they come and go with what others take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,17 +67,23 @@ class Ramp:
 
     offer: Offer = NOTHING
     lowered_ms: int | None = None
+    shed: bool = False
+    """Paused for want of a share: a vehicle is not asked to start again at once."""
     hold_ms: int = 10_000
+    resume_ms: int = 60_000
     deadband: MilliAmperes = WORTH_A_WRITE
 
-    def follow(self, target: Offer, now_ms: int) -> Ramp:
-        """Down at once; up after the hold time, and only where it is worth a write."""
+    def follow(self, target: Offer, now_ms: int, ceiling: Offer | None = None) -> Ramp:
+        """Down at once; up after the hold time, where it is worth a write, within the ceiling."""
         if target.limit < self.offer.limit:
-            return replace(self, offer=target, lowered_ms=now_ms)
-        if target.limit == self.offer.limit:
-            return replace(self, offer=target)
-        held = self.lowered_ms is not None and now_ms - self.lowered_ms < self.hold_ms
-        slight = self.offer.limit > PAUSE and target.limit - self.offer.limit < self.deadband
+            shed = target.limit == PAUSE and target.limited_by in SHARED
+            return replace(self, offer=target, lowered_ms=now_ms, shed=shed)
+        wanted = target if ceiling is None or target.limit <= ceiling.limit else ceiling
+        if target.limit == self.offer.limit or wanted.limit <= self.offer.limit:
+            return replace(self, offer=Offer(self.offer.limit, wanted.limited_by))
+        patience = self.resume_ms if self.shed else self.hold_ms
+        held = self.lowered_ms is not None and now_ms - self.lowered_ms < patience
+        slight = self.offer.limit > PAUSE and wanted.limit - self.offer.limit < self.deadband
         if held or slight:
             return self
-        return replace(self, offer=target, lowered_ms=None)
+        return replace(self, offer=wanted, lowered_ms=None, shed=False)

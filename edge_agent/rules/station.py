@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 from uuid import UUID
 
 from edge_agent.records import SiteLimit
@@ -16,6 +17,7 @@ from edge_agent.rules.actions import (
 )
 from edge_agent.rules.authorization import Authorizer
 from edge_agent.rules.connector import Connector
+from edge_agent.rules.phases import NONE, Lines, everywhere, most, on, placed, wired
 from edge_agent.rules.power_limit import (
     NOTHING,
     PAUSE,
@@ -23,13 +25,11 @@ from edge_agent.rules.power_limit import (
     CommandLimit,
     Offer,
     Ramp,
-    SiteLoad,
-    SiteRules,
-    fair_split,
-    headroom,
-    site_budget,
     smallest,
 )
+from edge_agent.rules.reserve import REACTION_MS, Reserve
+from edge_agent.rules.site import LoadManager, Share, SiteRules, View
+from edge_agent.rules.vehicle import Shown
 from protocols.agent_link import (
     ClockQuality,
     IdToken,
@@ -45,10 +45,23 @@ from protocols.quantities import IEC_MIN_CURRENT, MilliAmperes
 
 SITE = 0
 """The EVSE number that stands for the whole site in limits and availability."""
+NO_LIMIT: Final = 2**31
+RESUME: Final = 6
+"""Who was paused for want of a share waits so many times as long as who was lowered."""
 
 
 class RefusedError(Exception):
     """What was asked cannot be done now; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """How an EVSE is connected to the site, and its place among others."""
+
+    rotation: str = "RST"
+    priority: int = 0
+    surplus: bool = False
+    """It charges only on what the sun leaves over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +74,7 @@ class StationSettings:
     failsafe_ms: int = 60_000
     """The boards' own timeout until then."""
     cables: Mapping[int, MilliAmperes] = field(default_factory=dict)
+    wiring: Mapping[int, Wiring] = field(default_factory=dict)
     hold_ms: int = 10_000
     """A limit that was lowered is raised again after this."""
 
@@ -74,10 +88,13 @@ class Station:
         self.connectors = dict(connectors)
         self.settings = settings
         self.authorizer = authorizer
-        self.load: SiteLoad | None = None
+        self.site = LoadManager(settings.site or SiteRules(limit=everywhere(NO_LIMIT)))
         self.commands: dict[int, CommandLimit] = {}
-        self.confirmed: dict[int, MilliAmperes] = {}
         self._ramps: dict[int, Ramp] = {}
+        self._reserves: dict[int, Reserve] = {}
+        self._shown: dict[int, Shown] = {}
+        self._seen_ms: dict[int, int] = {}
+        self._born_ms: int | None = None
 
     # ------------------------------------------------------------------ limits
 
@@ -97,12 +114,20 @@ class Station:
 
     def offer(self, evse: int, now: Stamp) -> Offer:
         """What this EVSE may offer now; without a transaction nothing."""
+        self._observe(evse, now)
         if not self._active(evse):
             self._ramps.pop(evse, None)
             return NOTHING
-        target = smallest(self._bounds(evse, now))
-        ramp = self._ramps.get(evse, Ramp(hold_ms=self.settings.hold_ms))
-        self._ramps[evse] = ramp.follow(target, now.mono_ms)
+        own, share = self._bounds(evse, now), self._share(evse, now)
+        hold = self.settings.hold_ms
+        ramp = self._ramps.get(evse, Ramp(hold_ms=hold, resume_ms=RESUME * hold))
+        if share is None:
+            self._ramps[evse] = ramp.follow(smallest(own), now.mono_ms)
+            return self._ramps[evse].offer
+        name = share.limited_by
+        target = smallest([*own, Bound(name, MilliAmperes(share.limit))])
+        ceiling = smallest([*own, Bound(name, MilliAmperes(share.ceiling))])
+        self._ramps[evse] = ramp.follow(target, now.mono_ms, ceiling)
         return self._ramps[evse].offer
 
     def _active(self, evse: int) -> bool:
@@ -110,72 +135,117 @@ class Station:
         return running is not None and running.stop is None
 
     def _bounds(self, evse: int, now: Stamp) -> list[Bound]:
+        """What limits this EVSE by itself, whatever others take."""
         connector = self.connectors[evse]
         bounds = [Bound("board", connector.info.max_current)]
         if connector.state.lost or connector.state.reading is None:
             bounds.append(Bound("failsafe", PAUSE))
         if evse in self.settings.cables:
             bounds.append(Bound("cable", self.settings.cables[evse]))
-        if evse in self.commands:
-            bounds.append(self.commands[evse].bound(now.mono_ms, self.settings.failsafe))
+        for commanded in {evse, SITE} & self.commands.keys():
+            bound = self.commands[commanded].bound(now.mono_ms, self.settings.failsafe)
+            if commanded == evse or bound.name == "failsafe":
+                bounds.append(bound)
         running = connector.state.session
         cap = self.authorizer.cap(running.record.id_token) if running else None
         if cap is not None:
             bounds.append(Bound("authorization", cap))
-        return bounds + self._site_bounds(evse, bounds, now)
+        return bounds
 
-    def _site_bounds(self, evse: int, own: list[Bound], now: Stamp) -> list[Bound]:
-        """The site's share, as far as the other EVSEs have really given it up."""
-        total = self._site_total(now)
-        bounds = []
-        if SITE in self.commands:
-            bound = self.commands[SITE].bound(now.mono_ms, self.settings.failsafe)
-            if bound.name == "failsafe":
-                bounds.append(bound)
-            elif total is None or bound.limit < total.limit:
-                total = bound
-        if total is None:
-            return bounds
-        most = {each: self.connectors[each].info.max_current for each in self._active_evses()}
-        most[evse] = min(bound.limit for bound in own)
-        share = fair_split(total.limit, most).get(evse, PAUSE)
-        left = headroom(total.limit, evse, self._outstanding(now))
-        return [*bounds, Bound(total.name, share), Bound(total.name, left)]
+    def _commanded(self, now: Stamp) -> MilliAmperes | None:
+        """What all together may take by command; an expired one limits each by itself."""
+        command = self.commands.get(SITE)
+        return command.limit if command is not None and now.mono_ms < command.until_ms else None
 
-    def _site_total(self, now: Stamp) -> Bound | None:
-        site = self.settings.site
-        if site is None:
+    # ------------------------------------------------------------------ what EVSEs share
+
+    def _share(self, evse: int, now: Stamp) -> Share | None:
+        commanded = self._commanded(now)
+        if self.settings.site is None and commanded is None:
             return None
-        own = MilliAmperes(sum(self._drawn(evse) for evse in self.connectors))
-        count = max(1, len(self._active_evses()))
-        return Bound("site", site_budget(site, self.load, own, count, now.mono_ms))
+        return self.site.plan(self.views(now), now.mono_ms, commanded).get(evse)
 
-    def _drawn(self, evse: int) -> int:
-        reading = self.connectors[evse].state.reading
-        return max((c or 0 for c in reading.current), default=0) if reading else 0
+    def views(self, now: Stamp) -> list[View]:
+        """All EVSEs as the sharing of the site sees them."""
+        return [self._view(each, now) for each in self.connectors]
 
-    def _active_evses(self) -> list[int]:
-        """Longest running first."""
-        active = [evse for evse in self.connectors if self._active(evse)]
-        return sorted(active, key=self._started)
+    def _view(self, evse: int, now: Stamp) -> View:
+        connector = self.connectors[evse]
+        state, wiring = connector.state, self.settings.wiring.get(evse, Wiring())
+        wires = wired(wiring.rotation, connector.info.phases)
+        answers = state.reading is not None and not state.lost
+        shown = self._shown.get(evse, Shown())
+        used = wires if shown.pins is None else tuple(wires[pin] for pin in sorted(shown.pins))
+        reading = state.reading if answers else None
+        measured = placed(reading.current, wires) if reading is not None else NONE
+        reserve = self._reserves.get(evse)
+        return View(
+            evse=evse,
+            claims=answers and self._active(evse),
+            own=min(bound.limit for bound in self._bounds(evse, now)),
+            lines=used,
+            sure=shown.pins is not None,
+            need=shown.need,
+            held=self._held(evse, used, measured, now),
+            disobeys=reserve is not None and reserve.disobeyed(max(measured), now.mono_ms),
+            measured=measured,
+            power_w=(reading.power or 0) if reading is not None else 0,
+            priority=wiring.priority,
+            surplus=wiring.surplus,
+        )
 
-    def _started(self, evse: int) -> tuple[int, int]:
-        running = self.connectors[evse].state.session
-        return (running.record.started.wall_ms if running else 0, evse)
+    def _held(self, evse: int, used: tuple[int, ...], measured: Lines, now: Stamp) -> Lines:
+        """What the EVSE may be taking: its ceiling on the lines it uses, what flows elsewhere.
 
-    def _outstanding(self, now: Stamp) -> dict[int, MilliAmperes]:
-        """What each EVSE may be taking at most, as far as its board has confirmed."""
-        return {evse: self._outstanding_of(evse, now) for evse in self.connectors}
-
-    def _outstanding_of(self, evse: int, now: Stamp) -> MilliAmperes:
-        """A board that nobody reaches falls back to its failsafe once its timeout is over."""
+        An open contactor takes nothing, whatever limit is set.
+        """
         state = self.connectors[evse].state
-        confirmed = self.confirmed.get(evse)
-        heard = state.read_at.mono_ms if state.read_at else None
-        if confirmed is None:
-            return self.settings.failsafe
-        starved = heard is None or now.mono_ms - heard > self.settings.failsafe_ms
-        return min(confirmed, self.settings.failsafe) if state.lost and starved else confirmed
+        answers = state.reading is not None and not state.lost
+        if answers and not state.plugged:
+            return measured
+        if answers and state.released is False and not state.closed and not max(measured):
+            return NONE
+        return most(on(used, self._ceiling(evse, now)), measured)
+
+    def _ceiling(self, evse: int, now: Stamp) -> int:
+        """A board that nobody reaches falls back to its failsafe once its timeout is over."""
+        state, known = self.connectors[evse].state, self._reserves.get(evse)
+        rated = self.connectors[evse].info.max_current
+        ceiling = rated if known is None else known.ceiling(now.mono_ms)
+        if state.written is not None and known is not None:
+            ceiling = max(ceiling, state.written)
+        heard = state.read_at.mono_ms if state.read_at else self._born_ms
+        starved = now.mono_ms - (heard or 0) > self.settings.failsafe_ms + REACTION_MS
+        silent = bool(state.lost) or state.reading is None
+        return min(ceiling, self.settings.failsafe) if silent and starved else ceiling
+
+    def told(self, evse: int, limit: MilliAmperes, now: Stamp) -> None:
+        """A board was told this limit, or may have been."""
+        known = self._reserves.get(evse)
+        if known is None:
+            known = Reserve(limit=self.connectors[evse].info.max_current)
+        self._reserves[evse] = known.told(limit, now.mono_ms)
+
+    def telling(self, evse: int, limit: MilliAmperes, now: Stamp) -> None:
+        """A board is about to be told: until that is certain, the higher limit counts."""
+        known = self._reserves.get(evse)
+        if known is None or limit > known.limit:
+            self.told(evse, limit, now)
+
+    def _observe(self, evse: int, now: Stamp) -> None:
+        """Take note of what the vehicle shows, once per reading."""
+        state = self.connectors[evse].state
+        if self._born_ms is None:
+            self._born_ms = now.mono_ms
+        if state.reading is None or state.read_at is None or state.lost:
+            return
+        if self._seen_ms.get(evse) == state.read_at.mono_ms:
+            return
+        self._seen_ms[evse] = state.read_at.mono_ms
+        known = self._reserves.get(evse)
+        limit = known.limit if known is not None else PAUSE
+        shown = self._shown.get(evse, Shown())
+        self._shown[evse] = shown.read(state.reading, limit, state.read_at.mono_ms)
 
     # ------------------------------------------------------------------ cards and commands
 

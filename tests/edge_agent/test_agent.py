@@ -14,7 +14,7 @@ from edge_agent.agent import Agent, Inbox, supervised
 from edge_agent.hardware.board import BoardUnreachableError, MeterReading
 from edge_agent.journal import Journal, JournalBudget, JournalError
 from edge_agent.main import IN_USE, withhold_all
-from edge_agent.rules.power_limit import SiteRules
+from edge_agent.rules.site import SiteRules
 from edge_agent.rules.station import StationSettings
 from protocols.agent_link import ConnectorStatus, Sample
 from protocols.quantities import MilliAmperes
@@ -134,11 +134,11 @@ class FakeMeter:
 async def test_the_site_meter_sets_the_load_and_is_recorded(
     make_rig: Callable[..., Rig], journal: Journal
 ) -> None:
-    site = SiteRules(limit=MilliAmperes(40_000), metered=True)
+    site = SiteRules(limit=(40_000,) * 3, metered=True)
     rig = make_rig(station=StationSettings(site=site))
     agent = agent_of(rig, journal)
     await agent._take_site(FakeMeter())
-    assert rig.station.load.current == 30_000
+    assert rig.station.site.load.current == (30_000, 5_000, 30_000)
     (sample,) = rig.store.samples
     assert isinstance(sample, Sample)
     assert (sample.evse, sample.current_l1_ma) == (0, 30_000)

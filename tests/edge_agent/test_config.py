@@ -30,6 +30,7 @@ def test_the_example_is_valid_and_shows_every_setting() -> None:
         configuration.UplinkPart,
         configuration.BoardPart,
         configuration.SitePart,
+        configuration.SurplusPart,
         configuration.FailsafePart,
         configuration.AuthorizationPart,
         configuration.TimesPart,

@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent.hardware.board import BoardRefusedError
 from edge_agent.loop import LoopSettings
-from edge_agent.rules.power_limit import SiteLoad, SiteRules
+from edge_agent.rules.site import SiteLoad, SiteRules
 from edge_agent.rules.station import RefusedError, StationSettings
 from protocols.agent_link import (
     ChargingState,
@@ -395,7 +395,7 @@ async def test_availability_and_local_list_by_command_survive_a_restart(rig: Rig
 
 
 async def test_two_evses_share_the_site_and_never_exceed_it(make_rig: Callable[..., Rig]) -> None:
-    site = SiteRules(limit=MA(40_000))
+    site = SiteRules(limit=(40_000,) * 3)
     rig = make_rig(boards=2, station=StationSettings(site=site))
     for board in rig.boards:
         board.plug()
@@ -411,11 +411,11 @@ async def test_two_evses_share_the_site_and_never_exceed_it(make_rig: Callable[.
 
 
 async def test_a_silent_site_meter_leaves_the_safe_share(make_rig: Callable[..., Rig]) -> None:
-    site = SiteRules(limit=MA(40_000), metered=True, safe_share=MA(8_000))
+    site = SiteRules(limit=(40_000,) * 3, metered=True, safe_share=MA(8_000))
     rig = make_rig(station=StationSettings(site=site))
-    await rig.charge(3)
+    await rig.charge(6)
     assert rig.board.drawn_current() == 8_000
-    rig.station.load = SiteLoad(current=MA(18_000), at_ms=rig.clock.now().mono_ms)
+    rig.station.site.load = SiteLoad(current=(18_000,) * 3, at_ms=rig.clock.now().mono_ms)
     await rig.seconds(1)
     assert (rig.board.drawn_current(), rig.status().limited_by) == (30_000, "site")
     await rig.seconds(6)

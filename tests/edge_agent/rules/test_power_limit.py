@@ -8,14 +8,9 @@ from edge_agent.rules.power_limit import (
     CommandLimit,
     Offer,
     Ramp,
-    SiteLoad,
-    SiteRules,
-    fair_split,
-    headroom,
-    site_budget,
     smallest,
 )
-from protocols.quantities import IEC_MIN_CURRENT, MilliAmperes
+from protocols.quantities import MilliAmperes
 
 MA = MilliAmperes
 
@@ -35,57 +30,6 @@ def test_an_expired_command_leaves_the_failsafe_current() -> None:
     assert command.bound(1000, MA(8_000)) == Bound("failsafe", MA(8_000))
 
 
-def test_a_metered_site_gives_what_others_leave() -> None:
-    site = SiteRules(limit=MA(63_000), metered=True)
-    load = SiteLoad(current=MA(50_000), at_ms=0)
-    assert site_budget(site, load, MA(20_000), 2, 1000) == 33_000
-
-
-def test_a_stale_site_meter_leaves_the_safe_share() -> None:
-    site = SiteRules(limit=MA(63_000), metered=True, safe_share=MA(7_000))
-    load = SiteLoad(current=MA(0), at_ms=0)
-    assert site_budget(site, load, MA(0), 3, 5001) == 21_000
-    assert site_budget(site, None, MA(0), 3, 0) == 21_000
-
-
-def test_a_site_too_small_for_all_serves_the_first() -> None:
-    most = {1: MA(32_000), 2: MA(32_000), 3: MA(32_000)}
-    assert fair_split(MA(13_000), most) == {1: 6_500, 2: 6_500, 3: 0}
-
-
-@given(
-    st.integers(0, 200_000), st.dictionaries(st.integers(1, 9), st.integers(6_000, 80_000).map(MA))
-)
-def test_shares_never_exceed_the_site(total: int, most: dict[int, MilliAmperes]) -> None:
-    shares = fair_split(MA(total), most)
-    assert sum(shares.values()) <= total
-    assert all(share == 0 or IEC_MIN_CURRENT <= share <= most[e] for e, share in shares.items())
-    unserved = [evse for evse, share in shares.items() if share == 0]
-    served = sum(most[evse] for evse in shares if evse not in unserved)
-    assert (
-        not unserved
-        or total - min(total, served) < IEC_MIN_CURRENT
-        or (total // IEC_MIN_CURRENT == len(shares) - len(unserved))
-    )
-
-
-@given(st.lists(st.tuples(st.integers(1, 4), st.booleans(), st.booleans()), max_size=80))
-def test_confirmed_limits_never_exceed_the_site_while_shares_move(
-    moves: list[tuple[int, bool, bool]],
-) -> None:
-    """EVSEs come and go; each takes its share only as far as the others have given it up."""
-    total = MA(40_000)
-    active: set[int] = set()
-    confirmed = {evse: MA(0) for evse in range(1, 5)}
-    for evse, comes, obeys in moves:
-        (active.add if comes else active.discard)(evse)
-        share = fair_split(total, {each: MA(32_000) for each in sorted(active)}).get(evse, MA(0))
-        wanted = smallest([Bound("site", share), Bound("site", headroom(total, evse, confirmed))])
-        if obeys:
-            confirmed[evse] = wanted.limit
-        assert sum(confirmed.values()) <= total
-
-
 def test_down_at_once_and_up_after_the_hold() -> None:
     ramp = Ramp().follow(Offer(MA(16_000), "board"), 0)
     assert ramp.offer.limit == 16_000
@@ -93,6 +37,22 @@ def test_down_at_once_and_up_after_the_hold() -> None:
     assert ramp.offer.limit == 8_000
     assert ramp.follow(Offer(MA(16_000), "board"), 10_999).offer.limit == 8_000
     assert ramp.follow(Offer(MA(16_000), "board"), 11_000).offer.limit == 16_000
+
+
+def test_who_was_paused_for_want_of_a_share_waits_longer() -> None:
+    ramp = Ramp().follow(Offer(MA(16_000), "site"), 0).follow(Offer(MA(0), "site"), 1_000)
+    assert ramp.follow(Offer(MA(8_000), "site"), 60_999).offer.limit == 0
+    assert ramp.follow(Offer(MA(8_000), "site"), 61_000).offer.limit == 8_000
+    lost = Ramp().follow(Offer(MA(16_000), "site"), 0).follow(Offer(MA(0), "failsafe"), 1_000)
+    assert lost.follow(Offer(MA(8_000), "site"), 11_000).offer.limit == 8_000
+
+
+def test_the_ceiling_keeps_from_raising_but_lowers_nobody() -> None:
+    ramp = Ramp().follow(Offer(MA(16_000), "board"), 0)
+    held = ramp.follow(Offer(MA(20_000), "board"), 1_000, Offer(MA(10_000), "site"))
+    assert held.offer == Offer(MA(16_000), "site")
+    risen = held.follow(Offer(MA(20_000), "board"), 2_000, Offer(MA(18_000), "site"))
+    assert risen.offer == Offer(MA(18_000), "site")
 
 
 def test_a_slightly_higher_target_is_not_worth_a_write() -> None:

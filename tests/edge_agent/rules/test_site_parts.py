@@ -1,0 +1,143 @@
+"""What the plan of a site is made of: reserves, what vehicles show, the sun, the fuse's curve."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.hardware.board import EvseReading, IecState
+from edge_agent.rules.fuse import Strain, bearable_ms
+from edge_agent.rules.phases import placed, wired
+from edge_agent.rules.reserve import REACTION_MS, Reserve
+from edge_agent.rules.surplus import Gate, SurplusRules
+from edge_agent.rules.vehicle import EASY_AFTER_MS, SURE_AFTER_MS, Shown
+from karvon.simulator.vehicle import Vehicle
+from protocols.quantities import MilliAmperes
+
+SUN = SurplusRules()
+LEAST_W = 4_140
+
+
+def test_rotation_says_which_line_is_behind_which_pin() -> None:
+    assert wired("RST", 3) == (0, 1, 2)
+    assert wired("STR", 3) == (1, 2, 0)
+    assert wired("TRS", 1) == (2,)
+    assert placed((16_000, None, 3_000), wired("STR", 3)) == (3_000, 16_000, 0)
+
+
+# -- reserves -------------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(0, 5_000),
+    st.lists(st.tuples(st.integers(0, 32), st.integers(1, 8)), min_size=1, max_size=12),
+)
+def test_a_vehicle_in_order_never_takes_more_than_is_reserved(
+    reaction_ms: int, limits: list[tuple[int, int]]
+) -> None:
+    vehicle = Vehicle(reaction_ms=reaction_ms)
+    reserve = Reserve(limit=0)
+    now = 0
+    for amperes, seconds in limits:
+        reserve = reserve.told(amperes * 1000, now)
+        for _ in range(seconds * 10):
+            now += 100
+            vehicle.step(amperes * 1000, 230_000, 100)
+            assert vehicle.current <= reserve.ceiling(now)
+            assert not reserve.disobeyed(vehicle.current, now)
+
+
+def test_who_takes_more_after_the_time_to_follow_is_seen() -> None:
+    reserve = Reserve(limit=32_000).told(6_000, 0)
+    assert not reserve.disobeyed(32_000, REACTION_MS - 1)
+    assert reserve.disobeyed(32_000, REACTION_MS)
+    assert not reserve.disobeyed(6_900, REACTION_MS)
+
+
+# -- what a vehicle shows -------------------------------------------------------------------------
+
+
+def reading(*currents: int | None, state: IecState = IecState.CHARGING) -> EvseReading:
+    pins = tuple(None if one is None else MilliAmperes(one) for one in currents)
+    return EvseReading(evse=1, taken_at=0, state=state, current=pins)  # type: ignore[arg-type]
+
+
+def watched(*currents: int | None, limit: int = 32_000, ms: int = EASY_AFTER_MS + 1) -> Shown:
+    shown = Shown()
+    for now in (0, SURE_AFTER_MS, ms):
+        shown = shown.read(reading(*currents), limit, now)
+    return shown
+
+
+def test_a_vehicle_on_one_pin_is_known_after_a_while() -> None:
+    shown = Shown().read(reading(16_000, 0, 0), 16_000, 0)
+    assert shown.pins is None
+    shown = shown.read(reading(16_000, 0, 0), 16_000, SURE_AFTER_MS)
+    assert shown.pins == {0}
+    assert shown.read(reading(0, 0, 0), 16_000, SURE_AFTER_MS + 1).pins == {0}
+    assert shown.read(reading(16_000, 9_000, 0), 16_000, SURE_AFTER_MS + 1).pins is None
+    assert shown.read(reading(0, 0, 0, state=IecState.NO_VEHICLE), 16_000, 99_999) == Shown()
+
+
+def test_what_is_not_measured_shows_nothing() -> None:
+    assert watched(None, None, None) == Shown()
+
+
+def test_a_vehicle_that_takes_less_than_it_may_needs_no_more() -> None:
+    assert watched(10_200, 10_200, 10_200).need == 13_000
+    assert watched(0, 0, 0).need == 6_000
+    assert watched(31_000, 31_000, 31_000).need is None
+    assert watched(0, 0, 0, limit=0).need is None
+    assert watched(10_200, ms=EASY_AFTER_MS - 1).need is None
+
+
+# -- the sun --------------------------------------------------------------------------------------
+
+
+def gate_after(powers: list[tuple[int, int]]) -> tuple[Gate, int]:
+    """(W, seconds) after each other; how often it was switched."""
+    gate, now, switched = Gate(), 0, 0
+    for watts, seconds in powers:
+        for _ in range(seconds):
+            now += 1000
+            before, gate = gate, gate.follow(watts, LEAST_W, SUN, now)
+            switched += gate.on is not before.on
+    return gate, switched
+
+
+def test_the_sun_must_last_to_start_and_be_gone_to_stop() -> None:
+    assert not gate_after([(5_000, 59)])[0].on
+    assert gate_after([(5_000, 62)])[0].on
+    assert not gate_after([(4_300, 3_600)])[0].on
+    assert gate_after([(5_000, 62), (3_700, 3_600)])[0].on
+    assert gate_after([(5_000, 400), (0, 179)])[0].on
+    assert not gate_after([(5_000, 400), (0, 182)])[0].on
+    assert gate_after([(5_000, 62), (0, 298)])[0].on, "it stays on for its least time"
+
+
+@given(st.lists(st.tuples(st.integers(-3_000, 12_000), st.integers(1, 400)), max_size=40))
+def test_clouds_never_make_it_flap(powers: list[tuple[int, int]]) -> None:
+    _, switched = gate_after(powers)
+    seconds = sum(seconds for _, seconds in powers)
+    assert switched <= 1 + seconds * 1000 // SUN.min_on_ms
+
+
+# -- the fuse -------------------------------------------------------------------------------------
+
+
+def test_the_curve_of_the_fuse() -> None:
+    assert bearable_ms(63_000, 63_000) is None
+    assert bearable_ms(78_750, 63_000) == 3_600_000
+    assert bearable_ms(126_000, 63_000) == 10_000
+    assert bearable_ms(126_001, 63_000) == 0
+
+
+def test_strain_is_seen_per_line_and_forgotten_when_it_is_over() -> None:
+    strain = Strain((10_000, 10_000, 10_000))
+    assert strain.take((9_000, 15_000, 0), 0) == []
+    assert strain.take((9_000, 15_000, 0), 10_000) == []
+    assert strain.over_ms(10_000) == 10_000
+    assert strain.take((9_000, 15_000, 0), 10_001) == [1]
+    assert strain.take((9_000, 10_000, 0), 11_000) == []
+    assert strain.over_ms(11_000) == 0
+    assert strain.take((21_000, 0, 0), 12_000) == [0]
