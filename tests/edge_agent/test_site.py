@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.hardware.board import (
@@ -146,6 +146,8 @@ class World:
         self.strain = Strain(site.limit)
         self.blown: list[int] = []
         self.most = 0
+        self.exceeded = 0
+        """How often more flowed than the limit, at any line."""
         self.writes = [0] * boards
         self.starts = [0] * boards
 
@@ -171,6 +173,8 @@ class World:
         flowing = plus(self.chargers, self.house)
         self.blown += self.strain.take(flowing, self.ms)
         self.most = max(self.most, *self.chargers)
+        lines = zip(flowing, self.site.limit, strict=True)
+        self.exceeded += any(current > limit for current, limit in lines)
 
     async def _work(self) -> None:
         if not self.alive:
@@ -271,7 +275,13 @@ async def carry_out(world: World, events: Sequence[tuple[str, int, Any]]) -> Non
             await world.seconds(3)
 
 
+SLOW = {"reaction_ms": 5_000, "phases": 3, "max_current": 32_000, "wants_wh": None}
+QUICK = SLOW | {"reaction_ms": 0}
+
+
 @EXAMPLES
+@example([("plug", 0, SLOW), ("wait", 20, None), ("plug", 1, QUICK), ("wait", 30, None)])
+@example([("plug", 0, SLOW), ("plug", 1, QUICK), ("plug", 2, QUICK), ("wait", 40, None)])
 @given(st.lists(ORDERLY, min_size=6, max_size=20))
 def test_what_really_flows_never_exceeds_the_limit_while_shares_move(
     make_rig: Callable[..., Rig], events: list[tuple[str, int, Any]]
@@ -279,12 +289,7 @@ def test_what_really_flows_never_exceeds_the_limit_while_shares_move(
     async def work() -> None:
         world = World(make_rig, SiteRules(limit=(40_000, 36_000, 40_000)), 3)
         await carry_out(world, events)
-        assert world.strain.over_ms(world.ms) == 0
-        assert not world.blown
-        assert all(
-            one <= limit for one, limit in zip(world.chargers, world.site.limit, strict=True)
-        )
-        assert world.most <= 40_000
+        assert world.exceeded == 0
 
     run(work())
 
