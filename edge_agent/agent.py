@@ -25,6 +25,7 @@ from edge_agent.rules.actions import StopAsked
 from edge_agent.rules.fuse import Strain
 from edge_agent.rules.site import SiteLoad
 from edge_agent.rules.station import SITE
+from edge_agent.site_link import SiteLink
 from protocols.agent_link import (
     Command,
     EvseDescription,
@@ -96,6 +97,7 @@ class Agent:
         on_journal_error: str,
         meter: Meter | None = None,
         uplink: Uplink | None = None,
+        site_link: SiteLink | None = None,
     ) -> None:
         self.loop = loop
         self.desk = desk
@@ -104,6 +106,7 @@ class Agent:
         self.version = version
         self.meter = meter
         self.uplink = uplink
+        self.site_link = site_link
         self._on_journal_error = on_journal_error
         self._meter_trouble = ""
         self._upkeep_trouble = ""
@@ -124,6 +127,8 @@ class Agent:
             works["site meter"] = lambda: self._poll_meter(self.meter)
         if self.uplink is not None:
             works["uplink"] = self.uplink.run
+        if self.site_link is not None:
+            works["site link"] = self.site_link.run
         try:
             async with asyncio.TaskGroup() as group:
                 for name, work in works.items():
@@ -234,7 +239,8 @@ class Agent:
     def alarms(self) -> tuple[str, ...]:
         """What keeps the agent from its duty now, and what the journal had to set aside."""
         meter = f"site meter: {self._meter_trouble}" if self._meter_trouble else ""
-        now = (self.loop.ledger.failure, self._upkeep_trouble, meter, self._strained)
+        site = self.site_link.trouble() if self.site_link is not None else ""
+        now = (self.loop.ledger.failure, self._upkeep_trouble, meter, self._strained, site)
         return tuple(text for text in (*now, *self.journal.reports) if text)
 
     def evses(self) -> tuple[EvseDescription, ...]:
@@ -276,7 +282,9 @@ class Agent:
         station, now = self.loop.station, self.loop.clock.now()
         if station.settings.site is None:
             return None
-        return station.site.described(station.views(now), now.mono_ms)
+        described = station.site.described(station.views(now), now.mono_ms)
+        link = self.site_link.described() if self.site_link is not None else {}
+        return described | {"link": link}
 
     def watch(self) -> tuple[Readings, Callable[[], None]]:
         """Every reading from now on; a watcher that is too slow misses some."""

@@ -61,6 +61,13 @@ class SurplusPart(Part, frozen=True, kw_only=True):
     min_off_s: int = 300
 
 
+class MemberPart(Part, frozen=True, kw_only=True):
+    """A controller that follows this one, and the share that is always its own."""
+
+    station: str
+    share_ma: int
+
+
 class SitePart(Part, frozen=True, kw_only=True):
     """What this controller's EVSEs may take together (mA per phase)."""
 
@@ -73,6 +80,17 @@ class SitePart(Part, frozen=True, kw_only=True):
     unbalance_ma: int | None = None
     turn_min: Annotated[int, msgspec.Meta(ge=1, le=1440)] = 15
     surplus: SurplusPart = SurplusPart()
+    role: Literal["alone", "leader", "follower"] = "alone"
+    """Who decides where several controllers are behind one fuse."""
+    key: str = "site.key"
+    """A file with the same secret for all controllers of the site."""
+    listen: str = "0.0.0.0:7461"  # the leader serves the site's network
+    leader: str | None = None
+    """Where a follower finds it: host:port."""
+    share_ma: int | None = None
+    """What this controller takes by itself when the controllers do not hear each other."""
+    members: tuple[MemberPart, ...] = ()
+    lease_s: Annotated[float, msgspec.Meta(ge=2, le=60)] = 10.0
 
     @property
     def lines(self) -> tuple[int, int, int]:
@@ -238,6 +256,61 @@ def _site_problems(config: Config) -> Any:
         yield "site.limit_ma: not below 0"
     if site.unbalance_ma is not None and site.unbalance_ma < IEC_MIN_CURRENT:
         yield "site.unbalance_ma: at least 6000, or no vehicle on one phase could ever charge"
+    if site.role == "alone":
+        if site.members or site.leader or site.share_ma is not None:
+            yield 'site.role: members, leader and share_ma need role = "leader" or "follower"'
+        return
+    yield from _role_problems(config, site)
+
+
+def _role_problems(config: Config, site: SitePart) -> Any:
+    """Several controllers behind one fuse: addresses, names, and the sum of the shares."""
+    if site.share_ma is None:
+        yield "site.share_ma: say what this controller may take when it hears no other"
+        return
+    where = site.listen if site.role == "leader" else site.leader
+    if where is None:
+        yield "site.leader: a follower needs the leader's host:port"
+    elif not re.fullmatch(r"\S+:\d{1,5}", where):
+        yield f"site.{'listen' if site.role == 'leader' else 'leader'}: host:port, not '{where}'"
+    if site.role == "follower" and site.members:
+        yield "site.members: only the leader has members"
+    if site.role == "leader" and site.leader is not None:
+        yield "site.leader: only a follower has a leader"
+    if site.role == "follower" and any(board.surplus for board in config.boards):
+        yield "boards.surplus: only on the controller that has the site meter, which leads"
+    names = [config.station, *(member.station for member in site.members)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        yield f"site.members: {twice} is there twice"
+    shares = [site.share_ma, *(member.share_ma for member in site.members)]
+    if min(shares) < 0:
+        yield "site: no share below 0"
+    yield from _sum_problems(site, names, shares)
+    yield from _own_failsafe_problems(config, site.share_ma)
+
+
+def _sum_problems(site: SitePart, names: list[str], shares: list[int]) -> Any:
+    """When nobody hears anybody, each takes its share: together they must fit."""
+    if sum(shares) <= min(site.lines):
+        return
+    terms = " + ".join(f"{share} ({name})" for name, share in zip(names, shares, strict=True))
+    yield (
+        f"site: the safe shares are more than the fuse: {terms} = {sum(shares)} mA, "
+        f"and site.limit_ma is {min(site.lines)}; make shares smaller, down to 0"
+    )
+
+
+def _own_failsafe_problems(config: Config, share_ma: int) -> Any:
+    """A dead agent's boards give their failsafe current: within its share."""
+    count = sum(len(board.evses) for board in config.boards)
+    together = count * config.failsafe.current_ma
+    if together > share_ma:
+        yield (
+            f"site.share_ma: {count} EVSEs x failsafe.current_ma {config.failsafe.current_ma} = "
+            f"{together} mA are taken when this agent is dead, more than the share of {share_ma}; "
+            "make the share larger, or failsafe.current_ma 0"
+        )
 
 
 _UNKNOWN: Final = re.compile(r"unknown field `(?P<field>[^`]*)`(?: - at `\$(?P<path>[^`]*)`)?")

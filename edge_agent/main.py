@@ -40,13 +40,18 @@ from edge_agent.rules.actions import ConnectorSettings
 from edge_agent.rules.authorization import Authorizer, OfflinePolicy
 from edge_agent.rules.clock import ClockRules
 from edge_agent.rules.connector import Connector
+from edge_agent.rules.leases import Follower, Leader, LeaseRules
+from edge_agent.rules.phases import everywhere
+from edge_agent.rules.reserve import REACTION_MS
 from edge_agent.rules.site import SiteRules
 from edge_agent.rules.station import Station, StationSettings, Wiring
 from edge_agent.rules.surplus import SurplusRules
+from edge_agent.site_link import FollowerLink, LeaderLink, SiteLink
 from edge_agent.uplink.mqtt import MqttSettings, MqttUplink
 from edge_agent.uplink.session import SessionSettings
 from protocols.modbus.document import ProfileError
 from protocols.quantities import MilliAmperes
+from protocols.site_link import MIN_KEY_BYTES
 
 log = logging.getLogger(__name__)
 SURELY_PAST_MS: Final = 1_735_689_600_000
@@ -203,6 +208,62 @@ def _loop_settings(config: Config) -> LoopSettings:
     )
 
 
+def lease_rules(config: Config, part: SitePart) -> LeaseRules:
+    """How long a dead agent's vehicles go on: the boards' failsafe, a request, the reaction."""
+    dead_s = config.failsafe.timeout_s + config.times.deadline_s + 2 * config.times.poll_s
+    return LeaseRules(
+        valid_ms=round(part.lease_s * 1000), dead_ms=round(dead_s * 1000) + REACTION_MS
+    )
+
+
+def site_key(path: Path) -> bytes:
+    """The site's secret. Raises ConfigError."""
+    make = f"make one with: head -c 32 /dev/urandom | base64 > {path.name}; chmod 600 {path.name}"
+    try:
+        key = path.read_bytes().strip()
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ConfigError(f"site.key: {path}: {error.strerror}; {make}") from error
+    if len(key) < MIN_KEY_BYTES:
+        raise ConfigError(f"site.key: {path} has less than {MIN_KEY_BYTES} characters; {make}")
+    if mode & 0o077:
+        raise ConfigError(f"site.key: {path} can be read by others; do: chmod 600 {path}")
+    return key
+
+
+def neighbours(config: Config, station: Station, clock: Clock) -> SiteLink | None:
+    """What links this controller with others behind its fuse. Raises ConfigError."""
+    part = config.site
+    if part is None or part.role == "alone":
+        return None
+    rules, key = lease_rules(config, part), site_key(config.path(part.key))
+    share, now_ms = everywhere(part.share_ma or 0), clock.now().mono_ms
+    if part.role == "leader":
+        leader = Leader(
+            config.station,
+            clock.rules.boot,
+            {member.station: everywhere(member.share_ma) for member in part.members},
+            share,
+            rules,
+            now_ms,
+            turn_ms=part.turn_min * 60_000,
+            floor=station.floor(),
+        )
+        station.site.neighbours = leader
+        return LeaderLink(leader, station, clock, key, _address(part.listen))
+    follower = Follower(
+        config.station, clock.rules.boot, share, rules, now_ms, floor=station.floor()
+    )
+    station.site.neighbours = follower
+    every_s = min(1.0, part.lease_s / 4)
+    return FollowerLink(follower, station, clock, key, _address(part.leader or ""), every_s)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 def build(config: Config, found: Hardware, journal: Journal, clock: Clock) -> Agent:
     """All parts of an agent, put together and told what the journal knows."""
     station = _station(config, found.lines, journal)
@@ -221,6 +282,7 @@ def build(config: Config, found: Hardware, journal: Journal, clock: Clock) -> Ag
         version=version(),
         on_journal_error=config.journal.on_error,
         meter=found.meter,
+        site_link=neighbours(config, station, clock),
     )
 
 

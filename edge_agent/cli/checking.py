@@ -14,7 +14,7 @@ from edge_agent.cli.output import complain, print_json, print_lines
 from edge_agent.config import Config, ConfigError, load
 from edge_agent.control import NotRunningError, Request
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, Meter, PowerBoard
-from edge_agent.main import Hardware, ca_file, hardware, read_credentials
+from edge_agent.main import Hardware, ca_file, hardware, read_credentials, site_key
 
 DEADLINE_S = 10
 
@@ -37,6 +37,7 @@ async def check(path: Path, *, as_json: bool) -> int:
     findings = [
         Finding("configuration", True, f"station {config.station}, {path}"),
         _check_folder(config),
+        *_check_site(config),
         *await _check_devices(config, found),
         *await _check_uplink(config),
     ]
@@ -60,6 +61,24 @@ def _check_folder(config: Config) -> Finding:
     if free < wanted:
         return Finding("journal", False, f"{text}; {wanted} MiB are wanted, free some")
     return Finding("journal", True, text)
+
+
+def _check_site(config: Config) -> list[Finding]:
+    """The secret of a site with several controllers, and how its shares add up."""
+    site = config.site
+    if site is None or site.role == "alone":
+        return []
+    try:
+        site_key(config.path(site.key))
+    except ConfigError as error:
+        return [Finding("site", False, str(error))]
+    if site.role == "follower":
+        text = f"follows {site.leader}; alone it takes {site.share_ma} mA"
+        return [Finding("site", True, text)]
+    shares = [site.share_ma or 0, *(member.share_ma for member in site.members)]
+    terms = " + ".join(map(str, shares))
+    text = f"leads {len(site.members)} on {site.listen}; safe shares {terms} = {sum(shares)}"
+    return [Finding("site", True, f"{text} of {min(site.lines)} mA")]
 
 
 async def _check_devices(config: Config, found: Hardware) -> list[Finding]:

@@ -97,7 +97,29 @@ def _site_lines(site: dict[str, Any] | None) -> list[str]:
     rows.append(f"vehicles here: {_phases(site['own_ma'])}; reserved {_phases(site['held_ma'])}")
     if site["room_ma"] is not None:
         rows.append(f"room for them: {_phases(site['room_ma'])} ({site['why']})")
-    return rows
+    others = site["neighbours"]
+    return rows + (_neighbour_lines(others) if others is not None else [])
+
+
+def _neighbour_lines(site: dict[str, Any]) -> list[str]:
+    """Who leads, and what each of several controllers has."""
+    if site["role"] == "follower":
+        heard = _ago(site["leader_heard_ms"])
+        lease = "no lease"
+        if site["lease_ma"] is not None:
+            lease = f"lease of {_phases(site['lease_ma'])}, {site['lease_left_ms'] // 1000} s left"
+        return [f"leader: {site['leader'] or 'not heard yet'}, heard {heard}; {lease}"]
+    return [
+        f"member {one['station']}: heard {_ago(one['heard_ms'])},"
+        f" granted {_phases(one['granted_ma'])},"
+        f" takes {_phases(one['measured_ma']) if one['measured_ma'] else 'unknown'},"
+        f" counts for {_phases(one['counts_for_ma']) if one['counts_for_ma'] else 'everything'}"
+        for one in site["members"]
+    ]
+
+
+def _ago(milliseconds: int | None) -> str:
+    return "never" if milliseconds is None else f"{milliseconds / 1000:.0f} s ago"
 
 
 def _phases(currents: Sequence[int]) -> str:

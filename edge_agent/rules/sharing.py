@@ -26,14 +26,27 @@ class Claim:
     least: int = IEC_MIN_CURRENT
     priority: int = 0
     """Higher ones are filled first; equal ones evenly."""
+    pool: str = ""
+    """Whose reserve it uses before it takes of what is there for all; "" has none."""
 
 
-def share(room: Mapping[str, int], claims: Sequence[Claim]) -> dict[Hashable, int]:
+Room = dict[tuple[str, str], int]
+"""(pool, resource) -> what is left of it; pool "" is there for all."""
+
+
+def share(
+    room: Mapping[str, int],
+    claims: Sequence[Claim],
+    reserves: Mapping[str, Mapping[str, int]] | None = None,
+) -> dict[Hashable, int]:
     """Split the room; the claims come in the order in which they are let in.
 
     A resource without a room is not limited. Each claim gets 0, or from its least to its most.
+    `reserves` are for the claims of one pool alone, beside the room.
     """
-    left = dict(room)
+    left: Room = {("", name): amount for name, amount in room.items()}
+    for pool, kept in (reserves or {}).items():
+        left |= {(pool, name): amount for name, amount in kept.items()}
     shares: dict[Hashable, int] = {claim.key: 0 for claim in claims}
     served = [claim for claim in claims if _let_in(claim, left)]
     for claim in served:
@@ -44,41 +57,58 @@ def share(room: Mapping[str, int], claims: Sequence[Claim]) -> dict[Hashable, in
     return shares
 
 
-def _let_in(claim: Claim, left: dict[str, int]) -> bool:
+def _limited(claim: Claim, left: Room) -> list[tuple[str, int]]:
+    """The resources it takes that are limited, and how many times."""
+    return [(name, times) for name, times in claim.takes.items() if times and ("", name) in left]
+
+
+def _let_in(claim: Claim, left: Room) -> bool:
     """Take the least current of every resource, or nothing of any."""
-    wanted = {name: times * claim.least for name, times in claim.takes.items() if name in left}
-    if claim.most < claim.least or any(left[name] < amount for name, amount in wanted.items()):
+    wanted = [(name, times * claim.least) for name, times in _limited(claim, left)]
+    enough = all(
+        left[("", name)] + left.get((claim.pool, name), 0) * bool(claim.pool) >= amount
+        for name, amount in wanted
+    )
+    if claim.most < claim.least or not enough:
         return False
-    for name, amount in wanted.items():
-        left[name] -= amount
+    for name, amount in wanted:
+        own = min(amount, left.get((claim.pool, name), 0)) if claim.pool else 0
+        if claim.pool and own:
+            left[(claim.pool, name)] -= own
+        left[("", name)] -= amount - own
     return True
 
 
-def _fill(left: dict[str, int], rising: list[Claim], shares: dict[Hashable, int]) -> None:
+def _fill(left: Room, rising: list[Claim], shares: dict[Hashable, int]) -> None:
     while rising:
-        used = _used_by(rising, left)
+        sources = {claim.key: _sources(claim, rising, left) for claim in rising}
+        used: Room = {}
+        for claim in rising:
+            for source in sources[claim.key]:
+                used[source] = used.get(source, 0) + claim.takes[source[1]]
         steps = [claim.most - shares[claim.key] for claim in rising]
-        steps += [left[name] // times for name, times in used.items()]
-        step = min(steps)
+        step = min(steps + [left[source] // times for source, times in used.items()])
         for claim in rising:
             shares[claim.key] += step
-        for name, times in used.items():
-            left[name] -= step * times
-        full = {name for name, times in used.items() if left[name] < times}
+        for source, times in used.items():
+            left[source] -= step * times
+        full = {source for source, times in used.items() if left[source] < times}
+        full = {source for source in full if not source[0]}
         rising = [
             claim
             for claim in rising
-            if shares[claim.key] < claim.most and full.isdisjoint(claim.takes)
+            if shares[claim.key] < claim.most and full.isdisjoint(sources[claim.key])
         ]
 
 
-def _used_by(rising: Iterable[Claim], left: Mapping[str, int]) -> dict[str, int]:
-    used: dict[str, int] = {}
-    for claim in rising:
-        for name, times in claim.takes.items():
-            if name in left and times:
-                used[name] = used.get(name, 0) + times
-    return used
+def _sources(claim: Claim, rising: Iterable[Claim], left: Room) -> list[tuple[str, str]]:
+    """Where it takes from while all rise: its pool's reserve as long as that lasts."""
+    found = []
+    for name, _ in _limited(claim, left):
+        equals = sum(other.takes.get(name, 0) for other in rising if other.pool == claim.pool)
+        reserved = claim.pool and left.get((claim.pool, name), 0) >= equals
+        found.append((claim.pool if reserved else "", name))
+    return found
 
 
 @dataclass(slots=True)

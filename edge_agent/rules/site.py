@@ -9,7 +9,7 @@ the boards' own readings, which are never of one moment, do not agree yet.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -19,6 +19,7 @@ from edge_agent.rules.phases import (
     everywhere,
     least,
     minus,
+    plus,
     total,
 )
 from edge_agent.rules.phases import (
@@ -69,6 +70,8 @@ class View:
     evse: int
     claims: bool
     """It has a transaction that goes on, and its board answers."""
+    busy: bool = True
+    """Something might flow if its board were left alone: a transaction, or a silent board."""
     own: int
     """What all its other limits leave it."""
     lines: tuple[int, ...]
@@ -109,9 +112,19 @@ class Room:
 class Neighbours(Protocol):
     """Other controllers behind the same fuse: what they leave to this one."""
 
-    def room(self, whole: Room, views: Sequence[View], now_ms: int) -> Room:
+    def room(self, whole: Room, views: Sequence[View], site: LoadManager, now_ms: int) -> Room:
         """The part of the whole room that is this controller's."""
         ...
+
+    def measured(self, now_ms: int) -> Lines:
+        """What the others' vehicles take, as far as it is known."""
+        ...
+
+    def safe(self) -> Lines | None:
+        """What is there for all controllers while the meter is silent; None: as if alone."""
+        ...
+
+    def described(self, now_ms: int) -> dict[str, Any]: ...
 
 
 class LoadManager:
@@ -123,8 +136,6 @@ class LoadManager:
         self.neighbours: Neighbours | None = None
         self.shown: Room | None = None
         """The room of the latest plan, for people."""
-        self.stale_share: Callable[[Sequence[View]], Lines] = self._safe_shares
-        """What is left without a meter."""
         self._turns = Turns(turn_ms=rules.turn_ms)
         self._own: deque[tuple[int, Lines]] = deque()
         self._gates: dict[int, Gate] = {}
@@ -133,8 +144,9 @@ class LoadManager:
         self, views: Sequence[View], now_ms: int, command: int | None = None
     ) -> dict[int, Share]:
         """Every EVSE's share; `command` is a limit for all together that came by command."""
-        self._remember(views, now_ms)
-        room = self._room(views, now_ms)
+        room = self.whole(views, now_ms)
+        if self.neighbours is not None:
+            room = self.neighbours.room(room, views, self, now_ms)
         if command is not None and command < max(room.keep):
             cap = everywhere(command)
             keep, rise = least(room.keep, cap), least(room.rise, cap)
@@ -145,8 +157,6 @@ class LoadManager:
                 limited_by="command",
                 why="a limit for the site by command",
             )
-        if self.neighbours is not None:
-            room = self.neighbours.room(room, views, now_ms)
         self.shown = room
         return self._shares(room, views, now_ms)
 
@@ -163,14 +173,20 @@ class LoadManager:
             "held_ma": total(view.held for view in views),
             "room_ma": shown.keep if shown is not None else None,
             "why": shown.why if shown is not None else "nobody charges",
+            "neighbours": self.neighbours.described(now_ms) if self.neighbours else None,
         }
 
     # ------------------------------------------------------------------ how much there is
 
-    def _remember(self, views: Sequence[View], now_ms: int) -> None:
-        self._own.append((now_ms, total(view.measured for view in views)))
+    def whole(self, views: Sequence[View], now_ms: int) -> Room:
+        """What there is for all EVSEs behind the fuse, those of other controllers too."""
+        own = total(view.measured for view in views)
+        if self.neighbours is not None:
+            own = plus(own, self.neighbours.measured(now_ms))
+        self._own.append((now_ms, own))
         while self._own[0][0] < now_ms - self.rules.stale_after_ms - BEFORE_MS:
             self._own.popleft()
+        return self._room(views, now_ms)
 
     def _room(self, views: Sequence[View], now_ms: int) -> Room:
         rules = self.rules
@@ -178,7 +194,7 @@ class LoadManager:
         if not rules.metered:
             return Room(keep=rules.limit, rise=rules.limit, uneven=uneven, why="no site meter")
         if self.load is None or now_ms - self.load.at_ms > rules.stale_after_ms:
-            safe = least(rules.limit, self.stale_share(views))
+            safe = least(rules.limit, self._safe(views))
             why = "the site meter is silent: the safe share holds"
             return Room(keep=safe, rise=safe, uneven=uneven, why=why)
         fewest, most_own = self._own_beside(self.load.at_ms)
@@ -187,7 +203,10 @@ class LoadManager:
         why = "the fuse, less what others take by the site meter"
         return Room(keep=keep, rise=rise, uneven=uneven, why=why)
 
-    def _safe_shares(self, views: Sequence[View]) -> Lines:
+    def _safe(self, views: Sequence[View]) -> Lines:
+        shares = self.neighbours.safe() if self.neighbours is not None else None
+        if shares is not None:
+            return shares
         claiming = sum(view.claims for view in views)
         return everywhere(self.rules.safe_share * max(1, claiming))
 
@@ -219,6 +238,15 @@ class LoadManager:
         }
         rest = [view for view in views if view.claims and view.disobeys]
         return shares | {view.evse: Share(IEC_MIN_CURRENT, IEC_MIN_CURRENT) for view in rest}
+
+    def asking(self, views: Sequence[View]) -> list[View]:
+        """The EVSEs that want a part of the fuse now."""
+        closed = {evse for evse, gate in self._gates.items() if not gate.on}
+        return [
+            view
+            for view in views
+            if view.claims and not view.disobeys and not (view.surplus and view.evse in closed)
+        ]
 
     def claim_of(self, view: View, *, crowded: bool) -> Claim:
         """Where others want more, a vehicle that cannot use its share leaves the rest to them."""

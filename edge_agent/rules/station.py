@@ -17,7 +17,7 @@ from edge_agent.rules.actions import (
 )
 from edge_agent.rules.authorization import Authorizer
 from edge_agent.rules.connector import Connector
-from edge_agent.rules.phases import NONE, Lines, everywhere, most, on, placed, wired
+from edge_agent.rules.phases import NONE, Lines, everywhere, most, on, placed, total, wired
 from edge_agent.rules.power_limit import (
     NOTHING,
     PAUSE,
@@ -172,7 +172,7 @@ class Station:
     def _view(self, evse: int, now: Stamp) -> View:
         connector = self.connectors[evse]
         state, wiring = connector.state, self.settings.wiring.get(evse, Wiring())
-        wires = wired(wiring.rotation, connector.info.phases)
+        wires = self._wires(evse)
         answers = state.reading is not None and not state.lost
         shown = self._shown.get(evse, Shown())
         used = wires if shown.pins is None else tuple(wires[pin] for pin in sorted(shown.pins))
@@ -182,6 +182,7 @@ class Station:
         return View(
             evse=evse,
             claims=answers and self._active(evse),
+            busy=state.session is not None or not answers or state.released is not False,
             own=min(bound.limit for bound in self._bounds(evse, now)),
             lines=used,
             sure=shown.pins is not None,
@@ -213,11 +214,24 @@ class Station:
         rated = self.connectors[evse].info.max_current
         ceiling = rated if known is None else known.ceiling(now.mono_ms)
         if state.written is not None and known is not None:
-            ceiling = max(ceiling, state.written)
+            ceiling = max(ceiling, state.written, state.offer.limit if self._active(evse) else 0)
         heard = state.read_at.mono_ms if state.read_at else self._born_ms
         starved = now.mono_ms - (heard or 0) > self.settings.failsafe_ms + REACTION_MS
         silent = bool(state.lost) or state.reading is None
         return min(ceiling, self.settings.failsafe) if silent and starved else ceiling
+
+    def floor(self) -> Lines:
+        """What the boards give vehicles that were charging before this process started."""
+        running = (
+            evse
+            for evse, connector in self.connectors.items()
+            if connector.state.session is not None and not connector.state.session.young
+        )
+        return total(on(self._wires(evse), self.settings.failsafe) for evse in running)
+
+    def _wires(self, evse: int) -> tuple[int, ...]:
+        wiring = self.settings.wiring.get(evse, Wiring())
+        return wired(wiring.rotation, self.connectors[evse].info.phases)
 
     def told(self, evse: int, limit: MilliAmperes, now: Stamp) -> None:
         """A board was told this limit, or may have been."""

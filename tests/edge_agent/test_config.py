@@ -31,6 +31,7 @@ def test_the_example_is_valid_and_shows_every_setting() -> None:
         configuration.BoardPart,
         configuration.SitePart,
         configuration.SurplusPart,
+        configuration.MemberPart,
         configuration.FailsafePart,
         configuration.AuthorizationPart,
         configuration.TimesPart,
@@ -77,6 +78,54 @@ def test_a_wrong_file_is_refused_with_place_and_reason(old: str, new: str, says:
     with pytest.raises(ConfigError, match=says) as refusal:
         configuration.parse(SMALL.replace(old, new), "agent.toml")
     assert str(refusal.value).startswith("agent.toml: ")
+
+
+LEADER = """
+[site]
+role = "leader"
+limit_ma = 40000
+share_ma = 12000
+members = [{ station = "TAS-2", share_ma = 12000 }, { station = "TAS-3", share_ma = 6000 }]
+[journal]"""
+
+
+def test_a_leader_whose_shares_fit_is_accepted() -> None:
+    config = configuration.parse(SMALL.replace("[journal]", LEADER), "agent.toml")
+    assert config.site is not None
+    assert config.site.lines == (40_000, 40_000, 40_000)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "limit_ma = 40000",
+            "limit_ma = [40000, 29000, 40000]",
+            r"12000 \(TAS-1\) \+ 12000 \(TAS-2\) \+ 6000 \(TAS-3\) = 30000 mA, .* is 29000",
+        ),
+        (
+            "share_ma = 12000\nmembers",
+            "share_ma = 5000\nmembers",
+            "1 EVSEs x failsafe.current_ma 6000 = 6000 mA .* more than the share of 5000",
+        ),
+        ("share_ma = 12000\nmembers", "members", "say what this controller may take"),
+        ("TAS-3", "TAS-2", "TAS-2 is there twice"),
+        ('role = "leader"', 'role = "alone"', "need role"),
+        ('role = "leader"', 'role = "leader"\nlisten = "here"', "host:port, not 'here'"),
+        ('role = "leader"', 'role = "follower"', "a follower needs the leader's host:port"),
+        ('role = "leader"', 'role = "follower"\nleader = "a:1"', "only the leader has members"),
+        ('role = "leader"', 'role = "leader"\nunbalance_ma = 10', "at least 6000"),
+    ],
+)
+def test_controllers_that_do_not_fit_together_are_refused(old: str, new: str, says: str) -> None:
+    text = SMALL.replace("[journal]", LEADER).replace(old, new)
+    with pytest.raises(ConfigError, match=says):
+        configuration.parse(text, "agent.toml")
+
+
+def test_surplus_without_a_meter_is_refused() -> None:
+    with pytest.raises(ConfigError, match="surplus needs a site meter"):
+        configuration.parse(SMALL + "surplus = true\n", "agent.toml")
 
 
 def test_two_boards_of_one_name_are_refused() -> None:

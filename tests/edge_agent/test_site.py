@@ -11,122 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from vehicle_board import STEP_MS, VehicleBoard
 
-from edge_agent.hardware.board import (
-    BoardUnreachableError,
-    EnergyKind,
-    EvseInfo,
-    EvseReading,
-    Failsafe,
-    IecState,
-)
 from edge_agent.rules.fuse import Strain
 from edge_agent.rules.phases import Lines, placed, plus, total, wired
 from edge_agent.rules.site import SiteLoad, SiteRules
 from edge_agent.rules.station import StationSettings, Wiring
 from karvon.simulator.vehicle import Vehicle
-from protocols.quantities import MilliAmperes, MilliVolts, WattHours, Watts
 
 Rig = Any  # the fixture's class lives in conftest, which cannot be imported
-MAINS = MilliVolts(230_000)
-STEP_MS = 100
 ROTATIONS = ("RST", "STR", "TRS")
 TOKENS = ("CARD", "OTHER")
-
-
-class VehicleBoard:
-    """A board whose vehicles take their time; a starved one applies its fallback, up or down."""
-
-    identity = "VehicleBoard"
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-        self.silent = False
-        self.limit, self.released = 32_000, False
-        self.vehicle: Vehicle | None = None
-        self.failsafe: Failsafe | None = None
-        self.fed = clock()
-        self.taken_nj = 0
-        self.evses = (
-            EvseInfo(
-                evse=1,
-                phases=3,
-                min_current=MilliAmperes(6_000),
-                max_current=MilliAmperes(32_000),
-                energy_kind=EnergyKind.LIFETIME,
-                energy_step=WattHours(1),
-                energy_modulus=None,
-                billing_grade=True,
-            ),
-        )
-
-    def step(self) -> None:
-        if self.vehicle is None:
-            return
-        if not self.released:
-            self.vehicle.cut()
-            return
-        self.taken_nj += self.vehicle.step(self.applied, 230_000, STEP_MS)
-
-    @property
-    def applied(self) -> int:
-        starved = self.failsafe and self.clock() - self.fed >= self.failsafe.timeout_s
-        return self.failsafe.fallback if self.failsafe and starved else self.limit
-
-    @property
-    def pins(self) -> tuple[int, int, int]:
-        current = self.vehicle.current if self.vehicle else 0
-        phases = self.vehicle.phases if self.vehicle else 3
-        return (current, current if phases > 1 else 0, current if phases > 2 else 0)
-
-    def _asked(self) -> None:
-        if self.silent:
-            raise BoardUnreachableError("silent")
-        self.fed = self.clock()
-
-    async def open(self) -> None:
-        self._asked()
-
-    async def close(self) -> None: ...
-
-    async def read(self) -> tuple[EvseReading, ...]:
-        self._asked()
-        state = IecState.NO_VEHICLE
-        if self.vehicle is not None:
-            state = IecState.CHARGING if self.vehicle.current else IecState.CONNECTED
-        pins = tuple(MilliAmperes(one) for one in self.pins)
-        power = Watts(sum(self.pins) * 230 // 1000)
-        reading = EvseReading(
-            evse=1,
-            taken_at=self.clock(),
-            state=state,
-            current=pins,  # type: ignore[arg-type]  # three of them
-            voltage=(MAINS, MAINS, MAINS),
-            power=power,
-            energy=WattHours(self.taken_nj // 3_600_000_000_000),
-            applied_limit=MilliAmperes(self.applied),
-        )
-        return (reading,)
-
-    async def set_limit(self, _: int, limit: MilliAmperes) -> MilliAmperes:
-        self._asked()
-        self.limit = limit if limit >= 6_000 else 0
-        return MilliAmperes(self.limit)
-
-    async def release(self, _: int) -> None:
-        self._asked()
-        self.released = True
-
-    async def withhold(self, _: int) -> None:
-        self._asked()
-        self.released = False
-
-    async def arm_failsafe(self, failsafe: Failsafe) -> Failsafe:
-        self._asked()
-        self.failsafe = failsafe
-        return failsafe
 
 
 class World:
@@ -222,11 +119,10 @@ def run(work: Any) -> None:
     asyncio.run(work)
 
 
-EXAMPLES = settings(
-    deadline=None,
-    max_examples=50,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+def examples(count: int) -> settings:
+    return settings(deadline=None, max_examples=count, database=None)
+
+
 VEHICLES = st.fixed_dictionaries(
     {
         "reaction_ms": st.integers(0, 5_000),
@@ -279,35 +175,40 @@ SLOW = {"reaction_ms": 5_000, "phases": 3, "max_current": 32_000, "wants_wh": No
 QUICK = SLOW | {"reaction_ms": 0}
 
 
-@EXAMPLES
-@example([("plug", 0, SLOW), ("wait", 20, None), ("plug", 1, QUICK), ("wait", 30, None)])
-@example([("plug", 0, SLOW), ("plug", 1, QUICK), ("plug", 2, QUICK), ("wait", 40, None)])
-@given(st.lists(ORDERLY, min_size=6, max_size=20))
 def test_what_really_flows_never_exceeds_the_limit_while_shares_move(
-    make_rig: Callable[..., Rig], events: list[tuple[str, int, Any]]
+    make_rig: Callable[..., Rig], sample_size: Callable[[int, int], int]
 ) -> None:
-    async def work() -> None:
+    async def work(events: list[tuple[str, int, Any]]) -> None:
         world = World(make_rig, SiteRules(limit=(40_000, 36_000, 40_000)), 3)
         await carry_out(world, events)
         assert world.exceeded == 0
 
-    run(work())
+    @examples(sample_size(30, 2_000))
+    @example([("plug", 0, SLOW), ("wait", 20, None), ("plug", 1, QUICK), ("wait", 30, None)])
+    @example([("plug", 0, SLOW), ("plug", 1, QUICK), ("plug", 2, QUICK), ("wait", 40, None)])
+    @given(st.lists(ORDERLY, min_size=6, max_size=20))
+    def check(events: list[tuple[str, int, Any]]) -> None:
+        run(work(events))
+
+    check()
 
 
-@EXAMPLES
-@given(st.lists(TROUBLE, min_size=6, max_size=20))
 def test_the_fuse_bears_all_that_happens(
-    make_rig: Callable[..., Rig], events: list[tuple[str, int, Any]]
+    make_rig: Callable[..., Rig], sample_size: Callable[[int, int], int]
 ) -> None:
     """The house takes up to 20 A: three safe shares of 6 A are what the fuse has beside it."""
 
-    async def work() -> None:
-        site = SiteRules(limit=(40_000,) * 3, metered=True)
-        world = World(make_rig, site, 3)
+    async def work(events: list[tuple[str, int, Any]]) -> None:
+        world = World(make_rig, SiteRules(limit=(40_000,) * 3, metered=True), 3)
         await carry_out(world, events)
         assert not world.blown
 
-    run(work())
+    @examples(sample_size(30, 2_000))
+    @given(st.lists(TROUBLE, min_size=6, max_size=20))
+    def check(events: list[tuple[str, int, Any]]) -> None:
+        run(work(events))
+
+    check()
 
 
 def test_single_phase_vehicles_on_rotated_boards_each_get_a_line(

@@ -156,6 +156,80 @@ def test_check_tells_everything_that_is_wrong_at_once(config: Path) -> None:
     assert not config.with_name("journal").exists()
 
 
+LEADER = """
+[site]
+role = "leader"
+limit_ma = 40000
+share_ma = 12000
+members = [{ station = "TAS-2", share_ma = 12000 }]
+"""
+
+
+def found_by_check(config: Path) -> dict[str, Any]:
+    _, out, _ = call("check", "--json", "--config", str(config))
+    return {finding["what"]: finding for finding in json.loads(out)}
+
+
+def test_check_wants_a_key_that_only_the_agent_can_read(config: Path) -> None:
+    config.write_text(CONFIG.replace("[uplink]", LEADER))
+    assert "head -c 32 /dev/urandom" in found_by_check(config)["site"]["text"]
+    key = config.with_name("site.key")
+    key.write_text("short")
+    key.chmod(0o600)
+    assert "less than 32" in found_by_check(config)["site"]["text"]
+    key.write_text("k" * 44)
+    key.chmod(0o644)
+    assert "chmod 600" in found_by_check(config)["site"]["text"]
+    key.chmod(0o600)
+    found = found_by_check(config)["site"]
+    assert found["well"]
+    assert found["text"].endswith("safe shares 12000 + 12000 = 24000 of 40000 mA")
+
+
+def test_check_refuses_shares_that_do_not_fit_and_shows_the_sum(config: Path) -> None:
+    config.write_text(CONFIG.replace("[uplink]", LEADER.replace("40000", "20000")))
+    code, _, complaint = call("check", "--config", str(config))
+    assert code == 2
+    assert "12000 (TAS-1) + 12000 (TAS-2) = 24000 mA" in complaint
+
+
+def test_status_shows_who_leads_and_what_there_is() -> None:
+    site = {
+        "limit_ma": [40_000, 40_000, 35_000],
+        "measured_ma": [20_000, 20_000, 20_000],
+        "measured_age_ms": 1_000,
+        "own_ma": [6_000, 6_000, 6_000],
+        "held_ma": [6_500, 6_500, 6_500],
+        "room_ma": [8_000, 8_000, 8_000],
+        "why": "A leads: no site meter",
+        "neighbours": {
+            "role": "follower",
+            "leader": "A",
+            "leader_heard_ms": 400,
+            "lease_ma": [8_000, 8_000, 8_000],
+            "lease_left_ms": 9_100,
+        },
+    }
+    assert looking._site_lines(site) == [
+        "site: at most 40.0 40.0 35.0 A (L1 L2 L3)",
+        "site meter: 20.0 A, 1 s ago",
+        "vehicles here: 6.0 A; reserved 6.5 A",
+        "room for them: 8.0 A (A leads: no site meter)",
+        "leader: A, heard 0 s ago; lease of 8.0 A, 9 s left",
+    ]
+    member = {
+        "station": "B",
+        "heard_ms": None,
+        "granted_ma": [0, 0, 0],
+        "measured_ma": None,
+        "counts_for_ma": None,
+    }
+    site["neighbours"] = {"role": "leader", "members": [member]}
+    assert looking._site_lines(site)[-1] == (
+        "member B: heard never, granted 0.0 A, takes unknown, counts for everything"
+    )
+
+
 def test_check_names_a_profile_that_does_not_exist(config: Path) -> None:
     config.write_text(CONFIG.replace("abb_terra_ac", "abb_tera"))
     code, _, complaint = call("check", "--config", str(config))

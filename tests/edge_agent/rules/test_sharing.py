@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +15,7 @@ def even(room: int) -> dict[str, int]:
     return dict.fromkeys(THREE, room)
 
 
-def claim(key: int, most: int = 32_000, takes: dict[str, int] | None = None, **more: int) -> Claim:
+def claim(key: int, most: int = 32_000, takes: dict[str, int] | None = None, **more: Any) -> Claim:
     return Claim(key=key, most=most, takes=takes or THREE, **more)
 
 
@@ -46,6 +48,16 @@ def test_higher_priority_is_filled_first_and_the_others_keep_the_least() -> None
 def test_a_resource_that_is_taken_several_times_counts_so_often() -> None:
     claims = [claim(1, takes={"sun": 3}), claim(2, takes={"sun": 1})]
     assert share({"sun": 30_000}, claims) == {1: 7_500, 2: 7_500}
+
+
+def test_a_reserve_is_for_its_pool_alone_and_used_first() -> None:
+    claims = [claim(1), claim(2), claim(3, pool="B")]
+    assert share(even(7_000), claims, {"B": even(6_000)}) == {1: 6_500, 2: 0, 3: 6_500}
+    assert share(even(5_000), claims, {"B": even(6_000)}) == {1: 0, 2: 0, 3: 11_000}
+    two = [claim(1), claim(2, pool="B")]
+    assert share(even(20_000), two, {"B": even(10_000)}) == {1: 15_000, 2: 15_000}
+    assert share(even(20_000), [claim(1, pool="A")], {"B": even(10_000)}) == {1: 20_000}
+    assert share(even(4_000), [claim(1, pool="B")], {"B": even(3_000)}) == {1: 7_000}
 
 
 CLAIMS = st.lists(
