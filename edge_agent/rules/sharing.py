@@ -81,7 +81,13 @@ def _let_in(claim: Claim, left: Room) -> bool:
 
 def _fill(left: Room, rising: list[Claim], shares: dict[Hashable, int]) -> None:
     while rising:
-        sources = {claim.key: _sources(claim, rising, left) for claim in rising}
+        pooled = any(pool for pool, _ in left)
+        sources = {
+            claim.key: _sources(claim, rising, left)
+            if pooled
+            else [("", name) for name, _ in _limited(claim, left)]
+            for claim in rising
+        }
         used: Room = {}
         for claim in rising:
             for source in sources[claim.key]:

@@ -232,8 +232,9 @@ class LoadManager:
         claims = [claim for claim in ordered if open_gates[claim.key]]
         given = share(self._resources(room, views, sun), claims)
         self._turns.note(given, now_ms)
+        held = total(view.held for view in views)
         shares = {
-            view.evse: self._share_of(view, given.get(view.evse, 0), open_gates, room, views)
+            view.evse: self._share_of(view, given.get(view.evse, 0), open_gates, room, held)
             for view in asking
         }
         rest = [view for view in views if view.claims and view.disobeys]
@@ -273,11 +274,11 @@ class LoadManager:
         limit: int,
         open_gates: Mapping[Hashable, bool],
         room: Room,
-        views: Sequence[View],
+        held: Lines,
     ) -> Share:
-        others = total(other.held for other in views if other.evse != view.evse)
-        free = minus(room.rise, others)
-        ceiling = min(free[line] for line in view.lines)
+        """Raised only into what the others, with all that is held, leave of the rise room."""
+        ceiling = min(room.rise[line] - held[line] + view.held[line] for line in view.lines)
+        ceiling = max(0, ceiling)
         if view.surplus and (not open_gates[view.evse] or limit < ceiling):
             return Share(limit, min(limit, ceiling), "surplus")
         return Share(limit, min(limit, ceiling), room.limited_by)
