@@ -124,6 +124,7 @@ class AuthorizationPart(Part, frozen=True, kw_only=True):
 
     unknown: Literal["deny", "allow"] = "deny"
     unknown_cap_ma: int | None = None
+    unknown_energy_wh: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class JournalPart(Part, frozen=True, kw_only=True):

@@ -50,7 +50,7 @@ from edge_agent.site_link import FollowerLink, LeaderLink, SiteLink
 from edge_agent.uplink.mqtt import MqttSettings, MqttUplink
 from edge_agent.uplink.session import SessionSettings
 from protocols.modbus.document import ProfileError
-from protocols.quantities import MilliAmperes
+from protocols.quantities import MilliAmperes, WattHours
 from protocols.site_link import MIN_KEY_BYTES
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,10 @@ def open_journal(config: Config, clock: Clock) -> Journal:
 
 def policy(part: AuthorizationPart) -> OfflinePolicy:
     cap = None if part.unknown_cap_ma is None else MilliAmperes(part.unknown_cap_ma)
-    return OfflinePolicy(allow_unknown=part.unknown == "allow", unknown_cap=cap)
+    energy = None if part.unknown_energy_wh is None else WattHours(part.unknown_energy_wh)
+    return OfflinePolicy(
+        allow_unknown=part.unknown == "allow", unknown_cap=cap, unknown_energy=energy
+    )
 
 
 def _station(config: Config, lines: tuple[Line, ...], journal: Journal) -> Station:

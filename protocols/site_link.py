@@ -51,6 +51,8 @@ class Asked(msgspec.Struct, frozen=True, array_like=True):
     uneven: bool
     """It counts towards the unbalance of these lines."""
     priority: int
+    parked: bool = False
+    """It takes nothing of what it may; others come first."""
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, tag="report"):

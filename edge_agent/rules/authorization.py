@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from edge_agent.records import LocalList
 from protocols.agent_link import ClockQuality, IdToken, LocalListEntry, Stamp
-from protocols.quantities import MilliAmperes
+from protocols.quantities import MilliAmperes, WattHours
 
 
 class Standing(StrEnum):
@@ -26,6 +26,8 @@ class OfflinePolicy:
     allow_unknown: bool = False
     unknown_cap: MilliAmperes | None = None
     """They get no more than this; None: no cap of their own."""
+    unknown_energy: WattHours | None = None
+    """After so much a transaction of theirs pauses until its token is known; None: no cap."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,12 @@ class Authorizer:
         if token is None or _key(token) in self._entries:
             return None
         return self.policy.unknown_cap
+
+    def used_up(self, token: IdToken | None, energy: int) -> bool:
+        """A running transaction of this token has had all that a stranger gets."""
+        if token is None or _key(token) in self._entries or self.policy.unknown_energy is None:
+            return False
+        return energy >= self.policy.unknown_energy
 
     def may_stop(self, presented: IdToken, owner: IdToken | None) -> bool:
         """The token that started a transaction may stop it, and so may its group's others."""

@@ -182,7 +182,7 @@ class Follower:
 def _asked(view: View, site: LoadManager) -> Asked:
     claim = site.claim_of(view, crowded=True)
     uneven = any(name in claim.takes for name in UNEVEN)
-    return Asked(view.evse, view.lines, claim.most, uneven, view.priority)
+    return Asked(view.evse, view.lines, claim.most, uneven, view.priority, view.parked)
 
 
 # --------------------------------------------------------------------------- leader

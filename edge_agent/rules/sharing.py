@@ -26,6 +26,8 @@ class Claim:
     least: int = IEC_MIN_CURRENT
     priority: int = 0
     """Higher ones are filled first; equal ones evenly."""
+    parked: bool = False
+    """It takes nothing of what it gets: let in last."""
     pool: str = ""
     """Whose reserve it uses before it takes of what is there for all; "" has none."""
 
@@ -131,7 +133,8 @@ class Turns:
 
     Who is served keeps his place for a turn, then goes behind those who wait; of these the longest
     waiting comes first. So among n of one priority with room for one nobody waits longer than
-    n - 1 turns.
+    n - 1 turns. A parked vehicle comes last; when it is paused for others, it is one of those who
+    wait, and may show in its turn that it wants to charge again.
     """
 
     turn_ms: int = 900_000
@@ -144,7 +147,10 @@ class Turns:
             del self._turns[gone]
         for claim in claims:
             self._turns.setdefault(claim.key, _Turn(False, now_ms))
-        return sorted(claims, key=lambda claim: (-claim.priority, *self._place(claim, now_ms)))
+        return sorted(
+            claims,
+            key=lambda claim: (claim.parked, -claim.priority, *self._place(claim, now_ms)),
+        )
 
     def _place(self, claim: Claim, now_ms: int) -> tuple[int, int]:
         turn = self._turns[claim.key]

@@ -79,6 +79,8 @@ class View:
     sure: bool = False
     """The vehicle has shown on which lines it charges."""
     need: int | None = None
+    parked: bool = False
+    """It may charge and takes nothing: whoever waits comes first."""
     held: Lines = NONE
     """What it may be taking now."""
     disobeys: bool = False
@@ -257,7 +259,13 @@ class LoadManager:
             takes |= {UNEVEN[line]: 1 for line in view.lines}
         if view.surplus:
             takes[SUN] = len(view.lines)
-        return Claim(key=view.evse, most=min(view.own, need), takes=takes, priority=view.priority)
+        return Claim(
+            key=view.evse,
+            most=min(view.own, need),
+            takes=takes,
+            priority=view.priority,
+            parked=view.parked,
+        )
 
     def _resources(self, room: Room, views: Sequence[View], sun: int) -> dict[str, int]:
         """What is left for claims when those who make none, or disobey, have what they take."""

@@ -147,10 +147,13 @@ class Station:
             if commanded == evse or bound.name == "failsafe":
                 bounds.append(bound)
         running = connector.state.session
-        cap = self.authorizer.cap(running.record.id_token) if running else None
-        if cap is not None:
-            bounds.append(Bound("authorization", cap))
-        return bounds
+        if running is None or running.record.command is not None:
+            return bounds  # who was started by the cloud is known there
+        token, energy = running.record.id_token, running.energy(connector.state.meter)
+        cap = self.authorizer.cap(token)
+        if self.authorizer.used_up(token, energy):
+            cap = PAUSE
+        return bounds if cap is None else [*bounds, Bound("authorization", cap)]
 
     def _commanded(self, now: Stamp) -> MilliAmperes | None:
         """What all together may take by command; an expired one limits each by itself."""
@@ -187,6 +190,7 @@ class Station:
             lines=used,
             sure=shown.pins is not None,
             need=shown.need,
+            parked=shown.parked,
             held=self._held(evse, used, measured, now),
             disobeys=reserve is not None and reserve.disobeyed(max(measured), now.mono_ms),
             measured=measured,

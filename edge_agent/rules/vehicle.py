@@ -13,6 +13,8 @@ SURE_AFTER_MS: Final = 10_000
 """A vehicle that charges on the same pins for so long is taken to stay on them."""
 EASY_AFTER_MS: Final = 60_000
 """A vehicle that takes clearly less than it may for so long cannot use more."""
+PARKED_AFTER_MS: Final = 600_000
+"""A vehicle that may charge and takes nothing for so long is full, or does not want to."""
 NEAR_MA: Final = 1500
 SPARE_MA: Final = 2000
 AMPERE: Final = 1000
@@ -26,9 +28,12 @@ class Shown:
     """The charger's pins (0, 1, 2) that it uses; None: not sure yet, so it may be all."""
     need: int | None = None
     """What it can use at most; None: all that it gets."""
+    parked: bool = False
+    """It could charge, and has taken nothing for long."""
     seen: frozenset[int] = frozenset()
     seen_ms: int = 0
     easy_ms: int | None = None
+    empty_ms: int | None = None
 
     def read(self, reading: EvseReading, limit: int, now_ms: int) -> Shown:
         """A reading while `limit` had been told."""
@@ -40,7 +45,15 @@ class Shown:
             pin for pin, current in enumerate(reading.current) if (current or 0) >= FLOWING_MA
         )
         need, easy = self._using(reading, limit, now_ms)
-        return replace(self._on_pins(flowing, now_ms), need=need, easy_ms=easy)
+        since = now_ms if self.empty_ms is None else self.empty_ms
+        empty = None if flowing or easy is None else since
+        return replace(
+            self._on_pins(flowing, now_ms),
+            need=need,
+            easy_ms=easy,
+            empty_ms=empty,
+            parked=empty is not None and now_ms - empty >= PARKED_AFTER_MS,
+        )
 
     def _on_pins(self, flowing: frozenset[int], now_ms: int) -> Shown:
         if not flowing:

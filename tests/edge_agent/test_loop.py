@@ -10,6 +10,7 @@ import pytest
 
 from edge_agent.hardware.board import BoardRefusedError
 from edge_agent.loop import LoopSettings
+from edge_agent.rules.authorization import OfflinePolicy
 from edge_agent.rules.site import SiteLoad, SiteRules
 from edge_agent.rules.station import RefusedError, StationSettings
 from protocols.agent_link import (
@@ -420,6 +421,36 @@ async def test_a_silent_site_meter_leaves_the_safe_share(make_rig: Callable[...,
     assert (rig.board.drawn_current(), rig.status().limited_by) == (30_000, "site")
     await rig.seconds(6)
     assert rig.board.drawn_current() == 8_000
+
+
+async def test_a_stranger_pauses_after_its_energy_and_goes_on_once_known(
+    make_rig: Callable[..., Rig],
+) -> None:
+    policy = OfflinePolicy(allow_unknown=True, unknown_energy=WattHours(500))
+    rig = make_rig(policy=policy)
+    rig.board.plug()
+    await rig.seconds(2)
+    await rig.card("STRANGER")
+    await rig.seconds(300)
+    assert rig.board.drawn_current() == 0
+    assert rig.status().limited_by == "authorization"
+    assert 500 <= rig.board.true_energy() < 520
+    entries = (LocalListEntry(IdToken("STRANGER")),)
+    await rig.desk.command(command(rig, SetLocalList(version=9, entries=entries)))
+    await rig.seconds(30)
+    assert rig.board.drawn_current() == 32_000
+
+
+async def test_who_was_started_by_the_cloud_is_no_stranger(make_rig: Callable[..., Rig]) -> None:
+    policy = OfflinePolicy(
+        allow_unknown=True, unknown_cap=MA(10_000), unknown_energy=WattHours(500)
+    )
+    rig = make_rig(policy=policy)
+    rig.board.plug()
+    await rig.seconds(2)
+    await rig.desk.command(command(rig, RemoteStart(evse=1, id_token=IdToken("STRANGER"))))
+    await rig.seconds(300)
+    assert rig.board.drawn_current() == 32_000
 
 
 async def test_the_cloud_knows_a_session_that_this_old_copy_does_not(rig: Rig) -> None:

@@ -366,3 +366,19 @@ def test_the_sun_alone_charges_and_clouds_do_not_make_it_flap(
         assert world.starts[0] <= 6
 
     run(work())
+
+
+def test_a_full_vehicle_makes_room_for_who_waits(make_rig: Callable[..., Rig]) -> None:
+    """A place for one and turns of an hour; who takes nothing gives it up after ten minutes."""
+
+    async def work() -> None:
+        world = World(make_rig, SiteRules(limit=(10_000,) * 3, turn_ms=3_600_000), 2)
+        await world.plug(0, wants_wh=50)
+        await world.seconds(60)
+        await world.plug(1)
+        await world.seconds(300)
+        assert world.limits() == [10_000, 0] or world.limits() == [6_000, 0]
+        await world.seconds(420)
+        assert world.limits() == [0, 10_000]
+
+    run(work())

@@ -7,7 +7,7 @@ import pytest
 from edge_agent.records import LocalList
 from edge_agent.rules.authorization import Authorizer, OfflinePolicy, Standing
 from protocols.agent_link import ClockQuality, IdToken, LocalListEntry, Stamp
-from protocols.quantities import MilliAmperes, Milliseconds
+from protocols.quantities import MilliAmperes, Milliseconds, WattHours
 
 BOOT = UUID(int=1)
 LIST = LocalList(
@@ -54,6 +54,14 @@ def test_the_policy_may_let_strangers_in_under_a_cap() -> None:
     assert (decision.allowed, decision.cap) == (True, 10_000)
     assert authorizer.cap(IdToken("nobody")) == 10_000
     assert authorizer.cap(IdToken("one")) is None
+
+
+def test_a_stranger_gets_so_much_energy_until_the_token_is_known() -> None:
+    authorizer = Authorizer(LIST, OfflinePolicy(unknown_energy=WattHours(5_000)))
+    assert not authorizer.used_up(IdToken("nobody"), 4_999)
+    assert authorizer.used_up(IdToken("nobody"), 5_000)
+    assert not authorizer.used_up(IdToken("one"), 50_000)
+    assert not Authorizer(LIST, OfflinePolicy()).used_up(IdToken("nobody"), 50_000)
 
 
 def test_a_blocked_token_stays_out_under_any_policy() -> None:

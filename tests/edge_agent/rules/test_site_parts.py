@@ -10,7 +10,7 @@ from edge_agent.rules.fuse import Strain, bearable_ms
 from edge_agent.rules.phases import placed, wired
 from edge_agent.rules.reserve import REACTION_MS, Reserve
 from edge_agent.rules.surplus import Gate, SurplusRules
-from edge_agent.rules.vehicle import EASY_AFTER_MS, SURE_AFTER_MS, Shown
+from edge_agent.rules.vehicle import EASY_AFTER_MS, PARKED_AFTER_MS, SURE_AFTER_MS, Shown
 from karvon.simulator.vehicle import Vehicle
 from protocols.quantities import MilliAmperes
 
@@ -89,6 +89,15 @@ def test_a_vehicle_that_takes_less_than_it_may_needs_no_more() -> None:
     assert watched(31_000, 31_000, 31_000).need is None
     assert watched(0, 0, 0, limit=0).need is None
     assert watched(10_200, ms=EASY_AFTER_MS - 1).need is None
+
+
+def test_a_full_vehicle_is_parked_until_it_draws_again() -> None:
+    shown = watched(0, 0, 0, ms=PARKED_AFTER_MS - 1)
+    assert not shown.parked
+    shown = shown.read(reading(0, 0, 0), 32_000, PARKED_AFTER_MS)
+    assert shown.parked
+    assert not shown.read(reading(8_000, 0, 0), 32_000, PARKED_AFTER_MS + 1).parked
+    assert not shown.read(reading(0, 0, 0), 0, PARKED_AFTER_MS + 1).parked
 
 
 # -- the sun --------------------------------------------------------------------------------------
