@@ -26,6 +26,7 @@ from edge_agent.rules.fuse import Strain
 from edge_agent.rules.site import SiteLoad
 from edge_agent.rules.station import SITE
 from edge_agent.site_link import SiteLink
+from edge_agent.traffic import TrafficKeeper
 from protocols.agent_link import (
     Command,
     EvseDescription,
@@ -98,6 +99,7 @@ class Agent:
         meter: Meter | None = None,
         uplink: Uplink | None = None,
         site_link: SiteLink | None = None,
+        traffic: TrafficKeeper | None = None,
     ) -> None:
         self.loop = loop
         self.desk = desk
@@ -107,6 +109,7 @@ class Agent:
         self.meter = meter
         self.uplink = uplink
         self.site_link = site_link
+        self.traffic = traffic
         self._on_journal_error = on_journal_error
         self._meter_trouble = ""
         self._upkeep_trouble = ""
@@ -129,6 +132,8 @@ class Agent:
             works["uplink"] = self.uplink.run
         if self.site_link is not None:
             works["site link"] = self.site_link.run
+        if self.traffic is not None:
+            works["traffic"] = self.traffic.run
         try:
             async with asyncio.TaskGroup() as group:
                 for name, work in works.items():
@@ -240,7 +245,9 @@ class Agent:
         """What keeps the agent from its duty now, and what the journal had to set aside."""
         meter = f"site meter: {self._meter_trouble}" if self._meter_trouble else ""
         site = self.site_link.trouble() if self.site_link is not None else ""
-        now = (self.loop.ledger.failure, self._upkeep_trouble, meter, self._strained, site)
+        traffic = self.traffic.trouble() if self.traffic is not None else ""
+        ledger = self.loop.ledger.failure
+        now = (ledger, self._upkeep_trouble, meter, self._strained, site, traffic)
         return tuple(text for text in (*now, *self.journal.reports) if text)
 
     def evses(self) -> tuple[EvseDescription, ...]:
@@ -275,6 +282,7 @@ class Agent:
             "uplink": self.inbox.link if self.uplink is not None else "not configured",
             "status": self.station_status(),
             "site": self._site(),
+            "traffic": self.traffic.described() if self.traffic is not None else None,
             "evses": [self.loop.told[evse] for evse in sorted(self.loop.told)],
         }
 

@@ -115,6 +115,10 @@ class UplinkPart(Part, frozen=True, kw_only=True):
     """The certificate authority's PEM file; None: `ca.pem` beside the credentials if there."""
     telemetry_every_s: Annotated[float, msgspec.Meta(ge=0.5, le=3600)] = 60.0
     """How often telemetry goes out while all is well; each message costs about 300 bytes."""
+    metered: tuple[str, ...] = ()
+    """Network interfaces that cost money by what they carry."""
+    monthly_mib: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """What these together may carry in a calendar month; telemetry is thinned to keep it."""
     longest_retry_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
     """Attempts to connect come twice as far apart each time, up to this."""
 
@@ -242,6 +246,8 @@ def _number_problems(config: Config) -> Any:
     if 0 < failsafe.current_ma < IEC_MIN_CURRENT or failsafe.current_ma < 0:
         yield f"failsafe.current_ma: 0 (stop) or at least 6000, not {failsafe.current_ma}"
     yield from _site_problems(config)
+    if config.uplink is not None and config.uplink.monthly_mib and not config.uplink.metered:
+        yield "uplink.monthly_mib: name the interfaces it holds for in uplink.metered"
     if config.metering.margin < 1:
         yield "metering.margin: at least 1"
 

@@ -67,7 +67,9 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.failure = ""
+        self.spacing_ms = 0
         self._pending: list[Durable] = []
+        self._sampled: dict[int, int] = {}
 
     def write(self, durable: Sequence[Durable], **settings: Any) -> bool:
         """Persist, with what is still pending; False when the journal could not.
@@ -112,7 +114,17 @@ class Ledger:
         self.store.put_state(fact)
 
     def sample(self, samples: Sequence[Sample]) -> None:
-        self.store.add(samples)
+        """Telemetry; of each EVSE at most one sample in `spacing_ms`."""
+        kept = [sample for sample in samples if self._spaced(sample)]
+        if kept:
+            self.store.add(kept)
+
+    def _spaced(self, sample: Sample) -> bool:
+        last = self._sampled.get(sample.evse)
+        if last is not None and sample.at.mono_ms - last < self.spacing_ms:
+            return False
+        self._sampled[sample.evse] = sample.at.mono_ms
+        return True
 
     def _failed(self, error: JournalError) -> None:
         if not self.failure:

@@ -7,7 +7,7 @@ import contextlib
 import importlib.metadata
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -46,7 +46,9 @@ from edge_agent.rules.reserve import REACTION_MS
 from edge_agent.rules.site import SiteRules
 from edge_agent.rules.station import Station, StationSettings, Wiring
 from edge_agent.rules.surplus import SurplusRules
+from edge_agent.rules.traffic import Level, TrafficRules
 from edge_agent.site_link import FollowerLink, LeaderLink, SiteLink
+from edge_agent.traffic import TrafficKeeper
 from edge_agent.uplink.mqtt import MqttSettings, MqttUplink
 from edge_agent.uplink.session import SessionSettings
 from protocols.modbus.document import ProfileError
@@ -211,6 +213,24 @@ def _loop_settings(config: Config) -> LoopSettings:
     )
 
 
+def _traffic_rules(config: Config) -> TrafficRules:
+    part = config.uplink
+    if part is None:
+        return TrafficRules()
+    monthly = None if part.monthly_mib is None else part.monthly_mib * MIB
+    return TrafficRules(metered=frozenset(part.metered), monthly=monthly)
+
+
+def _thinning(agent: Agent, uplink: MqttUplink) -> Callable[[Level], None]:
+    """Fewer samples are recorded, and they leave less often."""
+
+    def apply(level: Level) -> None:
+        agent.loop.ledger.spacing_ms = level.spacing_ms
+        uplink.thin(level.times)
+
+    return apply
+
+
 def lease_rules(config: Config, part: SitePart) -> LeaseRules:
     """How long a dead agent's vehicles go on: the boards' failsafe, a request, the reaction."""
     dead_s = config.failsafe.timeout_s + config.times.deadline_s + 2 * config.times.poll_s
@@ -286,6 +306,7 @@ def build(config: Config, found: Hardware, journal: Journal, clock: Clock) -> Ag
         on_journal_error=config.journal.on_error,
         meter=found.meter,
         site_link=neighbours(config, station, clock),
+        traffic=TrafficKeeper(_traffic_rules(config), journal.folder, clock),
     )
 
 
@@ -367,7 +388,10 @@ def _uplink(config: Config, agent: Agent) -> Uplink | None:
         evses=agent.evses,
         telemetry_ms=round(config.uplink.telemetry_every_s * 1000),
     )
-    return MqttUplink(settings, session, agent.journal, agent.inbox, agent.loop.clock)
+    uplink = MqttUplink(settings, session, agent.journal, agent.inbox, agent.loop.clock)
+    if agent.traffic is not None:
+        agent.traffic.apply = _thinning(agent, uplink)
+    return uplink
 
 
 def ca_file(config: Config, part: UplinkPart) -> Path | None:

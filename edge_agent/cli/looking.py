@@ -15,6 +15,7 @@ from edge_agent.cli.output import (
     complain,
     duration,
     kwh,
+    mib,
     print_json,
     print_lines,
     print_table,
@@ -68,6 +69,7 @@ def _print_status(answer: dict[str, Any]) -> None:
                 for name, what in station["boards"].items()
             ),
             *_site_lines(answer.get("site")),
+            *_traffic_lines(answer.get("traffic")),
             *(f"ALARM: {alarm}" for alarm in station["alarms"]),
             "",
         ]
@@ -120,6 +122,22 @@ def _neighbour_lines(site: dict[str, Any]) -> list[str]:
 
 def _ago(milliseconds: int | None) -> str:
     return "never" if milliseconds is None else f"{milliseconds / 1000:.0f} s ago"
+
+
+def _traffic_lines(traffic: dict[str, Any] | None) -> list[str]:
+    """What each network link has carried, and what is left of a month that costs money."""
+    if traffic is None:
+        return []
+    rows = []
+    for link, today in traffic["today_bytes"].items():
+        used = " (in use)" if link == traffic["in_use"] else ""
+        month = mib(traffic["month_bytes"].get(link, 0))
+        metered = ", metered" if link in traffic["metered"] else ""
+        rows.append(f"link {link}{used}: {mib(today)} today, {month} this month{metered}")
+    if traffic["monthly_budget_bytes"] is not None:
+        budget = mib(traffic["monthly_budget_bytes"])
+        rows.append(f"metered links: {budget} a month; {traffic['text']}")
+    return rows
 
 
 def _phases(currents: Sequence[int]) -> str:

@@ -47,6 +47,10 @@ def kwh(watt_hours: int | None) -> str:
     return "" if watt_hours is None else f"{watt_hours / 1000:.3f} kWh"
 
 
+def mib(size: int) -> str:
+    return f"{size / 1024 / 1024:.1f} MiB"
+
+
 def amperes(milliamperes: int | None) -> str:
     return "" if milliamperes is None else f"{milliamperes / 1000:.1f} A"
 

@@ -177,6 +177,10 @@ class MqttUplink:
         self.session.handle(Watched(watch), int(time.monotonic() * 1000))
         self.wake()
 
+    def thin(self, times: int | None) -> None:
+        """Send telemetry so many times as seldom; None: not at all."""
+        self.session.thinned = times
+
     async def run(self) -> None:
         """Stay connected. Every failure is reported to the listener and tried again."""
         failures = 0

@@ -180,6 +180,8 @@ class Session:
         self.settings = settings
         self.cloud: UUID | None = None
         """Of the welcome that holds; None while there is none."""
+        self.thinned: int | None = 1
+        """Live telemetry leaves so many times as seldom; None: no telemetry leaves at all."""
         self._outbox = outbox
         self._stamp = stamp
         self._connected = False
@@ -188,7 +190,7 @@ class Session:
         self._greetings = 0
         self._renewed = False
         self._live_from = 0
-        self._state_at = self._telemetry_at = 0
+        self._state_at = self._telemetry_at = self._backlog_at = 0
         self._watch_ms = self._watched_until = 0
         self._flights: dict[tuple[Stream, int], _Flight] = {}
         self._pace = Pace(settings.in_flight, settings.per_second)
@@ -393,16 +395,16 @@ class Session:
         every = self._telemetry_every(now)
         due = now - self._telemetry_at >= every
         out = sum(1 for (s, _), f in self._flights.items() if s is Stream.TELEMETRY and f.live)
-        if not due or not self._outbox.buffered or out >= LIVE_TELEMETRY:
+        if self.thinned is None or not due or not self._outbox.buffered or out >= LIVE_TELEMETRY:
             return []
         self._telemetry_at = max(self._telemetry_at + every, now - every)
         sealed = self._outbox.seal(live=True, max_samples=self.settings.max_samples)
         return self._telemetry([sealed] if sealed else [], now, live=True)
 
     def _telemetry_every(self, now: int) -> int:
-        if now < self._watched_until:
+        if now < self._watched_until and self.thinned == 1:
             return min(self._watch_ms, self.settings.telemetry_ms)
-        return self.settings.telemetry_ms
+        return self.settings.telemetry_ms * (self.thinned or 1)
 
     def _telemetry(self, batches: Iterable[SealedSeries], now: int, *, live: bool) -> list[Action]:
         return [
@@ -421,11 +423,24 @@ class Session:
             for one in batches
         ]
 
+    def _telemetry_backlog_due(self, now: int) -> bool:
+        """While thinned, what went to disk meanwhile leaves as seldom as live telemetry does."""
+        if self.thinned is None:
+            return False
+        if self.thinned == 1:
+            return True
+        due = now - self._backlog_at >= self._telemetry_every(now)
+        self._backlog_at = now if due else self._backlog_at
+        return due
+
     def _backlog(self, now: int) -> list[Action]:
         """Billing first, then telemetry from its oldest, as far as the pace allows."""
         in_flight = sum(1 for flight in self._flights.values() if not flight.live)
         room = self._pace.room(in_flight, now)
         actions = self._billing(now, live=False, limit=room)
+        if not self._telemetry_backlog_due(now):
+            self._pace.spent(len(actions))
+            return actions
         if len(actions) < room:
             sealed = self._outbox.telemetry(
                 exclude=self._out(Stream.TELEMETRY), limit=room - len(actions)

@@ -71,6 +71,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("[journal]", "[failsafe]\ntimeout_s = 3\n[journal]", "failsafe.timeout_s: too short"),
         ("[journal]", "[times]\npoll_s = 99\n[journal]", "times.poll_s: 0.1 to 10"),
         ('station = "TAS-1"', 'base = "x"\nstation = "T"', "base: not a setting"),
+        ("[journal]", "[uplink]\nmonthly_mib = 5\n[journal]", "name the interfaces"),
         ("[journal]", "[journal", "not TOML"),
     ],
 )

@@ -492,3 +492,47 @@ def test_the_backlog_slows_down_with_the_line() -> None:
     for n in range(9):
         pace.slower(10_000 * (n + 1))
     assert pace.room(0, 200_000) == 1
+
+
+def telemetry_of(tmp_path: Path, thinned: list[tuple[int, int | None]], until: int) -> list[int]:
+    """When telemetry left, one sample a second; (from when on, thinned how)."""
+    budget = JournalBudget(reserve_bytes=0, flush_ms=5000)
+    journal = Journal.open(tmp_path, station="S1", boot=uuid4(), budget=budget)
+    now = 0
+    session = Session(SessionSettings(station="S1", agent_version="1"), journal, lambda: stamp(now))
+    cloud = ModelCloud()
+    at: list[int] = []
+    billing = 0
+    waiting = session.handle(Connected(), now)
+    try:
+        for now in range(250, until, 250):
+            for since, times in thinned:
+                session.thinned = times if now >= since else session.thinned
+            if now % 1000 == 500:
+                journal.add([Sample(evse=1, at=stamp(now), energy_wh=WattHours(now))])
+            if now % 60_000 == 0:
+                journal.commit(facts=[event(UUID(int=1), now)])
+            waiting += session.handle(Tick(), now)
+            while waiting:
+                action = waiting.pop(0)
+                if isinstance(action, Send):
+                    at += [now] * (action.channel is Up.TELEMETRY)
+                    billing += action.channel is Up.BILLING
+                    answer = cloud.receive(action.channel, action.payload)
+                    waiting += session.handle(Arrived(*answer), now) if answer else []
+        assert billing == (until - 1) // 60_000, "billing is never thinned"
+        assert thinned[-1][1] != 1 or journal.backlog == 0
+    finally:
+        journal.close()
+    return at
+
+
+def test_thinned_telemetry_leaves_more_seldom(tmp_path: Path) -> None:
+    at = telemetry_of(tmp_path, [(0, 5)], 1_500_000)
+    assert 4 <= len(at) <= 12, at
+
+
+def test_held_telemetry_stays_on_disk_and_leaves_when_it_may(tmp_path: Path) -> None:
+    at = telemetry_of(tmp_path, [(0, 1), (300_000, None), (900_000, 1)], 1_200_000)
+    assert not [moment for moment in at if 300_000 <= moment < 900_000]
+    assert len([moment for moment in at if moment >= 900_000]) >= 5
