@@ -254,19 +254,62 @@ def test_a_follower_that_is_cut_off_while_idle_waits_until_what_it_lent_is_back(
 ) -> None:
     async def work() -> None:
         await site.seconds(100)
+        await site.plug("A")
         await site.plug("C")
         await site.seconds(40)
+        assert site.amperes() == [20, 0, 20]
         site.network.cut.add("B")
         await site.plug("B")
         await site.seconds(60)
-        assert site.amperes()[1] == 0
+        assert site.amperes() == [17, 0, 17]
         assert "in " in site.rigs["B"].station.site.shown.why
         await site.seconds(80)
-        assert site.amperes()[1] == 6
+        assert site.amperes() == [17, 6, 17]
         site.network.cut.clear()
         await site.seconds(60)
-        assert site.amperes() == [0, 20, 20]
+        assert site.amperes() == [13, 13, 13]
         assert site.exceeded == 0
+
+    run(work())
+
+
+def test_a_leader_that_returns_counts_whom_it_has_not_heard_for_everything(site: Site) -> None:
+    async def work() -> None:
+        await site.seconds(100)
+        await site.plug("C", reaction_ms=5_000)
+        await site.seconds(40)
+        assert site.amperes() == [0, 0, 32]
+        site.network.cut.add("C")
+        site.start("A")
+        await site.plug("A", reaction_ms=0)
+        await site.seconds(60)
+        assert site.amperes() == [0, 0, 6], "an earlier life may have granted C all there is"
+        await site.seconds(60)
+        assert site.amperes() == [32, 0, 6]
+        assert site.exceeded == 0
+
+    run(work())
+
+
+def test_a_grant_counts_until_its_holder_has_surely_stopped_even_if_never_heard(
+    site: Site,
+) -> None:
+    async def work() -> None:
+        await site.seconds(100)
+        await site.plug("C")
+        await site.seconds(5)
+        leader, follower = site.parts["A"], site.parts["C"]
+        manager = site.rigs["C"].station.site
+        views = site.rigs["C"].station.views(site.rigs["C"].clock.now())
+        report = follower.report(views, manager, site.ms)
+        mine = site.rigs["A"].station
+        own = mine.views(site.rigs["A"].clock.now())
+        whole = mine.site.whole(own, site.ms)
+        grant = leader.answer(report, whole, own, mine.site, site.ms)
+        assert grant.lines_ma == everywhere(32_000)
+        last = site.ms + RULES.valid_ms + RULES.dead_ms
+        assert leader.outstanding("C", last) == everywhere(32_000)
+        assert leader.outstanding("C", last + last // 50) == SHARE
 
     run(work())
 
