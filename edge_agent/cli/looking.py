@@ -130,6 +130,11 @@ def _traffic_lines(traffic: dict[str, Any] | None) -> list[str]:
         return []
     rows = []
     for link, today in traffic["today_bytes"].items():
+        if link != traffic["in_use"] and not traffic["month_bytes"].get(link):
+            continue
+        if link not in traffic["month_bytes"]:
+            rows.append(f"link {link} (in use): counted by day once the date is known")
+            continue
         used = " (in use)" if link == traffic["in_use"] else ""
         month = mib(traffic["month_bytes"].get(link, 0))
         metered = ", metered" if link in traffic["metered"] else ""

@@ -139,6 +139,8 @@ def test_without_a_date_nothing_is_thinned_and_nothing_lost(
     proc.counters(wwan0=200 * MIB)
     keeper.look()
     assert keeper.level is LEVELS[0]
+    shown = looking._traffic_lines(keeper.described())
+    assert shown[0] == "link wwan0 (in use): counted by day once the date is known"
     rig.synced = True
     rig.clock.observe()
     keeper.look()
