@@ -216,6 +216,7 @@ class Agent:
         second = 0
         while True:
             await self.desk.corrected(self.loop.clock.observe())
+            await self.desk.lock_out()
             if self.loop.ledger.retry_due and not self.loop.ledger.retry():
                 await self._without_disk()
             if second % UPKEEP_S == 0:
@@ -248,7 +249,12 @@ class Agent:
         traffic = self.traffic.trouble() if self.traffic is not None else ""
         ledger = self.loop.ledger.failure
         now = (ledger, self._upkeep_trouble, meter, self._strained, site, traffic)
-        return tuple(text for text in (*now, *self.journal.reports) if text)
+        locked = (
+            f"EVSE {evse}: {connector.state.locked}"
+            for evse, connector in self.loop.station.connectors.items()
+            if connector.state.locked
+        )
+        return tuple(text for text in (*now, *locked, *self.journal.reports) if text)
 
     def evses(self) -> tuple[EvseDescription, ...]:
         """What the hello says of the EVSEs."""

@@ -123,6 +123,14 @@ class UplinkPart(Part, frozen=True, kw_only=True):
     """Attempts to connect come twice as far apart each time, up to this."""
 
 
+class FaultsPart(Part, frozen=True, kw_only=True):
+    """When a fault that has cleared keeps the EVSE out of service until somebody confirms."""
+
+    lock_after: Annotated[int, msgspec.Meta(ge=0)] = 5
+    lock_within_s: Annotated[int, msgspec.Meta(ge=60)] = 3600
+    confirm_codes: tuple[int, ...] = ()
+
+
 class AuthorizationPart(Part, frozen=True, kw_only=True):
     """What happens to an id token that is not in the local list."""
 
@@ -167,6 +175,7 @@ class Config(Part, frozen=True, kw_only=True):
     uplink: UplinkPart | None = None
     site: SitePart | None = None
     failsafe: FailsafePart = FailsafePart()
+    faults: FaultsPart = FaultsPart()
     authorization: AuthorizationPart = AuthorizationPart()
     times: TimesPart = TimesPart()
     metering: MeteringPart = MeteringPart()

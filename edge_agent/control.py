@@ -60,11 +60,13 @@ class Control:
         present: Callable[[IdToken, int | None], Awaitable[str]],
         read: Callable[[], Awaitable[Answer]],
         watch: Callable[[], tuple[Readings, Callable[[], None]]],
+        recover: Callable[[int | None], Awaitable[str]] | None = None,
     ) -> None:
         self._status = status
         self._present = present
         self._read = read
         self._watch = watch
+        self._recover = recover
 
     @asynccontextmanager
     async def served(self, folder: Path) -> AsyncIterator[None]:
@@ -119,7 +121,10 @@ class Control:
             return {"text": await self._present(token, request.evse)}
         if request.do == "read":
             return await self._read()
-        raise RefusedError(f"there is no '{request.do}'; ask for status, token, read or watch")
+        if request.do == "recover" and self._recover is not None:
+            return {"text": await self._recover(request.evse)}
+        known = "status, token, read, recover or watch"
+        raise RefusedError(f"there is no '{request.do}'; ask for {known}")
 
     async def _watching(self) -> AsyncIterator[Answer]:
         queue, done = self._watch()

@@ -118,6 +118,27 @@ class Desk:
         self._persist(result, availability=dict.fromkeys(evses, do.operative))
         await self.tell_all([(evse, Operative(do.operative)) for evse in evses])
 
+    async def lock_out(self) -> None:
+        """An EVSE that waits for a confirmation does so over a restart, too."""
+        for evse, connector in self.station.connectors.items():
+            state = connector.state
+            if state.locked and state.operative:
+                log.error("EVSE %s is out of service: %s", evse, state.locked)
+                if self.ledger.write([], availability={evse: False}):
+                    await self.loop.tell(evse, Operative(False))
+
+    async def recover(self, evse: int | None) -> str:
+        """A technician has looked at it: back into service. Raises RefusedError."""
+        connectors = self.station.connectors
+        named = list(connectors) if evse is None else self.station.concerned(evse)
+        out = [each for each in named if not connectors[each].state.operative]
+        if not out:
+            raise RefusedError("no EVSE waits for a confirmation; all are in service")
+        if not self.ledger.write([], availability=dict.fromkeys(out, True)):
+            raise RefusedError(f"{NO_DISK}: {self.ledger.failure}")
+        await self.tell_all([(each, Operative(True)) for each in out])
+        return f"in service again: EVSE {', '.join(map(str, out))}"
+
     def _local_list(self, command: Command, do: SetLocalList) -> None:
         local = LocalList(version=do.version, entries=do.entries)
         self._persist(self._result(command, CommandStatus.EXECUTED), local_list=local)

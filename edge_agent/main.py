@@ -154,6 +154,9 @@ def _connector_settings(config: Config) -> ConnectorSettings:
         checkpoint_ms=times.checkpoint_s * 1000,
         checkpoint_wh=times.checkpoint_wh,
         event_ms=times.event_s * 1000,
+        lock_after=config.faults.lock_after,
+        lock_within_ms=config.faults.lock_within_s * 1000,
+        confirm_codes=frozenset(config.faults.confirm_codes),
     )
 
 
@@ -333,6 +336,7 @@ async def run(config: Config) -> None:
             present=agent.desk.present,
             read=lambda: registers_of(found),
             watch=agent.watch,
+            recover=agent.desk.recover,
         )
         async with control.served(journal.folder):
             agent.uplink = _uplink(config, agent)

@@ -267,7 +267,17 @@ async def _open(device: PowerBoard | Meter) -> None:
 
 
 async def token(path: Path, value: str, kind: str, evse: int | None, *, as_json: bool) -> int:
-    request = Request(do="token", token=value, type=kind, evse=evse)
+    return await _tell(
+        path, Request(do="token", token=value, type=kind, evse=evse), as_json=as_json
+    )
+
+
+async def recover(path: Path, evse: int | None, *, as_json: bool) -> int:
+    return await _tell(path, Request(do="recover", evse=evse), as_json=as_json)
+
+
+async def _tell(path: Path, request: Request, *, as_json: bool) -> int:
+    """What only the running agent can do; it answers with a text for people."""
     try:
         answer = await control.ask(_folder(load(path)), request)
     except ConfigError as error:

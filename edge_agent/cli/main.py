@@ -121,6 +121,16 @@ def token(
 
 
 @app.command()
+def recover(
+    config: ConfigOption = Path(DEFAULT), evse: EvseOption = None, as_json: JsonOption = False
+) -> None:
+    """Confirm that a fault was looked at: put an EVSE that is out of service back into it."""
+    from edge_agent.cli import looking
+
+    raise typer.Exit(asyncio.run(looking.recover(config, evse, as_json=as_json)))
+
+
+@app.command()
 def claim(
     cloud: Annotated[str, typer.Option("--cloud", help="The cloud's address, https://...")],
     code: Annotated[

@@ -171,6 +171,11 @@ class ConnectorSettings:
     """A vehicle that draws nothing for so long has suspended charging."""
     fault_grace_ms: int = 60_000
     """A fault that clears within this does not end the transaction."""
+    lock_after: int = 0
+    """So many faults within `lock_within_ms` need a person's confirmation; 0: never."""
+    lock_within_ms: int = 3_600_000
+    confirm_codes: frozenset[int] = frozenset()
+    """Error codes of the board that need one at once."""
     opening_ms: int = 10_000
     """A contactor has opened by then, or something is wrong."""
     lost_patience_ms: int = 300_000

@@ -161,9 +161,29 @@ class Connector:
             fault = f"the board reports error {reading.error_code}"
         elif reading.state in BROKEN:
             fault = f"the board is in state {reading.state}"
+        if fault and not self.state.board_fault:
+            self._count_fault(reading.error_code, fault, now)
+        self._set(board_fault=fault)
+        self._hold_fault(fault or self.state.locked, now)
+
+    def _hold_fault(self, fault: str, now: Stamp) -> None:
         if fault and not self.state.fault:
             self._set(fault_ms=now.mono_ms)
         self._set(fault=fault)
+
+    def _count_fault(self, code: int, fault: str, now: Stamp) -> None:
+        """A fault that is grave, or comes again and again, is not got over by itself."""
+        settings, since = self.settings, now.mono_ms - self.settings.lock_within_ms
+        recent = (*(at for at in self.state.faults if at > since), now.mono_ms)
+        self._set(faults=recent)
+        if code in settings.confirm_codes:
+            why = fault
+        elif settings.lock_after and len(recent) >= settings.lock_after:
+            minutes = settings.lock_within_ms // 60_000
+            why = f"{len(recent)} faults within {minutes} min, at last: {fault}"
+        else:
+            return
+        self._set(locked=f"{why}; look at the charger, then confirm with karvon agent recover")
 
     def _board_restarted(self, step: Step) -> bool:
         running = self.state.session
@@ -196,8 +216,12 @@ class Connector:
         self._set(offer=event.offer)
         return []
 
-    def _operative(self, event: Operative, _now: Stamp) -> list[Action]:
+    def _operative(self, event: Operative, now: Stamp) -> list[Action]:
+        """Back in service is also what confirms that a fault is over."""
         self._set(operative=event.operative)
+        if event.operative and self.state.locked:
+            self._set(locked="", faults=())
+            self._hold_fault(self.state.board_fault, now)
         return []
 
     def _authorized(self, event: Authorized, now: Stamp) -> list[Action]:

@@ -38,6 +38,12 @@ class EvseState:
     lost_ms: int = 0
     fault: str = ""
     fault_ms: int = 0
+    board_fault: str = ""
+    """What the board reports now; `fault` outlasts it where somebody has to confirm."""
+    faults: tuple[int, ...] = ()
+    """When the board's latest faults began."""
+    locked: str = ""
+    """Why this EVSE stays out of service until somebody has looked at it and confirmed."""
     operative: bool = True
     waiting: Waiting | None = None
     session: Session | None = None

@@ -14,8 +14,9 @@ from edge_agent.agent import Agent, Inbox, supervised
 from edge_agent.hardware.board import BoardUnreachableError, MeterReading
 from edge_agent.journal import Journal, JournalBudget, JournalError
 from edge_agent.main import IN_USE, withhold_all
+from edge_agent.rules.actions import ConnectorSettings
 from edge_agent.rules.site import SiteRules
-from edge_agent.rules.station import StationSettings
+from edge_agent.rules.station import RefusedError, StationSettings
 from protocols.agent_link import ConnectorStatus, Sample
 from protocols.quantities import MilliAmperes
 
@@ -179,3 +180,29 @@ async def test_what_dies_is_started_again_later_each_time(
     with pytest.raises(asyncio.CancelledError):
         await supervised("work", work, sleep)
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+async def test_a_locked_evse_stays_out_of_service_over_a_restart_until_confirmed(
+    rig: Rig, journal: Journal
+) -> None:
+    agent = agent_of(rig, journal)
+    rig.station.connectors[1].settings = ConnectorSettings(confirm_codes=frozenset({7}))
+    with pytest.raises(RefusedError, match="all are in service"):
+        await rig.desk.recover(None)
+    await rig.seconds(1)
+    rig.board.fault(code=7)
+    await rig.seconds(2)
+    rig.board.clear()
+    await rig.seconds(2)
+    assert rig.status().status is ConnectorStatus.FAULTED
+    (alarm,) = agent.alarms()
+    assert alarm.startswith("EVSE 1: the board reports error 7; look at the charger")
+    await rig.desk.lock_out()
+    rig.start()
+    await rig.seconds(1)
+    assert rig.status().status is ConnectorStatus.UNAVAILABLE
+    with pytest.raises(RefusedError, match="out of service"):
+        await rig.card(evse=1)
+    assert await rig.desk.recover(1) == "in service again: EVSE 1"
+    assert rig.status().status is ConnectorStatus.AVAILABLE
+    assert rig.store.availability() == {1: True}

@@ -33,6 +33,7 @@ def test_the_example_is_valid_and_shows_every_setting() -> None:
         configuration.SurplusPart,
         configuration.MemberPart,
         configuration.FailsafePart,
+        configuration.FaultsPart,
         configuration.AuthorizationPart,
         configuration.TimesPart,
         configuration.MeteringPart,

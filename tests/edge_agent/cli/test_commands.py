@@ -124,7 +124,11 @@ async def test_status_and_token_speak_with_the_running_agent(
             on_journal_error="continue",
         )
         control = Control(
-            status=agent.status, present=agent.desk.present, read=dict, watch=agent.watch
+            status=agent.status,
+            present=agent.desk.present,
+            read=dict,
+            watch=agent.watch,
+            recover=agent.desk.recover,
         )
         rig.board.plug()
         await rig.seconds(2)
@@ -144,6 +148,8 @@ async def test_status_and_token_speak_with_the_running_agent(
             assert await checking.check(config, as_json=True) == 1
             found = {f["what"]: f for f in json.loads(capsys.readouterr().out)}
             assert found["board left"]["well"] is False
+            assert await looking.recover(config, None, as_json=False) == 1
+            assert "all are in service" in capsys.readouterr().err
 
 
 def test_check_tells_everything_that_is_wrong_at_once(config: Path) -> None:

@@ -13,6 +13,7 @@ from edge_agent.rules.actions import (
     Adopt,
     Authorized,
     CloudEnded,
+    ConnectorSettings,
     Lost,
     Offered,
     Operative,
@@ -525,3 +526,51 @@ def test_a_session_of_an_hour_writes_little(bench: Bench) -> None:
     bench.charge(3600)
     assert len(bench.events()) < 20
     assert bench.log.count("Keep") < 2 * 90
+
+
+def faulted(bench: Bench) -> None:
+    """A fault that clears by itself."""
+    bench.broken = True
+    bench.poll()
+    bench.broken = False
+    bench.poll()
+
+
+def test_a_fault_that_comes_again_needs_a_confirmation(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(settings=ConnectorSettings(lock_after=3))
+    for _ in range(2):
+        faulted(bench)
+        assert bench.status.status is ConnectorStatus.AVAILABLE
+    faulted(bench)
+    assert bench.status.status is ConnectorStatus.FAULTED
+    assert bench.status.error.startswith("3 faults within 60 min, at last: the board is in state F")
+    bench.tell(Operative(True))
+    assert bench.status.status is ConnectorStatus.AVAILABLE
+    faulted(bench)
+    assert bench.status.status is ConnectorStatus.AVAILABLE
+
+
+def test_faults_that_are_far_apart_need_none(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(settings=ConnectorSettings(lock_after=2, lock_within_ms=60_000))
+    for _ in range(5):
+        faulted(bench)
+        bench.wait(61)
+        assert bench.status.status is ConnectorStatus.AVAILABLE
+
+
+def test_a_locked_evse_ends_its_transaction_and_lets_nobody_begin(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench(settings=ConnectorSettings(lock_after=1))
+    bench.plug()
+    bench.poll()
+    bench.present()
+    bench.poll(10)
+    assert bench.drawn > 0
+    faulted(bench)
+    assert bench.drawn == 0
+    bench.poll(70)
+    assert len(bench.events(ENDED)) == 1
+    bench.present()
+    bench.poll(5)
+    assert len(bench.events(STARTED)) == 1
