@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocols.modbus.binding import Binding
+from protocols.modbus.binding import Binding, laid_out
 from protocols.modbus.checks import writes
 from protocols.modbus.planning import Span, plan_reads
 from protocols.modbus.profile import Field, Profile, Write
@@ -24,6 +24,7 @@ def summary(profile: Profile) -> str:
         f"  never touches {rule.addresses[0]:#06x} to {rule.addresses[1]:#06x}: {rule.why}"
         for rule in profile.forbidden
     ]
+    lines += [f"  unsure, {doubt.about}: {doubt.why}" for doubt in profile.unsure]
     if profile.simulator is None:
         lines.append("  no simulator block: `karvon sim` cannot play it")
     return "\n".join(lines) + "\n"
@@ -32,7 +33,7 @@ def summary(profile: Profile) -> str:
 def poll_plan(profile: Profile) -> tuple[Span, ...]:
     """The requests of one poll of one EVSE."""
     evse = 1 if profile.kind == "charger" else 0
-    binding = Binding(profile=profile, unit=1)
+    binding = Binding(profile=profile, unit=1, models=laid_out(profile))
     polled = [each for each in binding.fields().values() if each.read == "poll"]
     spans = [binding.span(each, evse) for each in polled]
     return plan_reads(spans, profile.limits, profile.forbidden)

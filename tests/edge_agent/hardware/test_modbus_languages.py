@@ -24,7 +24,8 @@ PROFILES = Path(__file__).parents[2] / "vectors/profiles"
 async def opened(
     name: str, evses: int = 1, prepare: Callable[[SimulatedCharger], None] | None = None
 ) -> AsyncIterator[tuple[ModbusBoard, SimulatedCharger, Running]]:
-    path = str(PROFILES / f"{name}.yaml")
+    beside = PROFILES / f"{name}.yaml"
+    path = str(beside) if beside.exists() else name
     profile = find_profile(path)
     loop = asyncio.get_running_loop()
     unit = profile.transports.tcp.unit if profile.transports.tcp else 1

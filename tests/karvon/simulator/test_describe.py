@@ -21,7 +21,7 @@ def test_documented_registers_are_the_profiles(name: str) -> None:
 
 
 def test_the_worked_example_is_as_the_page_says() -> None:
-    text = summary(find_profile(str(ROOT / "tests/vectors/profiles/webasto_next.yaml")))
+    text = summary(find_profile("webasto_next"))
     assert "writes setpoint.write: function 6, u16 1 A" in text
     assert "writes failsafe.fed_by.life: function 6, u16 = 0x1" in text
     assert "cannot play it" not in text
