@@ -73,14 +73,23 @@ class SimulatedCharger:
     """`advance(now)` steps it (clock seconds); `read` and `write` are the device's Modbus side."""
 
     def __init__(
-        self, profile: Profile, *, evses: int, unit: int, speed: float, now: float
+        self,
+        profile: Profile,
+        *,
+        evses: int,
+        unit: int,
+        speed: float,
+        now: float,
+        options: frozenset[str] = frozenset(),
     ) -> None:
         if profile.simulator is None or not profile.simulator.states:
             raise ValueError(f"profile {profile.profile} has no simulator block")
         self.profile, self.speed = profile, speed
         defaults = profile.simulator.defaults
         told = defaults.get(profile.identity.firmware or "")
-        facts = Facts(firmware=None if told is None else str(told), registers=defaults)
+        facts = Facts(
+            firmware=None if told is None else str(told), registers=defaults, options=options
+        )
         self.bank = RegisterBank(Binding(profile=profile, unit=unit, facts=facts), self._all(evses))
         self.millivolts = profile.evses.nominal_mv
         self.sessions: list[Session] = []

@@ -13,10 +13,10 @@ import typer
 
 from edge_agent.hardware.registry import UnknownProfileError, find_profile
 from karvon.simulator.charger import SimulatedCharger
-from karvon.simulator.describe import register_table, summary
 from karvon.simulator.meter import SimulatedMeter
 from karvon.simulator.running import Places, Running
 from karvon.simulator.script import ScriptError, parse_script
+from protocols.modbus.describing import register_table, summary
 from protocols.modbus.document import ProfileError
 from protocols.modbus.loading import profile_schema
 from protocols.modbus.profile import Profile
