@@ -101,7 +101,12 @@ async def tried(profile: Profile, options: tuple[str, ...] = ()) -> list[Step]:
 
 def _hurried(profile: Profile) -> Profile:
     limits = msgspec.structs.replace(
-        profile.limits, gap_ms=0, write_gap_ms=0, write_interval_ms=0, timeout_ms=5000
+        profile.limits,
+        gap_ms=0,
+        write_gap_ms=0,
+        write_interval_ms=0,
+        timeout_ms=5000,
+        repeat_first_request=False,
     )
     setpoint = profile.setpoint and msgspec.structs.replace(profile.setpoint, settle_ms=0)
     return msgspec.structs.replace(profile, limits=limits, setpoint=setpoint)

@@ -131,6 +131,8 @@ def _bits_and_sentinels(field: Field) -> Iterator[str]:
     for sentinel in field.sentinels:
         if sentinel >> patterns:
             yield f"sentinel {sentinel:#x} does not fit into {field.type}"
+    if field.zeros and size is None:
+        yield f"zeros are for whole numbers, not for {field.type}"
     if field.bytes is not None and not field.bytes[0] <= field.bytes[1] < 2 * width(field.type):
         yield f"bytes {field.bytes[0]}..{field.bytes[1]} do not lie in {field.type}"
 

@@ -101,6 +101,8 @@ class Field(Shape, frozen=True, kw_only=True):
     """Lowest and highest bit, inclusive, of the whole value."""
     sentinels: tuple[Natural, ...] = ()
     """Raw patterns that mean "not available", compared before bits, sign and scale."""
+    zeros: tuple[Natural, ...] = ()
+    """Raw numbers that mean 0, after bits: some devices tell "no current" with one of their own."""
     plausible: tuple[Number, Number] | None = None
     text: Literal["ascii", "utf16", "low_byte"] = "ascii"
     form: Literal["hex", "dotted", "pairs"] = "hex"

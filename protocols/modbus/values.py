@@ -95,6 +95,8 @@ def _integer(field: Field, pattern: int, exponent: int) -> Value:
         pattern = pattern >> low & (1 << high - low + 1) - 1
     elif field.type.startswith("s") and pattern >> BITS[field.type] - 1:
         pattern -= 1 << BITS[field.type]
+    if pattern in field.zeros:
+        return Value(0)
     if field.form != "hex":
         return Value(_pairs(pattern))
     return _scaled(field, Fraction(pattern), exponent)

@@ -71,6 +71,7 @@ def line_of(text: str, needle: str) -> int:
         ("    range: [10, 65535]\n", "", "  timeout:", "write and range come together"),
         ("    range: [10, 65535]\n", "    range: [10, 65535]\n    fixed: 60\n", "fixed: 60", "what is written is not fixed"),
         ("none_raw: 0xFF\n", "none_raw: 0xFF\n    stop_raw: 0x10000\n", "stop_raw:", "65536 does not fit into u16"),
+        ("firmware: {address: 0x4004, type: bytes2", "firmware: {zeros: [1], address: 0x4004, type: bytes2", "  firmware: {", "zeros are for whole numbers, not for bytes2"),
         ("power: {address: 0x401C", "power: {model: [103], address: 0x401C", "  power:", "the profile has no chain"),
         ("power: {address: 0x401C", "power: {scale_from: ten, address: 0x401C", "  power:", "no register 'ten'"),
         ("power: {address: 0x401C", "power: {scale_from: error, address: 0x401C", "  power:", "'error' must be an s16 or u16"),
