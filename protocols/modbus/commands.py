@@ -63,6 +63,12 @@ def _pause(binding: Binding, setpoint: Setpoint, evse: int, step: MilliAmperes) 
     pause = setpoint.pause
     if pause.write:
         writes = tuple(binding.fixed(each, evse) for each in pause.write)
+        block = binding.profile.failsafe
+        if block is not None and block.fed_by.by == "setpoint":
+            # The pause does not feed its watchdog: its lowest limit, written behind it, does.
+            write = binding.varied_write(setpoint.write)
+            lowest = exact(setpoint.range[0]) / exact(write.scale)
+            writes = (*writes, binding.raw(write, lowest, evse))
         return LimitCommand(writes, None, step, pauses=True)
     raw: int | Fraction = pause.raw or 0
     if pause.value is not None:

@@ -380,6 +380,11 @@ async def whole_charge(charge: Charge) -> None:
     await board.set_limit(1, MilliAmperes(0))
     await charge.until("B")
     assert device.evses[1].session is not None, "a pause keeps the session"
+    for _ in range(17):
+        charge.hand.now += 4
+        (reading,) = await board.read()
+    assert reading.state is IecState.CONNECTED
+    assert not device._starving, "a pause of more than its timeout is no silence"
     await board.set_limit(1, MilliAmperes(10_000))
     await charge.until("C")
     charge.agrees(await charge.energy())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -120,6 +122,26 @@ def test_a_new_profile_overwrites_nothing_and_may_start_from_another(tmp_path: P
     assert path.read_text() == before
     assert "small letters" in call("new", tmp_path / "My-Charger.yaml")[2]
     assert "cannot be written" in call("new", tmp_path / "none" / "mine.yaml")[2]
+
+
+def test_the_page_shows_what_the_tool_says(tmp_path: Path) -> None:
+    page = (PROFILES.parents[1] / "docs/device-profiles.md").read_text()
+    shown = page.split("$ karvon agent profile test ./webasto_next.yaml\n")[1].split("```")[0]
+    path = tmp_path / "webasto_next.yaml"
+    path.write_text((PROFILES / path.name).read_text())
+    code, out, _ = call("test", path)
+    assert (code, out) == (0, shown)
+
+
+def test_help_loads_neither_drivers_nor_profiles() -> None:
+    """What `--help` needs on a Pi: typer, and nothing that talks to devices."""
+    told = subprocess.run(
+        [sys.executable, "-c", "import sys, karvon.agent; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert not {"pymodbus", "yaml", "aiomqtt", "edge_agent.main", "karvon.simulator"} & set(told)
 
 
 def test_lint_tells_every_mistake_with_its_line(tmp_path: Path) -> None:
