@@ -126,7 +126,7 @@ def capture(
     as_json: JsonOption = False,
 ) -> None:
     """Read a live device's registers politely into a file; compare two files; record frames."""
-    from karvon.profiles import capturing
+    from karvon.profiles import capturing, comparing
 
     wish = capturing.Wish(
         out=out,
@@ -140,5 +140,5 @@ def capture(
         chunk=chunk,
     )
     if diff is not None:
-        raise typer.Exit(capturing.compare(*diff, profile, as_json=as_json))
+        raise typer.Exit(comparing.compare(*diff, profile, as_json=as_json))
     raise typer.Exit(capturing.run(wish, as_json=as_json))

@@ -370,6 +370,19 @@ async def test_golden_frames_are_what_went_over_the_line(tmp_path: Path) -> None
         assert answered[2] == len(answered) - 3 == 2 * int.from_bytes(asked[4:6])
 
 
+async def test_a_function_that_a_device_does_not_know_is_asked_once(tmp_path: Path) -> None:
+    out = tmp_path / "scan.json"
+    async with device(find_profile("webasto_next")) as (running, where):
+        args = ("--ranges", "1000-1100", "--functions", "1,4,3", "--gap", "0", "--chunk", "8")
+        code, _, _ = await called("capture", "--out", out, "--device", where, *args)
+        assert code == 0
+        captured = json.loads(out.read_text())
+        assert set(captured["words"]) == {"3"}
+        unknown = [each for each in captured["refused"] if "illegal function" in each]
+        assert [each[0] for each in unknown] == ["1", "4"]
+        assert running.answers.requests > 20
+
+
 async def test_a_device_that_falls_silent_ends_the_scan(tmp_path: Path) -> None:
     out = tmp_path / "scan.json"
     async with device(find_profile("webasto_next")) as (running, where):
