@@ -109,7 +109,9 @@ def loads_or_is_refused(text: str) -> None:
     assert all(1 <= error.line <= text.count("\n") + 1 for error in refused)
 
 
-@pytest.mark.parametrize("name", ["abb_terra_ac", "eastron_sdm630", "_blueprint"])
+@pytest.mark.parametrize(
+    "name", ["abb_terra_ac", "mennekes_compact", "sunspec_meter", "_blueprint"]
+)
 def test_every_missing_line_is_survived(name: str) -> None:
     lines = (PROFILES / f"{name}.yaml").read_text().splitlines()
     for i in range(len(lines)):
