@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import urllib.parse
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from edge_agent import control
+from edge_agent.cli.doubting import profile_doubts
 from edge_agent.cli.output import complain, print_json, print_lines
-from edge_agent.config import Config, ConfigError, Device, load
+from edge_agent.config import Config, ConfigError, load
 from edge_agent.control import NotRunningError, Request
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, Meter, PowerBoard
-from edge_agent.hardware.registry import find_profile
 from edge_agent.main import Hardware, ca_file, hardware, read_credentials
-from protocols.modbus.describing import options_of, poll_seconds
-from protocols.modbus.profile import Profile
 
 DEADLINE_S = 10
 
@@ -47,8 +44,8 @@ async def check(path: Path, *, as_json: bool) -> int:
         return complain(str(error), 2)
     findings = [
         Finding("configuration", True, f"station {config.station}, {path}"),
+        *(Finding(d.what, d.well, d.text, unsure=d.well) for d in profile_doubts(config)),
         _check_folder(config),
-        *_check_profiles(config),
         *await _check_devices(config, found),
         *await _check_uplink(config),
     ]
@@ -72,38 +69,6 @@ def _check_folder(config: Config) -> Finding:
     if free < wanted:
         return Finding("journal", False, f"{text}; {wanted} MiB are wanted, free some")
     return Finding("journal", True, text)
-
-
-def _check_profiles(config: Config) -> Iterator[Finding]:
-    """What the profiles in use leave open, options that they do not know, and slow polls."""
-    named: list[tuple[str, Device]] = [(f"board {part.name}", part) for part in config.boards]
-    if config.site is not None and config.site.meter is not None:
-        named.append(("site meter", config.site.meter))
-    for what, part in named:
-        profile = find_profile(part.profile)
-        known = options_of(profile)
-        for option in part.options:
-            if option not in known:
-                text = f"profile {profile.profile} has no option '{option}'"
-                has = f"it has {', '.join(known)}" if known else "it has none"
-                yield Finding(what, False, f"{text}; {has}")
-        yield from _doubts(what, profile, config)
-
-
-def _doubts(what: str, profile: Profile, config: Config) -> Iterator[Finding]:
-    if profile.status != "manual":
-        text = f"profile {profile.profile} is not from the maker's manual: {profile.source}"
-        yield Finding(what, True, text, unsure=True)
-    for doubt in profile.unsure:
-        about = "" if doubt.about == "profile" else f"{doubt.about}: "
-        yield Finding(what, True, f"{about}{doubt.why}", unsure=True)
-    seconds = poll_seconds(profile)
-    if seconds > config.times.deadline_s / 2:
-        text = (
-            f"one poll takes at least {seconds:.1f} s; set times.deadline_s to "
-            f"{2 * seconds:.0f} and times.lost_after_s to {3 * seconds:.0f} or more"
-        )
-        yield Finding(what, True, text, unsure=True)
 
 
 async def _check_devices(config: Config, found: Hardware) -> list[Finding]:

@@ -154,9 +154,7 @@ def test_the_pages_configurations_are_valid() -> None:
         assert parse(text, "agent.md").boards
 
 
-@pytest.mark.parametrize(
-    "name", ["operations.md", "agent.md", "api.md", "ocpp-commands.md", "device-profiles.md"]
-)
+@pytest.mark.parametrize("name", ["operations.md", "agent.md", "api.md", "ocpp-commands.md"])
 def test_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", _page(name)):
         assert (DOCS / target).exists(), target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -131,6 +132,14 @@ def test_the_page_shows_what_the_tool_says(tmp_path: Path) -> None:
     path.write_text((PROFILES / path.name).read_text())
     code, out, _ = call("test", path)
     assert (code, out) == (0, shown)
+
+
+def test_the_pages_links_lead_somewhere() -> None:
+    docs = PROFILES.parents[1] / "docs"
+    found = re.findall(r"\]\(([^)#:]+)\)", (docs / "device-profiles.md").read_text())
+    assert found
+    for target in found:
+        assert (docs / target).exists(), target
 
 
 def test_help_loads_neither_drivers_nor_profiles() -> None:
