@@ -195,7 +195,9 @@ class ModbusBoard:
         for _ in range(ATTEMPTS):
             await self._pace(evse)
             await self.device.write(*command.writes)
-            self._limited_at[evse] = self._fed_at = self._clock()
+            self._limited_at[evse] = self._clock()
+            if self._limit_feeds:
+                self._fed_at = self._limited_at[evse]
             applied = await self._read_back(evse, command)
             if applied is None or self._is_applied(command, applied):
                 return applied
@@ -204,6 +206,12 @@ class ModbusBoard:
             f"{self.identity} EVSE {evse}: asked for {asked}, but it applies {applied} mA; "
             "is another controller or a local setting in charge?"
         )
+
+    @property
+    def _limit_feeds(self) -> bool:
+        """A life register wants its own write, however often the limit is set."""
+        block = self.device.profile.failsafe
+        return block is None or block.fed_by.by != "life"
 
     async def _pace(self, evse: int) -> None:
         interval = self.device.profile.limits.write_interval_ms / 1000

@@ -22,7 +22,7 @@ from karvon.profiles.speaking import (
     told,
     told_json,
 )
-from protocols.modbus.profile import Profile
+from protocols.modbus.profile import Profile, Unsure
 from protocols.modbus.states import state_of
 from protocols.modbus.values import Value
 
@@ -40,6 +40,8 @@ class Report(msgspec.Struct, frozen=True):
     state: str | None
     registers: list[RegisterDump]
     doubts: list[str]
+    unsure: tuple[Unsure, ...]
+    """What the profile's sources leave open: look at these first."""
 
 
 def run(name: str, device: str, options: tuple[str, ...], evse: int, *, as_json: bool) -> int:
@@ -85,6 +87,7 @@ async def looked_at(
         state=_state(device, registers),
         registers=registers,
         doubts=list(_doubts(registers)),
+        unsure=profile.unsure,
     )
 
 
@@ -139,3 +142,5 @@ def _tell(report: Report) -> None:
         told(f"IEC state: {report.state}")
     for doubt in report.doubts:
         told(f"look again: {doubt}")
+    for each in report.unsure:
+        told(f"unsure, {each.about}: {each.why}")

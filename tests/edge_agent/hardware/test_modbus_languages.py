@@ -68,6 +68,15 @@ async def test_a_life_register_keeps_the_watchdog_quiet() -> None:
         await until(board, 1, IecState.CHARGING)
 
 
+async def test_limits_however_often_set_are_no_life_sign() -> None:
+    async with opened("webasto_next") as (board, device, _):
+        await board.arm_failsafe(Failsafe(timeout_s=20, fallback=MilliAmperes(0)))
+        await board.set_limit(1, MilliAmperes(10_000))
+        fed = device._fed_at
+        await board.read()
+        assert device._fed_at > fed, "the limit just set does not put off the life register"
+
+
 async def test_two_sockets_are_two_units_with_their_own_states() -> None:
     async with opened("two_sockets", evses=2) as (board, device, running):
         assert board.device.binding.order == "msw_first"

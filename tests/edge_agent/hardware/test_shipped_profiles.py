@@ -10,10 +10,12 @@ import asyncio
 import os
 import struct
 import tty
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 import msgspec
@@ -123,12 +125,16 @@ def hurried(profile: Profile) -> Profile:
 
 
 def device_at(
-    profile: Profile, link: ModbusLink, options: tuple[str, ...] = (), **clock: Any
+    profile: Profile,
+    link: ModbusLink,
+    options: tuple[str, ...] = (),
+    evses: int = 1,
+    **clock: Any,
 ) -> ModbusDevice:
     link = link.completed(profile)
-    evses = range(1, 2) if profile.kind == "charger" else range(1)
+    numbers = range(1, evses + 1) if profile.kind == "charger" else range(1)
     port = PortPool(**clock).port(link)
-    return ModbusDevice(profile, link, port, evses=evses, options=frozenset(options), **clock)
+    return ModbusDevice(profile, link, port, evses=numbers, options=frozenset(options), **clock)
 
 
 def unit_of(profile: Profile) -> int:
@@ -277,13 +283,13 @@ class Hand:
 
 @asynccontextmanager
 async def simulated(
-    name: str, hand: Hand, line: str | None = None
+    name: str, hand: Hand, line: str | None = None, evses: int = 1
 ) -> AsyncIterator[tuple[ModbusDevice, SimulatedCharger | SimulatedMeter]]:
     profile = hurried(shipped(name))
     unit = unit_of(profile)
     device: SimulatedCharger | SimulatedMeter
     if profile.kind == "charger":
-        device = SimulatedCharger(profile, evses=1, unit=unit, speed=10, now=hand())
+        device = SimulatedCharger(profile, evses=evses, unit=unit, speed=10, now=hand())
     else:
         device = SimulatedMeter(profile, unit=unit, speed=10, now=hand())
     places = Places(pty=line) if line else Places(tcp="127.0.0.1:0")
@@ -295,7 +301,7 @@ async def simulated(
         if line
         else ModbusLink(kind="tcp", host=host, port=int(port), unit=unit)
     )
-    found = device_at(profile, link, clock=hand)
+    found = device_at(profile, link, evses=evses, clock=hand)
     try:
         yield found, device
     finally:
@@ -322,6 +328,10 @@ class Charge:
         charging = reading.state is IecState.CHARGING
         flows = self.current > 0
         return charging == flows and self.current <= self.device.limit(self.device.evses[1])
+
+    @property
+    def profile(self) -> Profile:
+        return self.device.profile
 
     @property
     def current(self) -> int:
@@ -419,6 +429,64 @@ async def test_a_whole_charge_over_a_serial_line(name: str, tmp_path: Path) -> N
         await whole_charge(Charge(found, device, hand))
 
 
+@dataclass
+class Wishes:
+    """What the agent asked for last, and what may therefore flow."""
+
+    limit: int = 0
+    released: bool = False
+    plugged: bool = False
+
+    @property
+    def allowed(self) -> int:
+        return self.limit if self.released and self.plugged and self.limit >= 6_000 else 0
+
+    async def wish(self, chance: Random, charge: Charge) -> None:
+        what = chance.choice(["limit", "limit", "pause", "release", "withhold", "plug", "unplug"])
+        if what in {"limit", "pause"}:
+            self.limit = 0 if what == "pause" else chance.choice([6_000, 8_500, 16_000, 32_000])
+            await charge.board.set_limit(1, MilliAmperes(self.limit))
+        elif what == "release":
+            self.released = True
+            await charge.board.release(1)
+        elif what == "withhold":
+            self.released = False
+            await charge.board.withhold(1)
+        elif what == "plug":
+            self.plugged = True
+            charge.plug()
+        else:
+            # Taking the vehicle away ends a release, where the device has one of its own.
+            self.plugged, self.released = False, self.released and not charge.profile.release
+            charge.device.unplug()
+
+
+@pytest.mark.parametrize("name", CHARGERS)
+async def test_nothing_flows_but_what_was_asked_for_last(
+    name: str, sample_size: Callable[[int, int], int]
+) -> None:
+    """Any order of wishes: never more than the last limit, never without the last release."""
+    for seed in range(sample_size(1, 200)):
+        hand, chance, wishes = Hand(), Random(f"{name} {seed}"), Wishes()
+        async with simulated(name, hand) as (found, device):
+            assert isinstance(device, SimulatedCharger)
+            charge = Charge(found, device, hand)
+            await charge.board.open()
+            await charge.board.set_limit(1, MilliAmperes(0))
+            await charge.board.withhold(1)
+            for step in range(25):
+                await wishes.wish(chance, charge)
+                for _ in range(2):
+                    hand.now += 1
+                    (reading,) = await charge.board.read()
+                told = f"seed {seed}, step {step}: {wishes}"
+                assert charge.current <= wishes.allowed, told
+                assert (charge.current > 0) == (wishes.allowed > 0), told
+                assert (reading.state is IecState.CHARGING) == (wishes.allowed > 0), told
+                assert (reading.state is IecState.NO_VEHICLE) == (not wishes.plugged), told
+            assert device.violations == []
+
+
 @pytest.mark.parametrize("name", CHARGERS)
 async def test_without_the_agent_it_falls_back_as_the_profile_says(name: str) -> None:
     hand = Hand()
@@ -485,6 +553,29 @@ async def test_a_setting_that_the_device_needs_is_named_with_its_remedy() -> Non
         device.profile = msgspec.structs.replace(device.profile, simulator=other)
         with pytest.raises(BoardRefusedError, match=r"enable_mode is '1'.* set register 4000 to 3"):
             await found.open()
+
+
+@pytest.mark.parametrize("name", [n for n in CHARGERS if shipped(n).evses.stride] + ["alfen_eve"])
+async def test_two_evses_of_one_device_are_each_their_own(name: str) -> None:
+    """By a stride of addresses, or by a unit each."""
+    hand = Hand()
+    async with simulated(name, hand, evses=2) as (found, device):
+        assert isinstance(device, SimulatedCharger)
+        board = ModbusBoard(found, clock=hand, sleep=hand.sleep)
+        await board.open()
+        for evse in (1, 2):
+            await board.withhold(evse)
+        device.plug(Vehicle(max_current=32_000, phases=3), 2)
+        await board.set_limit(2, MilliAmperes(10_000))
+        await board.release(2)
+        for _ in range(5):
+            hand.now += 2
+            one, two = await board.read()
+        assert (one.state.value, two.state.value) == ("A", "C")
+        flowing = [evse.vehicle.current if evse.vehicle else 0 for evse in device.evses.values()]
+        assert flowing[0] == 0
+        assert 9_900 <= flowing[1] <= 10_000
+        assert device.violations == []
 
 
 async def test_a_limit_does_not_resume_what_is_withheld() -> None:

@@ -293,6 +293,7 @@ async def test_a_live_device_that_is_another_one_is_told_so() -> None:
         assert code == 1
         assert "WRONG  " in out
         assert "set register 4000 to 3" in out
+        assert "unsure, registers.iec_state: " in out
         assert "iec_state" in out, "what can be read is shown all the same"
 
 
