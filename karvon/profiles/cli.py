@@ -16,6 +16,9 @@ app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+TimeoutOption = Annotated[
+    float | None, typer.Option("--timeout", min=0.05, help="Seconds for one answer.")
+]
 NameArgument = Annotated[str, typer.Argument(help="A shipped profile's name, or a file's path.")]
 DeviceOption = Annotated[
     str | None,
@@ -84,6 +87,7 @@ def try_out(
     device: DeviceOption = None,
     option: OptionOption = None,
     evse: Annotated[int, typer.Option("--evse", min=1, help="On a live device.")] = 1,
+    timeout: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Charge a vehicle on the profile's own simulator; with --device read a live one instead."""
@@ -92,7 +96,7 @@ def try_out(
     options = tuple(option or ())
     if device is None:
         raise typer.Exit(trying.run(name, options, as_json=as_json))
-    raise typer.Exit(live.run(name, device, options, evse, as_json=as_json))
+    raise typer.Exit(live.run(name, device, options, live.How(evse, timeout), as_json=as_json))
 
 
 @app.command()
@@ -116,9 +120,7 @@ def capture(
     gap: Annotated[
         float | None, typer.Option("--gap", min=0, help="Seconds between two requests.")
     ] = None,
-    timeout: Annotated[
-        float | None, typer.Option("--timeout", min=0.05, help="Seconds for one answer.")
-    ] = None,
+    timeout: TimeoutOption = None,
     chunk: Annotated[int, typer.Option("--chunk", min=1, max=125, help="Registers at once.")] = 16,
     diff: Annotated[
         tuple[Path, Path] | None, typer.Option("--diff", help="Compare two captures.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import msgspec
 
@@ -44,13 +45,22 @@ class Report(msgspec.Struct, frozen=True):
     """What the profile's sources leave open: look at these first."""
 
 
-def run(name: str, device: str, options: tuple[str, ...], evse: int, *, as_json: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class How:
+    """Which EVSE is looked at, and how long for one answer (seconds; None: as the profile says)."""
+
+    evse: int
+    timeout: float | None
+
+
+def run(name: str, device: str, options: tuple[str, ...], how: How, *, as_json: bool) -> int:
     try:
         profile = profile_named(name, options)
         link = device_link(device, profile)
+        link = msgspec.structs.replace(link, timeout_s=how.timeout or link.timeout_s)
     except ToolError as error:
         return complain(error)
-    report = asyncio.run(looked_at(profile, link, options, evse))
+    report = asyncio.run(looked_at(profile, link, options, how.evse))
     if not any(one.raw for one in report.registers):
         why = report.refused or next((one.note for one in report.registers), "no answer")
         return complain(

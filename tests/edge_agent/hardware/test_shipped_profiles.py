@@ -392,8 +392,8 @@ async def whole_charge(charge: Charge) -> None:
     await board.set_limit(1, MilliAmperes(0))
     await charge.until("B")
     assert device.evses[1].session is not None, "a pause keeps the session"
-    for _ in range(17):
-        charge.hand.now += 4
+    for _ in range(9):
+        charge.hand.now += 8
         (reading,) = await board.read()
     assert reading.state is IecState.CONNECTED
     assert not device._starving, "a pause of more than its timeout is no silence"
@@ -474,7 +474,7 @@ async def test_nothing_flows_but_what_was_asked_for_last(
             await charge.board.open()
             await charge.board.set_limit(1, MilliAmperes(0))
             await charge.board.withhold(1)
-            for step in range(25):
+            for step in range(16):
                 await wishes.wish(chance, charge)
                 for _ in range(2):
                     hand.now += 1
