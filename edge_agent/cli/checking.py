@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from edge_agent import control
+from edge_agent.cli.doubting import profile_doubts
 from edge_agent.cli.output import complain, print_json, print_lines
 from edge_agent.config import Config, ConfigError, load
 from edge_agent.control import NotRunningError, Request
@@ -20,11 +21,18 @@ DEADLINE_S = 10
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing looked at."""
+    """One thing looked at; `unsure` is a warning that fails nothing."""
 
     what: str
     well: bool
     text: str
+    unsure: bool = False
+
+    @property
+    def word(self) -> str:
+        if self.unsure:
+            return "unsure"
+        return "ok" if self.well else "WRONG"
 
 
 async def check(path: Path, *, as_json: bool) -> int:
@@ -36,6 +44,7 @@ async def check(path: Path, *, as_json: bool) -> int:
         return complain(str(error), 2)
     findings = [
         Finding("configuration", True, f"station {config.station}, {path}"),
+        *(Finding(d.what, d.well, d.text, unsure=d.well) for d in profile_doubts(config)),
         _check_folder(config),
         *await _check_devices(config, found),
         *await _check_uplink(config),
@@ -43,7 +52,7 @@ async def check(path: Path, *, as_json: bool) -> int:
     if as_json:
         print_json(findings)
     else:
-        print_lines([f"{'ok' if f.well else 'WRONG':<6} {f.what}: {f.text}" for f in findings])
+        print_lines([f"{each.word:<6} {each.what}: {each.text}" for each in findings])
     return 0 if all(finding.well for finding in findings) else 1
 
 
