@@ -11,4 +11,12 @@ from edge_agent.journal.files import JournalBudget, JournalError
 from edge_agent.journal.journal import Journal
 from edge_agent.journal.view import JournalView
 
-__all__ = ["Journal", "JournalBudget", "JournalError", "JournalView", "PendingFact", "RefusedFact", "SessionRecord"]
+__all__ = [
+    "Journal",
+    "JournalBudget",
+    "JournalError",
+    "JournalView",
+    "PendingFact",
+    "RefusedFact",
+    "SessionRecord",
+]

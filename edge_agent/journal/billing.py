@@ -462,12 +462,13 @@ class BillingFile:
     def readable(self, pos: int, total: int, body: bytes) -> BillingFact | None:
         """A row's fact; None for one that had to be put apart."""
         try:
-            return _FACTS.decode(_summed(body, total))
+            fact: BillingFact = _FACTS.decode(_summed(body, total))
         except msgspec.DecodeError as error:
             self._move_away("fact", str(pos), body, str(error))
             self.db.execute("UPDATE fact SET settled_ms = 0 WHERE pos = ?", (pos,))
             self.pending -= 1
             return None
+        return fact
 
     def floor(self) -> int:
         return min(self.sealed, default=self.next_of(Stream.BILLING))

@@ -322,9 +322,7 @@ class Journal:
         Without `others` only transactions.
         """
         return self._durably(
-            lambda: self._deliveries.next(
-                exclude=exclude, after=after, up_to=up_to, others=others
-            )
+            lambda: self._deliveries.next(exclude=exclude, after=after, up_to=up_to, others=others)
         )
 
     def delivered(self, taken: PendingFact, number: int | None = None) -> None:
@@ -338,6 +336,11 @@ class Journal:
     def refused_again(self) -> int:
         """What was put apart is pending again; returns how many facts."""
         return self._durably(self._deliveries.again)
+
+    def waits(self, transaction: UUID | None) -> bool:
+        """Whether events of it (None: of any transaction) have not been taken yet."""
+        lanes = self._billing.transactions
+        return bool(lanes) if transaction is None else str(transaction) in lanes
 
     def numbers(self) -> dict[UUID, int]:
         """What a backend calls the transactions that it does not know to be over."""
