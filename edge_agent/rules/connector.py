@@ -460,6 +460,7 @@ class Connector:
             charging=ChargingState.EV_CONNECTED,
             idle_since_ms=None,
             released=False,
+            reserved=False,
         )
         if who.command is not None:
             actions.append(self._answer(who, CommandStatus.EXECUTED, "started", now))

@@ -141,8 +141,19 @@ class AgentCharger:
         return self._journal.waits(transaction)
 
     def reservation(self, transaction: UUID) -> int | None:
-        found = self._rules.reservations.values()
-        return next((one.id for one in found if one.transaction == transaction), None)
+        for kept in self._rules.reservations.values():
+            if transaction == (kept.transaction or self._user(kept)):
+                return kept.id
+        return None
+
+    def _user(self, kept: Reservation) -> UUID | None:
+        """The transaction that an EVSE was kept for, once it has begun."""
+        state = self._rules.connectors[kept.evse].state
+        if state.reserved:
+            return None
+        if state.session is not None:
+            return state.session.record.id
+        return state.over[-1] if state.over else None
 
     def local_list(self) -> LocalList:
         return self._rules.authorizer.local
@@ -348,11 +359,10 @@ class AgentCharger:
         """What time and transactions change, connected or not. Raises JournalError."""
         now = self.now()
         for kept in list(self._rules.reservations.values()):
-            running = self._rules.running(kept.evse)
-            if kept.transaction is None and running is not None:
-                used = msgspec.structs.replace(kept, transaction=running.id)
-                await self._keep(used, holds=False)
-            elif kept.over(now) and (running is None or running.id != kept.transaction):
+            user = self._user(kept)
+            if kept.transaction is None and user is not None:
+                await self._keep(msgspec.structs.replace(kept, transaction=user), holds=False)
+            elif kept.over(now) and not self.waits(kept.transaction or UUID(int=0)):
                 await self._drop(kept)
         self._tend_profiles(now)
 

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edge_agent.rules.station import RefusedError
 from karvon.demo.faults import FaultProxy
 from tests.cloud.ocpp.conftest import Ocpp
-from tests.edge_agent.uplink.ocpp.charging_site import site
+from tests.edge_agent.uplink.ocpp.charging_site import site, until
+
+Payload = dict[str, Any]
 
 EACH = pytest.mark.parametrize("version", ["1.6", "2.0.1"])
 
 
+async def _shown(ocpp: Ocpp, wanted: int) -> Payload:
+    """The station's newest transaction, once there are so many."""
+
+    async def there() -> Payload | None:
+        found = await ocpp.transactions(station="KRV-1")
+        return max(found, key=_begun) if len(found) == wanted else None
+
+    return dict(await ocpp.until(there, f"{wanted} transactions"))
+
+
+def _begun(one: Payload) -> Any:
+    return one["started_at"]
+
+
 @EACH
-async def test_sessions_by_card_and_by_command_and_one_offline(
+async def test_sessions_by_card_by_command_and_offline(
     ocpp: Ocpp, version: str, tmp_path: Path
 ) -> None:
     await ocpp.token("04A1B2C3")
@@ -23,10 +42,104 @@ async def test_sessions_by_card_and_by_command_and_one_offline(
             here.configure(f"ws://127.0.0.1:{proxy.port}/ocpp", version)
             await here.start()
             await here.connected()
+            with pytest.raises(RefusedError, match="the backend says"):
+                await here.card("STRANGER")
 
             await here.session("04A1B2C3")
             await here.delivered()
-            (first,) = await ocpp.transactions(station="KRV-1")
+            first = await _shown(ocpp, 1)
             assert (first["state"], first["reason"]) == ("ended", "Local")
             assert first["energy_wh"] == pytest.approx(here.true_wh, abs=1)
             assert first["id_token"]["value"] == "04A1B2C3"
+            before = here.true_wh
+
+            await here.plug()
+            wish = {"evse": 1, "id_token": {"value": "04A1B2C3"}}
+            given = await ocpp.command("KRV-1", "remote-start", **wish)
+            assert (await ocpp.ended(given))["status"] == "executed"
+            await here.charging(30)
+            running = await _shown(ocpp, 2)
+            assert running["state"] == "open"
+            stop = await ocpp.command("KRV-1", "remote-stop", transaction=running["transaction"])
+            assert (await ocpp.ended(stop))["status"] == "executed"
+            await here.idle()
+            await here.unplug()
+            await here.delivered()
+            second = await _shown(ocpp, 2)
+            assert (second["state"], second["reason"]) == ("ended", "Remote")
+            assert second["energy_wh"] == pytest.approx(here.true_wh - before, abs=1)
+            before = here.true_wh
+
+            proxy.blackhole = True
+            proxy.cut()
+            await until(lambda: here.agent.ocpp.link != "connected", "the link to be gone")
+            await here.session("04A1B2C3")
+            await here.plug()
+            await here.card("04A1B2C3")
+            await here.charging(20)
+            assert here.journal.pending_billing >= 4
+            assert len(await ocpp.transactions(station="KRV-1")) == 2
+            proxy.blackhole = False
+            proxy.cut()
+            await here.connected()
+            await here.unplug()
+            await here.delivered()
+            ended = await _shown(ocpp, 4)
+            assert (ended["state"], ended["reason"]) == ("ended", "EVDisconnected")
+            everything = await ocpp.transactions(station="KRV-1")
+            billed = sum(one["energy_wh"] for one in everything)
+            assert billed == pytest.approx(here.true_wh, abs=len(everything))
+            assert all(one["review"] is None for one in everything)
+            assert before < here.true_wh
+            shown = await ocpp.get("/stations/KRV-1")
+            assert shown["link"] == f"ocpp{version}"
+            assert shown["evses"][0]["state"]["value"]["status"] == "Available"
+        assert await ocpp.get("/stations/KRV-1/deviations") == []
+
+
+@EACH
+async def test_what_an_operator_sets_holds_at_the_station(
+    ocpp: Ocpp, version: str, tmp_path: Path
+) -> None:
+    """Availability, a limit, the local list, a reservation, and what a restart leaves of them."""
+    await ocpp.token("04A1B2C3")
+    await ocpp.token("OTHER")
+    async with site(tmp_path, "KRV-1") as here:
+        here.configure(f"ws://127.0.0.1:{ocpp.gateway.port}/ocpp", version)
+        await here.start()
+        await here.connected()
+
+        async def executed(name: str, **body: Any) -> None:
+            ended = await ocpp.ended(await ocpp.command("KRV-1", name, **body))
+            assert ended["status"] == "executed", ended
+
+        await executed("set-availability", evse=1, operative=False)
+        await here.status("Unavailable")
+        await executed("set-availability", evse=1, operative=True)
+        await here.status("Available")
+        await executed("set-limit", evse=1, limit_ma=10_000, valid_s=600)
+        await executed("send-local-list")
+        until_then = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
+        reserve = {"evse": 1, "id_token": {"value": "04A1B2C3"}}
+        await executed("reserve", **reserve, expires_at=until_then)
+        await here.status("Reserved")
+
+        await here.stop()
+        await here.start()
+        await here.connected()
+        await here.status("Reserved")
+        with pytest.raises(RefusedError, match="reserved for another"):
+            await here.card("OTHER")
+        await here.plug()
+        await here.card("04A1B2C3")
+        await here.charging(1)
+        offered = here.agent.loop.told
+        await until(lambda: offered[1].offered_ma == 10_000, "the limit to hold")
+        assert offered[1].limited_by == "profile"
+        await here.unplug()
+        await here.idle()
+        await here.delivered()
+        assert {one.id_token.value for one in here.journal.local_list().entries} == {
+            "04A1B2C3",
+            "OTHER",
+        }
