@@ -28,7 +28,7 @@ from edge_agent.rules.authorization import Heard
 from edge_agent.uplink.ocpp.delivery import Delivery
 from edge_agent.uplink.ocpp.device import DeviceModel
 from edge_agent.uplink.ocpp.port import Charger, Deed, Done, Outcome, Start, Stop
-from protocols.agent_link import EvseStatus, IdToken, SecurityEvent, Stamp, TransactionEvent
+from protocols.agent_link import EvseStatus, IdToken, SecurityEvent, TransactionEvent
 from protocols.ocpp import events as rpc_events
 from protocols.ocpp.rpc import Limits, Rpc
 from protocols.ocpp.schemas import SchemaError, codec
@@ -230,8 +230,8 @@ class Dialect(Protocol):
 
     def taken(self, event: TransactionEvent, response: Any) -> Taken: ...
 
-    def aligned(self, at: Stamp) -> list[Call]:
-        """Clock-aligned values of all EVSEs."""
+    def aligned(self, at_ms: int) -> list[Call]:
+        """Clock-aligned values of all EVSEs, for that time (ms since 1970)."""
 
     def asked(self, action: str, request: Any) -> Reply:
         """Raises RefusedCallError, JournalError."""
@@ -358,8 +358,10 @@ class Station:
 
     def _disconnected(self, event: Disconnected, now: int) -> list[Action]:
         del now
-        self._rpc, self._flight, self._registration = None, None, ""
         waiting = [Judged(one.ticket, None) for one in self._tickets]
+        if self._flight is not None and isinstance(self._flight.purpose, _Authorize):
+            waiting.append(Judged(self._flight.purpose.ticket, None))
+        self._rpc, self._flight, self._registration = None, None, ""
         self._tickets.clear()
         return [*waiting, *self._changed(up=False, reason=event.reason)]
 
@@ -611,7 +613,11 @@ class Station:
             return self._authorize(self._tickets.popleft(), now)
         if self._wanted:
             return self._call(self._wanted.popleft(), _Plain(), now)
-        return self._status(now) or self._live(now) or self._regular(now) or self._waited(now)
+        for choose in (self._status, self._live, self._regular, self._waited):
+            sent = choose(now)
+            if sent is not None:
+                return sent
+        return None
 
     def _call(self, call: Call, purpose: Purpose, now: int) -> list[Action]:
         """Raises SchemaError for what the version cannot say."""
@@ -687,14 +693,13 @@ class Station:
     def _align(self) -> None:
         """At each whole interval of the day, as the wall clock has it."""
         every = self._device.number("AlignedDataCtrlr", "Interval") * 1000
-        stamp = self._charger.now()
+        now_ms = self._charger.when(self._charger.now())
         if every == 0 or "telemetry" not in self.settings.carries:
             self._aligned_ms = None
             return
-        due = stamp.wall_ms - stamp.wall_ms % every
+        due = now_ms - now_ms % every
         if self._aligned_ms is not None and due > self._aligned_ms:
-            aligned = msgspec.structs.replace(stamp, wall_ms=type(stamp.wall_ms)(due))
-            self._wanted += self._dialect.aligned(aligned)
+            self._wanted += self._dialect.aligned(due)
         self._aligned_ms = due
 
 

@@ -46,7 +46,6 @@ from protocols.agent_link import (
     EvseStatus,
     IdToken,
     SecurityEvent,
-    Stamp,
     StoppedReason,
     TransactionEvent,
     TransactionEventType,
@@ -328,19 +327,21 @@ class V16(Speaker):
             return Taken(response.transactionId, _heard(response.idTagInfo))
         return Taken()
 
-    def aligned(self, at: Stamp) -> list[Call]:
+    def aligned(self, at_ms: int) -> list[Call]:
         measurands = self.device.list("AlignedDataCtrlr", "Measurands")
-        calls = (self._live(evse, measurands, "Sample.Clock", at) for evse in self.evse_numbers())
+        calls = (
+            self._live(evse, measurands, "Sample.Clock", iso(at_ms)) for evse in self.evse_numbers()
+        )
         return [call for call in calls if call is not None]
 
-    def _live(self, evse: int, measurands: tuple[str, ...], context: str, at: Stamp) -> Call | None:
+    def _live(self, evse: int, measurands: tuple[str, ...], context: str, at: str) -> Call | None:
         sample = self.charger.latest(evse)
         readings = [] if sample is None else of_sample(sample, measurands)
         if not readings:
             return None
         running = self.running(evse)
         number = None if running is None else self.numbers.get(running.id)
-        value = _value(self.at(at), readings, context)
+        value = _value(at, readings, context)
         payload = told(connectorId=evse, transactionId=number, meterValue=[value])
         return Call("MeterValues", payload)
 
@@ -398,7 +399,7 @@ class V16(Speaker):
                 return Reply({"status": "Accepted"}, then=calls)
             case "MeterValues":
                 measurands = self.device.list("SampledDataCtrlr", "TxUpdatedMeasurands")
-                at = self.charger.now()
+                at = self.now()
                 live = [self._live(evse, measurands, "Trigger", at) for evse in evses]
                 return Reply({"status": "Accepted"}, then=tuple(one for one in live if one))
             case "FirmwareStatusNotification":

@@ -34,7 +34,6 @@ from protocols.agent_link import (
     EvseStatus,
     IdToken,
     SecurityEvent,
-    Stamp,
     TransactionEvent,
     TransactionEventType,
     Trigger,
@@ -67,6 +66,7 @@ _DONE: Final = {
     Outcome.SCHEDULED: "Scheduled",
     Outcome.REJECTED: "Rejected",
 }
+_YES_OR_NO: Final = {Outcome.ACCEPTED: "Accepted", Outcome.REJECTED: "Rejected"}
 _RESERVED: Final = {
     Outcome.ACCEPTED: "Accepted",
     Outcome.REJECTED: "Rejected",
@@ -109,7 +109,7 @@ class V201(Speaker):
         self._vendor, self._model = vendor, model
         self._askers: Mapping[str, Callable[[Any], Reply]] = {
             "CancelReservation": lambda asked: self.deed(
-                CancelReservation(asked.reservationId), _DONE
+                CancelReservation(asked.reservationId), _YES_OR_NO
             ),
             "CertificateSigned": lambda _: _rejected(),
             "ChangeAvailability": self._change_availability,
@@ -247,19 +247,19 @@ class V201(Speaker):
         info = response.idTokenInfo
         return Taken(heard=None if info is None else _heard(info))
 
-    def aligned(self, at: Stamp) -> list[Call]:
+    def aligned(self, at_ms: int) -> list[Call]:
         measurands = self.device.list("AlignedDataCtrlr", "Measurands")
-        return self._live(self.evse_numbers(), measurands, "Sample.Clock", at)
+        return self._live(self.evse_numbers(), measurands, "Sample.Clock", iso(at_ms))
 
     def _live(
-        self, evses: Iterable[int], measurands: tuple[str, ...], context: str, at: Stamp
+        self, evses: Iterable[int], measurands: tuple[str, ...], context: str, at: str
     ) -> list[Call]:
         calls = []
         for evse in evses:
             sample = self.charger.latest(evse)
             readings = [] if sample is None else of_sample(sample, measurands)
             if readings:
-                value = _value(self.at(at), readings, context)
+                value = _value(at, readings, context)
                 calls.append(Call("MeterValues", {"evseId": evse, "meterValue": [value]}))
         return calls
 
@@ -285,13 +285,13 @@ class V201(Speaker):
             authorize=self.device.truth("AuthCtrlr", "AuthorizeRemoteStart"),
             profile=profile,
         )
-        return self.deed(start, _DONE)
+        return self.deed(start, _YES_OR_NO)
 
     def _request_stop(self, asked: Any) -> Reply:
         transaction = _uuid(asked.transactionId)
         if transaction is None:
             return _rejected("TxNotFound", "it is not open here")
-        return self.deed(Stop(transaction), _DONE)
+        return self.deed(Stop(transaction), _YES_OR_NO)
 
     def _get_transaction_status(self, asked: Any) -> Reply:
         if asked.transactionId is None:
@@ -343,7 +343,7 @@ class V201(Speaker):
                 return Reply(accepted, then=tuple(call for one, call in known if one in evses))
             case "MeterValues":
                 measurands = self.device.list("SampledDataCtrlr", "TxUpdatedMeasurands")
-                live = self._live(evses, measurands, "Trigger", self.charger.now())
+                live = self._live(evses, measurands, "Trigger", self.now())
                 return Reply(accepted, then=tuple(live))
             case "FirmwareStatusNotification" | "LogStatusNotification":
                 return Reply(accepted, then=(Call(message, {"status": "Idle"}),))
