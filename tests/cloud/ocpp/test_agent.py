@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from edge_agent.rules.station import RefusedError
 from karvon.demo.faults import FaultProxy
-from tests.cloud.ocpp.conftest import Ocpp
-from tests.edge_agent.uplink.ocpp.charging_site import site, until
+from tests.cloud.ocpp.conftest import Ocpp, serving
+from tests.cloud.ocpp.test_attacks import asked
+from tests.edge_agent.uplink.ocpp.charging_site import Site, site, until
 
 Payload = dict[str, Any]
 
@@ -143,3 +145,82 @@ async def test_what_an_operator_sets_holds_at_the_station(
             "04A1B2C3",
             "OTHER",
         }
+
+
+SECRET = "a password of the station"
+
+
+async def _known(ocpp: Ocpp) -> None:
+    """The gateway knows the station and its password."""
+    made = await ocpp.api.post("/stations", json={"station": "KRV-1"})
+    assert made.status_code == 201, made.text
+    wanted = {"password": SECRET}
+    assert (await ocpp.api.put("/stations/KRV-1/ocpp-password", json=wanted)).status_code == 200
+
+
+async def _demanded(ocpp: Ocpp, profile: int) -> None:
+    """The gateway lets the station in with no less than this profile."""
+    change = {"security_profile": profile}
+    changed = await ocpp.api.patch("/stations/KRV-1/ocpp", json=change)
+    assert changed.status_code == 200, changed.text
+
+
+def _private(file: Path, content: str) -> None:
+    file.touch(mode=0o600)
+    file.write_text(content)
+
+
+async def _certified(ocpp: Ocpp, folder: Path) -> None:
+    csr, key = asked("KRV-1")
+    made = await ocpp.api.post("/stations/KRV-1/ocpp-certificates", json={"csr": csr})
+    assert made.status_code == 201, made.text
+    (folder / "station.pem").write_text(made.json()["pem"])
+    plain = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    _private(folder / "station.key", plain.decode())
+
+
+@pytest.mark.parametrize("profile", [1, 2, 3])
+async def test_each_security_profile(cloud_dsn: str, profile: int, tmp_path: Path) -> None:
+    async with serving(cloud_dsn, tmp_path / "cloud", ocpp_tls_port=0) as ocpp:
+        await _known(ocpp)
+        options: dict[str, Any] = {}
+        url = f"ws://127.0.0.1:{ocpp.gateway.port}/ocpp"
+        if profile > 1:
+            url = f"wss://localhost:{ocpp.gateway.tls_port}/ocpp"
+            (tmp_path / "ca.pem").write_text((await ocpp.api.get("/ocpp-authority")).text)
+            options["ca"] = "ca.pem"
+        if profile == 3:
+            await _certified(ocpp, tmp_path)
+            options |= {"certificate": "station.pem", "key": "station.key"}
+        else:
+            _private(tmp_path / "password", "a wrong password" if profile == 1 else SECRET)
+            options["password"] = "password"  # a file's name
+        await _demanded(ocpp, profile)
+        async with site(tmp_path, "KRV-1") as here:
+            here.configure(url, "1.6", **options)
+            await here.start()
+            if profile == 1:
+                await until(lambda: "Check identity and password" in here.agent.ocpp.link, "401")
+                (tmp_path / "password").write_text(f"{SECRET}\n")
+            await here.connected()
+            if profile == 2:
+                await _renew_the_password(ocpp, here)
+
+
+async def _renew_the_password(ocpp: Ocpp, here: Site) -> None:
+    """The backend changes it: the station keeps it in its file, and comes back with it."""
+    fresh = "another password now"
+    change = {"password": fresh}
+    assert (await ocpp.api.put("/stations/KRV-1/ocpp-password", json=change)).status_code == 200
+    payload = {"key": "AuthorizationKey", "value": fresh.encode().hex()}
+    told = await ocpp.api.post("/stations/KRV-1/ocpp/ChangeConfiguration", json=payload)
+    assert told.json()["accepted"], told.text
+    file = here.folder / "password"
+    await until(lambda: file.read_text().strip() == fresh, "the new password")
+    assert file.stat().st_mode & 0o777 == 0o600
+    await until(lambda: here.agent.ocpp.link != "connected", "the old connection to end")
+    await here.connected()

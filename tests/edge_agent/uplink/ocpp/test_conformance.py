@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,14 +28,24 @@ EVERY = [
 ]
 
 
+@pytest.fixture(scope="module")
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Version, Bench]]:
+    """One per version, connected."""
+    made = {one: Bench(tmp_path_factory.mktemp("bench") / "journal", one) for one in VERSIONS}
+    for bench in made.values():
+        bench.connect()
+        bench.charger.read()
+    yield made
+    for bench in made.values():
+        bench.journal.close()
+
+
 @pytest.mark.parametrize(("version", "action"), EVERY, ids=str)
 def test_every_action_is_answered_as_its_schema_demands(
-    make_bench: Callable[..., Bench], version: Version, action: str
+    benches: dict[Version, Bench], version: Version, action: str
 ) -> None:
     """Small and full requests; the answer and all that is said after it fit their schemas."""
-    bench = make_bench(version)
-    bench.connect()
-    bench.charger.read()
+    bench = benches[version]
     asked = official.request(version, action)
     for payload in (asked.minimal, asked.full):
         answer = bench.ask(action, **payload)
