@@ -23,7 +23,7 @@ from edge_agent.journal import Journal, JournalError
 from edge_agent.loop import Line, Loop
 from edge_agent.rules.actions import StopAsked
 from edge_agent.rules.power_limit import SiteLoad
-from edge_agent.rules.station import SITE
+from edge_agent.rules.station import SITE, RefusedError
 from protocols.agent_link import (
     Command,
     EvseDescription,
@@ -242,6 +242,17 @@ class Agent:
             return ""
         count = len(self.journal.refused)
         return f"the OCPP backend refused {count} facts; see karvon agent queue" if count else ""
+
+    def retry_refused(self) -> str:
+        """Offer the OCPP backend once more what it has refused. Raises RefusedError."""
+        if self.ocpp is None:
+            raise RefusedError("no OCPP backend is configured; see [uplink.ocpp]")
+        try:
+            count = self.journal.refused_again()
+        except JournalError as error:
+            raise RefusedError(str(error)) from error
+        self.loop.wake()
+        return f"{count} facts are offered to the OCPP backend once more"
 
     def evses(self) -> tuple[EvseDescription, ...]:
         """What the hello says of the EVSEs."""

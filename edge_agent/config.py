@@ -263,17 +263,17 @@ def _uplink_problems(config: Config) -> Any:
     if owners == 0:
         yield "uplink.carries: no uplink carries transactions; name them here or in uplink.ocpp"
     if part is not None:
-        yield from _ocpp_problems(config, part)
+        yield from _ocpp_problems(part)
 
 
-def _ocpp_problems(config: Config, part: OcppPart) -> Any:
+def _ocpp_problems(part: OcppPart) -> Any:
     if not part.carries:
         yield "uplink.ocpp.carries: name at least one of transactions, status, telemetry"
     address = urlsplit(part.url)
     plain = not (address.username or address.query or address.fragment)
     if address.scheme not in {"ws", "wss"} or not address.hostname or not plain:
         yield f"uplink.ocpp.url: '{part.url}' is not ws://host[:port]/path or wss://…"
-    if not 0 < len(part.identity or config.station) <= 48:
+    if part.identity is not None and not 0 < len(part.identity) <= 48:
         yield "uplink.ocpp.identity: 1 to 48 characters"
     if part.certificate is not None and part.key is None:
         yield "uplink.ocpp.key: a certificate needs its private key"

@@ -219,6 +219,7 @@ async def run(config: Config) -> None:
             present=agent.desk.present,
             read=lambda: registers_of(found),
             watch=agent.watch,
+            retry=agent.retry_refused,
         )
         async with control.served(journal.folder):
             connect(config, agent)
