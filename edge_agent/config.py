@@ -91,7 +91,7 @@ class OcppPart(Part, frozen=True, kw_only=True):
     replay_per_second: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
     """Messages that waited for the connection; what comes up meanwhile is not held back."""
     ping_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 30.0
-    longest_retry_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
+    longest_retry_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 60.0
 
     @property
     def profile(self) -> int:

@@ -598,6 +598,9 @@ class Station:
                 log.error("the OCPP uplink waits for the journal: %s", error)  # noqa: TRY400  # no fault of ours
                 self._disk_at = now + RETRY_AFTER_DISK_MS
                 break
+            except SchemaError:
+                log.exception("left out: OCPP %s cannot say it", self._dialect.version)
+                continue
             if sent is None:
                 break
             actions += sent
@@ -608,6 +611,7 @@ class Station:
         if self._registration != "Accepted":
             if now < self._boot_at:
                 return None
+            self._boot_at = now + FIRST_BOOT_RETRY_S * 1000
             return self._call(self._dialect.boot(self._boot_reason), _Boot(), now)
         if self._tickets:
             return self._authorize(self._tickets.popleft(), now)

@@ -33,7 +33,7 @@ folder = "journal"
 [uplink.ocpp]
 url = "{url}"
 version = "{version}"
-longest_retry_s = 1
+longest_retry_s = 0.2
 {ocpp}
 
 [[boards]]
