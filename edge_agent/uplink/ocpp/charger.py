@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -398,7 +399,8 @@ class AgentCharger:
         if not deed.immediate:
             await self._wait(lambda: self._journal.pending_billing == 0, WIND_UP_S)
         await asyncio.sleep(1)  # for the answer that is still on its way
-        self._journal.keep(BOOT, {"reason": ("RemoteReset",)})
+        with suppress(JournalError):  # then the backend is told of a power-up
+            self._journal.keep(BOOT, {"reason": ("RemoteReset",)})
         log.warning("restarting, as the backend asked")
         self._restart()
 

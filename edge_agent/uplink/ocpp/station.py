@@ -230,6 +230,9 @@ class Dialect(Protocol):
 
     def taken(self, event: TransactionEvent, response: Any) -> Taken: ...
 
+    def salvaged(self, event: TransactionEvent, answer: Mapping[str, Any]) -> Taken | None:
+        """What an answer says that breaks its schema; None: nothing that can be gone on with."""
+
     def aligned(self, at_ms: int) -> list[Call]:
         """Clock-aligned values of all EVSEs, for that time (ms since 1970)."""
 
@@ -460,15 +463,18 @@ class Station:
             return []
         self._unanswered = 0
         try:
-            response, _ = read_response(self._codec, flight.action, answered.payload)
-        except SchemaError as error:
-            return self._unreadable(flight, str(error), now)
-        try:
-            return self._understood(flight.purpose, response, now)
+            return self._read_answer(flight, answered.payload, now)
         except JournalError as error:
             log.error("an answer is not kept: %s", error)  # noqa: TRY400  # no fault of ours
             self._disk_at = now + RETRY_AFTER_DISK_MS
             return []
+
+    def _read_answer(self, flight: _Flight, payload: msgspec.Raw, now: int) -> list[Action]:
+        try:
+            response, _ = read_response(self._codec, flight.action, payload)
+        except SchemaError as error:
+            return self._unreadable(flight, payload, str(error), now)
+        return self._understood(flight.purpose, response, now)
 
     def _understood(self, purpose: Purpose, response: Any, now: int) -> list[Action]:
         if isinstance(purpose, _Boot):
@@ -482,8 +488,18 @@ class Station:
             return self._fact_taken(purpose.pending, response)
         return []
 
-    def _unreadable(self, flight: _Flight, text: str, now: int) -> list[Action]:
+    def _unreadable(
+        self, flight: _Flight, payload: msgspec.Raw, text: str, now: int
+    ) -> list[Action]:
+        """An answer that breaks its schema is an answer: the fact was taken, where we can go on."""
         log.warning("the backend's answer to %s does not read: %s", flight.action, text)
+        if isinstance(flight.purpose, _Fact) and isinstance(
+            flight.purpose.pending.fact, TransactionEvent
+        ):
+            answer = msgspec.json.decode(payload, type=dict[str, Any])
+            taken = self._dialect.salvaged(flight.purpose.pending.fact, answer)
+            if taken is not None:
+                return self._settle(flight.purpose.pending, flight.purpose.pending.fact, taken)
         return self._refused(flight.purpose, "FormatViolation", text, now)
 
     def _failed(self, failed: rpc_events.Failed, now: int) -> list[Action]:
@@ -563,7 +579,9 @@ class Station:
         if not isinstance(fact, TransactionEvent):
             self._delivery.delivered(pending)
             return []
-        taken = self._dialect.taken(fact, response)
+        return self._settle(pending, fact, self._dialect.taken(fact, response))
+
+    def _settle(self, pending: PendingFact, fact: TransactionEvent, taken: Taken) -> list[Action]:
         self._delivery.delivered(pending, taken.number)
         if taken.number is not None:
             self.numbers[fact.transaction] = taken.number

@@ -327,6 +327,12 @@ class V16(Speaker):
             return Taken(response.transactionId, _heard(response.idTagInfo))
         return Taken()
 
+    def salvaged(self, event: TransactionEvent, answer: Mapping[str, Any]) -> Taken | None:
+        if event.type is not TransactionEventType.STARTED:
+            return Taken()
+        number = answer.get("transactionId")
+        return Taken(number) if isinstance(number, int) else None
+
     def aligned(self, at_ms: int) -> list[Call]:
         measurands = self.device.list("AlignedDataCtrlr", "Measurands")
         calls = (

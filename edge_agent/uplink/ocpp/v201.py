@@ -247,6 +247,10 @@ class V201(Speaker):
         info = response.idTokenInfo
         return Taken(heard=None if info is None else _heard(info))
 
+    def salvaged(self, event: TransactionEvent, answer: Mapping[str, Any]) -> Taken | None:
+        del event, answer
+        return Taken()
+
     def aligned(self, at_ms: int) -> list[Call]:
         measurands = self.device.list("AlignedDataCtrlr", "Measurands")
         return self._live(self.evse_numbers(), measurands, "Sample.Clock", iso(at_ms))

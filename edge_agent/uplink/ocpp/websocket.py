@@ -195,11 +195,11 @@ class OcppUplink:
 
     async def run(self) -> None:
         """Stay connected. Every failure is told in `link` and tried again."""
-        upkeep = asyncio.create_task(self._upkeep(), name="ocpp: upkeep")
         try:
-            await self._stay()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._upkeep(), name="ocpp: upkeep")
+                group.create_task(self._stay(), name="ocpp: stay connected")
         finally:
-            upkeep.cancel()
             for task in self._doing:
                 task.cancel()
 

@@ -181,7 +181,9 @@ KINDS = {"1.6": Backend16, "2.0.1": Backend201}
 
 
 @asynccontextmanager
-async def backend(version: str, books: Books, port: int = 0) -> AsyncIterator[int]:
+async def backend(
+    version: str, books: Books, port: int = 0, *, names_protocol: bool = True
+) -> AsyncIterator[int]:
     """It listens while the context lasts; gives its port."""
 
     async def serve_one(socket: ServerConnection) -> None:
@@ -190,7 +192,8 @@ async def backend(version: str, books: Books, port: int = 0) -> AsyncIterator[in
         with suppress(ConnectionClosed):
             await KINDS[version](identity, socket, books).start()
 
-    server: Server = await serve(serve_one, "127.0.0.1", port, subprotocols=[f"ocpp{version}"])  # type: ignore[list-item]  # a NewType of str
+    spoken = [f"ocpp{version}"] if names_protocol else None
+    server: Server = await serve(serve_one, "127.0.0.1", port, subprotocols=spoken)  # type: ignore[arg-type]  # a NewType of str
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -237,6 +240,16 @@ async def test_sessions_at_another_makers_backend(version: str, tmp_path: Path) 
             assert sum(books.energy.values()) == pytest.approx(here.true_wh, abs=3)
             assert version == "1.6" or books.heard["MeterValues"][-1]["offline"]
             assert here.journal.refused == []
+
+
+async def test_a_backend_that_names_no_subprotocol_is_spoken_to(tmp_path: Path) -> None:
+    async with (
+        site(tmp_path, "KRV-4") as here,
+        backend("1.6", Books(), names_protocol=False) as port,
+    ):
+        here.configure(f"ws://127.0.0.1:{port}", "1.6")
+        await here.start()
+        await here.connected()
 
 
 async def test_a_backend_that_accepts_and_says_nothing_is_left(tmp_path: Path) -> None:

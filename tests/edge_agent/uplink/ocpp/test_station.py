@@ -352,6 +352,32 @@ def test_what_only_one_transaction_gets_as_an_error_is_put_apart(bench: Bench) -
     assert [one.why for one in bench.journal.refused] == ["InternalError: boom"]
 
 
+def test_an_answer_that_breaks_its_schema_is_an_answer(bench: Bench) -> None:
+    """Otherwise the backend would be told of the same session again and again."""
+    bench.connect()
+    drive = Drive(bench)
+    drive.start()
+    bench.later(250)
+    bench.answer({"transactionId": 31, "something": "else"})
+    drive.end()
+    bench.later(250)
+    assert bench.said[0][2]["transactionId"] == 31
+    bench.answer({"idTagInfo": {"status": "Splendid"}})
+    assert bench.journal.pending_billing == 0
+    assert bench.journal.refused == []
+
+
+def test_a_start_without_a_number_is_tried_again(bench: Bench) -> None:
+    bench.connect()
+    Drive(bench).start()
+    bench.later(250)
+    bench.answer({"idTagInfo": {"status": "Accepted"}})
+    assert bench.journal.pending_billing == 1
+    bench.beating("StartTransaction")
+    bench.answer(started(8))
+    assert bench.journal.pending_billing == 0
+
+
 def test_a_refused_token_ends_a_running_transaction(bench: Bench) -> None:
     bench.connect()
     drive = Drive(bench)
