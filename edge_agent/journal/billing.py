@@ -11,6 +11,7 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 from uuid import UUID, uuid4
@@ -28,6 +29,7 @@ from edge_agent.journal.files import (
     suspect,
     writing,
 )
+from edge_agent.journal.lanes import Lanes
 from edge_agent.journal.ranges import contains, missing
 from edge_agent.records import LocalList, Register, SiteLimit, Transaction
 from protocols.agent_link import (
@@ -172,7 +174,7 @@ class BillingFile:
         self.db = db
         self.path = path
         self.reports = reports
-        self.lanes: dict[str, int] = {}
+        self.lanes = Lanes()
         self.transactions: set[str] = set()
         """Those of the lanes that are transactions."""
         self.sealed: dict[int, str] = {}
@@ -235,7 +237,7 @@ class BillingFile:
 
     def index(self) -> None:
         """Where each lane's pending facts begin, and which batches are out."""
-        self.lanes = dict(
+        self.lanes = Lanes(
             self.db.execute("SELECT lane, min(pos) FROM fact WHERE settled_ms IS NULL GROUP BY 1")
         )
         query = "SELECT DISTINCT lane FROM fact WHERE settled_ms IS NULL AND substr(body, 1, ?) = ?"
@@ -315,7 +317,7 @@ class BillingFile:
                 self.keep("local_list", "", local_list)
             added.extend(self._append(fact) for fact in facts)
         for lane, pos in added:
-            self.lanes.setdefault(lane, pos)
+            self.lanes.add(lane, pos)
         self.transactions |= {lane_of(one) for one in facts if isinstance(one, TransactionEvent)}
         self.pending += len(added)
 
@@ -402,10 +404,8 @@ class BillingFile:
         """
         busy = {self.sealed[seq] for seq in exclude if seq in self.sealed}
         busy |= set() if transactions else self.transactions
-        ready = sorted(
-            (pos, lane) for lane, pos in self.lanes.items() if pos > after and lane not in busy
-        )
-        lanes = [lane for _, lane in ready[:limit]]
+        ready = (lane for _, lane in self.lanes.after(after) if lane not in busy)
+        lanes = list(islice(ready, limit))
         if not lanes:
             return []
         found: list[SealedFacts] = []
@@ -508,11 +508,9 @@ class BillingFile:
     def advance(self, lane: str) -> None:
         query = "SELECT min(pos) FROM fact WHERE lane = ? AND settled_ms IS NULL"
         (pos,) = self.db.execute(query, (lane,)).fetchone()
+        self.lanes.move(lane, pos)
         if pos is None:
-            self.lanes.pop(lane, None)
             self.transactions.discard(lane)
-        else:
-            self.lanes[lane] = pos
 
     def reopen(self, committed: Ranges) -> int:
         """Make pending again what was settled but is not committed (the cloud was restored)."""

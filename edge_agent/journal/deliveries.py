@@ -55,16 +55,16 @@ class Deliveries:
         """The oldest lane's oldest fact with `after` < position <= `up_to`."""
         file = self._file
         while True:
-            ready = [
-                (pos, lane)
-                for lane, pos in file.lanes.items()
-                if after < pos <= up_to
-                and lane not in exclude
-                and (others or lane in file.transactions)
-            ]
-            if not ready:
+            pos, lane = next(
+                (
+                    (pos, lane)
+                    for pos, lane in file.lanes.after(after)
+                    if lane not in exclude and (others or lane in file.transactions)
+                ),
+                (up_to + 1, ""),
+            )
+            if pos > up_to:
                 return None
-            pos, lane = min(ready)
             query = "SELECT sum, body FROM fact WHERE pos = ?"
             total, body = file.db.execute(query, (pos,)).fetchone()
             fact = file.readable(pos, total, body)
