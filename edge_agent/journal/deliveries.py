@@ -17,12 +17,19 @@ import msgspec
 
 from edge_agent.journal.billing import BillingFile
 from edge_agent.journal.files import writing
-from protocols.agent_link import BillingFact, ClockCorrected, TransactionEvent, TransactionEventType
+from protocols.agent_link import (
+    BillingFact,
+    ClockCorrected,
+    SecurityEvent,
+    TransactionEvent,
+    TransactionEventType,
+)
 
 ELSEWHERE: Final = -1
 _ENCODE: Final = msgspec.json.Encoder().encode
 _FACT: Final = msgspec.json.Decoder(BillingFact)
 _CLOCK: Final = b'{"kind":"clock",'
+_SECURITY: Final = b'{"kind":"security",'
 
 
 class PendingFact(msgspec.Struct, frozen=True):
@@ -133,6 +140,13 @@ class Deliveries:
         found = self._file.db.execute(query, (len(_CLOCK), _CLOCK)).fetchall()
         facts = [_FACT.decode(body) for (body,) in found]
         return [fact for fact in facts if isinstance(fact, ClockCorrected)]
+
+    def security_events(self) -> list[SecurityEvent]:
+        """Those of the last weeks, oldest first."""
+        query = "SELECT body FROM fact WHERE substr(body, 1, ?) = ? ORDER BY pos"
+        found = self._file.db.execute(query, (len(_SECURITY), _SECURITY)).fetchall()
+        facts = [_FACT.decode(body) for (body,) in found]
+        return [fact for fact in facts if isinstance(fact, SecurityEvent)]
 
 
 def read_refused(db: sqlite3.Connection) -> list[RefusedFact]:

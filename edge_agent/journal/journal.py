@@ -31,6 +31,7 @@ from protocols.agent_link import (
     Mark,
     Ranges,
     Sample,
+    SecurityEvent,
     StateFact,
     Stream,
 )
@@ -351,6 +352,11 @@ class Journal:
         """Wall times of boots as they became known, oldest first."""
         with self._explained("the journal could not be read"):
             return self._deliveries.corrections()
+
+    def security_events(self) -> list[SecurityEvent]:
+        """Those of the last weeks, oldest first."""
+        with self._explained("the journal could not be read"):
+            return self._deliveries.security_events()
 
     def named(self, kind: str, shape: type[T]) -> list[T]:
         """What `keep` has put of a kind, by name."""

@@ -10,6 +10,7 @@
 | `v16`, `v201`         | the words of one version: facts to calls, requests to deeds and answers |
 | `websocket`           | the connection: security profiles, reconnecting |
 | `charger`             | the port on the real agent |
+| `upload`              | logs, brought where a backend wants them |
 | `assembly`            | put together from the configuration |
 
 The journal stays the source of truth: a fact is done when the backend's CALLRESULT came.

@@ -48,7 +48,11 @@ def build(config: Config, part: OcppPart, agent: Agent) -> OcppUplink:
     settings = settings_of(config, part)
     carries = frozenset(part.carries)
     charger = AgentCharger(
-        agent, settings.identity, password_file=settings.password_file, restart=agent.restart
+        agent,
+        settings.identity,
+        password_file=settings.password_file,
+        ca_file=settings.ca_file,
+        restart=agent.restart,
     )
     device = DeviceModel(
         _variables(config, part, settings, charger), agent.journal, charger.configured
@@ -73,6 +77,7 @@ def build(config: Config, part: OcppPart, agent: Agent) -> OcppUplink:
     )
     uplink = OcppUplink(settings, station, charger)
     charger.authorize, charger.renewed = uplink.authorize, uplink.renewed
+    charger.tell = uplink.tell
     if "transactions" in carries:
         agent.desk.ask = charger.ask
         agent.desk.foreign = f"the OCPP backend {part.url}"

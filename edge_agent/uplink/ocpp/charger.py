@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -23,18 +24,22 @@ from edge_agent.rules.authorization import Heard, Standing
 from edge_agent.rules.charging_profiles import Profile, Profiles
 from edge_agent.rules.reservation import Reservation
 from edge_agent.rules.station import RefusedError
+from edge_agent.uplink.ocpp import upload
 from edge_agent.uplink.ocpp.device import DeviceModel
 from edge_agent.uplink.ocpp.port import (
     CancelReservation,
     Deed,
     Done,
+    LogKind,
     Outcome,
     Reserve,
     Restart,
     SetOperative,
     Start,
     Stop,
+    Upload,
 )
+from edge_agent.uplink.ocpp.station import Transferred
 from protocols.agent_link import (
     ClockQuality,
     EvseDescription,
@@ -47,13 +52,16 @@ from protocols.agent_link import (
     Stamp,
     StoppedReason,
     Trigger,
+    escape,
 )
+from protocols.ocpp.sampling import iso
 
 log = logging.getLogger(__name__)
 PROFILES, TOKENS, RESERVATIONS = "ocpp_profile", "ocpp_token", "ocpp_reservation"
 BOOT: Final = "ocpp_boot"
 WIND_UP_S: Final = 30.0
 """So long a restart waits for transactions to end and to be told."""
+MOST_SESSIONS: Final = 200
 NEVER_MS: Final = 10 * 365 * 86_400_000
 
 
@@ -66,6 +74,7 @@ class AgentCharger:
         station: str,
         *,
         password_file: Path | None = None,
+        ca_file: Path | None = None,
         restart: Callable[[], None] = lambda: None,
     ) -> None:
         self._agent = agent
@@ -79,11 +88,15 @@ class AgentCharger:
         self.device: DeviceModel
         self.renewed: Callable[[], None] = lambda: None
         """Called when the password was changed."""
+        self.tell: Callable[[Transferred], None] = lambda _: None
+        """How an upload goes."""
         self._password_file = password_file
+        self._ca_file = ca_file
         self._restart = restart
         self._offsets = {one.boot: one.offset_ms for one in self._journal.corrections()}
         self._profiles_to_come: dict[int, Profile] = {}
         self._restarting: asyncio.Task[None] | None = None
+        self._uploading: asyncio.Task[None] | None = None
         self._recall()
 
     def _recall(self) -> None:
@@ -264,6 +277,8 @@ class AgentCharger:
                 return await self._reserve(deed)
             if isinstance(deed, CancelReservation):
                 return await self._cancel(deed)
+            if isinstance(deed, Upload):
+                return self._upload(deed)
             return self._begin_restart(deed)
         except (RefusedError, JournalError) as error:
             log.warning("%s is refused: %s", type(deed).__name__, error)
@@ -378,6 +393,68 @@ class AgentCharger:
         held = held.current((one.id for one in running.values() if one), now.wall_ms)
         if held != self._rules.profiles:
             self.set_profiles(held)
+
+    # ------------------------------------------------------------------ logs
+
+    def _upload(self, deed: Upload) -> Done:
+        try:
+            upload.address(deed.location)
+        except upload.UploadError as error:
+            raise RefusedError(str(error)) from error
+        if self._uploading is not None and not self._uploading.done():
+            raise RefusedError("another upload is under way; ask again when it is over")
+        moment = iso(self.when(self.now()))[:19].replace(":", "")
+        name = f"{escape(self.station)}-{deed.kind.value}-{moment}Z.json.gz"
+        content = upload.packed(self._log(deed))
+        self._uploading = asyncio.create_task(self._bring(deed, name, content), name="upload")
+        return Done(Outcome.ACCEPTED, name)
+
+    def _log(self, deed: Upload) -> dict[str, Any]:
+        """What is asked for, as of now. Raises JournalError."""
+
+        def within(stamp: Stamp) -> bool:
+            at = self.when(stamp)
+            early = deed.since_ms is not None and at < deed.since_ms
+            return not early and (deed.until_ms is None or at < deed.until_ms)
+
+        if deed.kind is LogKind.SECURITY:
+            told = [one for one in self._journal.security_events() if within(one.at)]
+            return {"station": self.station, "security_events": told}
+        sessions = self._journal.sessions(MOST_SESSIONS)
+        settings = {
+            ".".join(filter(None, (one.component, one.name, one.instance))): (
+                self.device.value(one)
+            )
+            for one in self.device
+            if not one.secret
+        }
+        return {
+            "station": self.station,
+            "status": self._agent.status(),
+            "sessions": [one for one in sessions if within(one.started)],
+            "refused": self._journal.refused,
+            "settings": settings,
+            "profiles": self.profiles(),
+        }
+
+    async def _bring(self, deed: Upload, name: str, content: bytes) -> None:
+        """Try as often as is asked, and tell how it goes."""
+        self.tell(Transferred(deed.request_id, "Uploading"))
+        for left in range(deed.retries, -1, -1):
+            try:
+                await asyncio.to_thread(self._put, deed.location, name, content)
+            except (upload.UploadError, OSError) as error:
+                log.warning("upload of %s: %s (%s attempts left)", name, error, left)
+            else:
+                self.tell(Transferred(deed.request_id, "Uploaded"))
+                return
+            if left:
+                await asyncio.sleep(deed.interval_s)
+        self.tell(Transferred(deed.request_id, "UploadFailure"))
+
+    def _put(self, location: str, name: str, content: bytes) -> None:
+        context = ssl.create_default_context(cafile=self._ca_file)
+        upload.put(location, name, content, context)
 
     # ------------------------------------------------------------------ restarting
 

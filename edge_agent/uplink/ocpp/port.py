@@ -74,7 +74,27 @@ class CancelReservation:
     id: int
 
 
-Deed = Start | Stop | SetOperative | Restart | Reserve | CancelReservation
+class LogKind(StrEnum):
+    """2.x's LogEnumType."""
+
+    DIAGNOSTICS = "DiagnosticsLog"
+    SECURITY = "SecurityLog"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """Bring a log to a URL; how that goes is told as Transferred of the same request id."""
+
+    kind: LogKind
+    location: str
+    request_id: int | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+    retries: int = 0
+    interval_s: int = 60
+
+
+Deed = Start | Stop | SetOperative | Restart | Reserve | CancelReservation | Upload
 
 
 class Outcome(StrEnum):

@@ -23,7 +23,7 @@ from edge_agent.rules.charging_profiles import (
 )
 from edge_agent.uplink.ocpp import device as model
 from edge_agent.uplink.ocpp.device import DeviceModel
-from edge_agent.uplink.ocpp.port import Charger, Deed, Done, Outcome
+from edge_agent.uplink.ocpp.port import Charger, Deed, Done, LogKind, Outcome, Upload
 from edge_agent.uplink.ocpp.station import Reply
 from protocols.agent_link import (
     ConnectorStatus,
@@ -67,6 +67,8 @@ class Speaker:
         self.charger = charger
         self.device = device
         self.numbers = numbers
+        self.transfer = "Idle"
+        """How the last upload went, or goes."""
         self._had: set[int] = set()
 
     def at(self, stamp: Stamp) -> str:
@@ -111,6 +113,26 @@ class Speaker:
             return {"status": words.get(done.outcome, words[Outcome.REJECTED])}
 
         return Reply(deed=deed, worded=worded)
+
+    @staticmethod
+    def get_log(asked: Any) -> Reply:
+        """The same words in 2.0.1 and in 1.6's whitepaper."""
+        upload = Upload(
+            kind=LogKind(asked.logType),
+            location=asked.log.remoteLocation,
+            request_id=asked.requestId,
+            since_ms=optional_ms(asked.log.oldestTimestamp),
+            until_ms=optional_ms(asked.log.latestTimestamp),
+            retries=asked.retries or 0,
+            interval_s=asked.retryInterval or 60,
+        )
+
+        def worded(done: Done) -> dict[str, Any]:
+            if done.outcome is Outcome.REJECTED:
+                return {"status": "Rejected"}
+            return told(status="Accepted", filename=done.text or None)
+
+        return Reply(deed=upload, worded=worded)
 
     # ------------------------------------------------------------------ the local list
 

@@ -41,6 +41,7 @@ SILENT_AFTER: Final = 3
 FIRST_BOOT_RETRY_S: Final = 30
 LEAST_BOOT_RETRY_S: Final = 5
 RETRY_AFTER_DISK_MS: Final = 5_000
+MOST_NEWS: Final = 20
 _ENCODE: Final = msgspec.json.Encoder().encode
 _LIMITS: Final = Limits(pipelined=16)
 NOT_YET: Final = "the backend has not accepted the station yet"
@@ -98,7 +99,15 @@ class Performed:
     done: Done
 
 
-Event = Connected | Disconnected | Received | Tick | Asked | Performed
+@dataclass(frozen=True)
+class Transferred:
+    """How an upload goes (2.x's UploadLogStatusEnumType); told now, or once connected."""
+
+    request_id: int | None
+    status: str
+
+
+Event = Connected | Disconnected | Received | Tick | Asked | Performed | Transferred
 
 
 @dataclass(frozen=True)
@@ -230,6 +239,9 @@ class Dialect(Protocol):
 
     def taken(self, event: TransactionEvent, response: Any) -> Taken: ...
 
+    def transferred(self, event: Transferred) -> Call:
+        """How an upload goes."""
+
     def salvaged(self, event: TransactionEvent, answer: Mapping[str, Any]) -> Taken | None:
         """What an answer says that breaks its schema; None: nothing that can be gone on with."""
 
@@ -319,6 +331,8 @@ class Station:
         self._flight: _Flight | None = None
         self._tickets: deque[Asked] = deque()
         self._wanted: deque[Call] = deque()
+        self._news: deque[Call] = deque(maxlen=MOST_NEWS)
+        """Told even if the connection was lost meanwhile."""
         self._told: dict[int, Call] = {}
         self._doing: dict[str | int, Reply] = {}
 
@@ -335,6 +349,8 @@ class Station:
             return self._disconnected(event, now)
         if isinstance(event, Asked):
             return self._ask(event, now)
+        if isinstance(event, Transferred):
+            self._news.append(self._dialect.transferred(event))
         if self._rpc is None:
             return []
         if isinstance(event, Performed):
@@ -633,8 +649,9 @@ class Station:
             return self._call(self._dialect.boot(self._boot_reason), _Boot(), now)
         if self._tickets:
             return self._authorize(self._tickets.popleft(), now)
-        if self._wanted:
-            return self._call(self._wanted.popleft(), _Plain(), now)
+        for calls in (self._wanted, self._news):
+            if calls:
+                return self._call(calls.popleft(), _Plain(), now)
         for choose in (self._status, self._live, self._regular, self._waited):
             sent = choose(now)
             if sent is not None:

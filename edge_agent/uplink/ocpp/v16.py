@@ -16,12 +16,14 @@ from edge_agent.uplink.ocpp.device import Access, DeviceModel, Kind, Result, Var
 from edge_agent.uplink.ocpp.port import (
     CancelReservation,
     Charger,
+    LogKind,
     Outcome,
     Reserve,
     Restart,
     SetOperative,
     Start,
     Stop,
+    Upload,
 )
 from edge_agent.uplink.ocpp.readings import Reading, of_event, of_sample
 from edge_agent.uplink.ocpp.speaker import (
@@ -38,6 +40,7 @@ from edge_agent.uplink.ocpp.station import (
     Registered,
     Reply,
     Taken,
+    Transferred,
     UndeliverableError,
 )
 from protocols.agent_link import (
@@ -151,6 +154,8 @@ _RESERVED: Final = {
     Outcome.FAULTED: "Faulted",
     Outcome.UNAVAILABLE: "Unavailable",
 }
+_UPLOADS: Final = {"UploadFailure": "UploadFailed"}
+"""DiagnosticsStatus (7.24) has other words for some of 2.x's."""
 _RATE: Final = {"A": Unit.AMPERE, "W": Unit.WATT}
 
 
@@ -190,12 +195,12 @@ class V16(Speaker):
             "ExtendedTriggerMessage": self._trigger,
             "GetCompositeSchedule": self._get_composite_schedule,
             "GetConfiguration": self._get_configuration,
-            "GetDiagnostics": lambda _: Reply({}),  # 5.9: without a file name there is none
+            "GetDiagnostics": self._get_diagnostics,
             "GetInstalledCertificateIds": lambda _: Reply({"status": "NotFound"}),
             "GetLocalListVersion": lambda _: Reply(
                 {"listVersion": self.charger.local_list().version}
             ),
-            "GetLog": lambda _: _rejected(),
+            "GetLog": self.get_log,
             "InstallCertificate": lambda _: _rejected(),
             "RemoteStartTransaction": self._remote_start,
             "RemoteStopTransaction": self._remote_stop,
@@ -333,6 +338,14 @@ class V16(Speaker):
         number = answer.get("transactionId")
         return Taken(number) if isinstance(number, int) else None
 
+    def transferred(self, event: Transferred) -> Call:
+        self.transfer = event.status
+        if event.request_id is not None:
+            payload = {"status": event.status, "requestId": event.request_id}
+            return Call("LogStatusNotification", payload)
+        status = _UPLOADS.get(event.status, event.status)
+        return Call("DiagnosticsStatusNotification", {"status": status})
+
     def aligned(self, at_ms: int) -> list[Call]:
         measurands = self.device.list("AlignedDataCtrlr", "Measurands")
         calls = (
@@ -411,8 +424,21 @@ class V16(Speaker):
             case "FirmwareStatusNotification":
                 return Reply({"status": "Accepted"}, then=(_firmware("Idle"),))
             case "DiagnosticsStatusNotification" | "LogStatusNotification":
-                return Reply({"status": "Accepted"}, then=(Call(message, {"status": "Idle"}),))
+                busy = "Uploading" if self.transfer == "Uploading" else "Idle"
+                return Reply({"status": "Accepted"}, then=(Call(message, {"status": busy}),))
         return Reply({"status": "NotImplemented"})
+
+    def _get_diagnostics(self, asked: Any) -> Reply:
+        """5.9: an answer without a file name says that there is nothing to upload."""
+        upload = Upload(
+            kind=LogKind.DIAGNOSTICS,
+            location=asked.location,
+            since_ms=optional_ms(asked.startTime),
+            until_ms=optional_ms(asked.stopTime),
+            retries=asked.retries or 0,
+            interval_s=asked.retryInterval or 60,
+        )
+        return Reply(deed=upload, worded=lambda done: told(fileName=done.text or None))
 
     # ------------------------------------------------------------------ configuration
 

@@ -29,7 +29,14 @@ from edge_agent.uplink.ocpp.speaker import (
     told,
     unix_ms,
 )
-from edge_agent.uplink.ocpp.station import Call, RefusedCallError, Registered, Reply, Taken
+from edge_agent.uplink.ocpp.station import (
+    Call,
+    RefusedCallError,
+    Registered,
+    Reply,
+    Taken,
+    Transferred,
+)
 from protocols.agent_link import (
     EvseStatus,
     IdToken,
@@ -129,7 +136,7 @@ class V201(Speaker):
             "GetLocalListVersion": lambda _: Reply(
                 {"versionNumber": self.charger.local_list().version}
             ),
-            "GetLog": lambda _: _rejected(),
+            "GetLog": self.get_log,
             "GetMonitoringReport": lambda _: Reply({"status": "NotSupported"}),
             "GetReport": self._get_report,
             "GetTransactionStatus": self._get_transaction_status,
@@ -251,6 +258,10 @@ class V201(Speaker):
         del event, answer
         return Taken()
 
+    def transferred(self, event: Transferred) -> Call:
+        self.transfer = event.status
+        return Call("LogStatusNotification", told(status=event.status, requestId=event.request_id))
+
     def aligned(self, at_ms: int) -> list[Call]:
         measurands = self.device.list("AlignedDataCtrlr", "Measurands")
         return self._live(self.evse_numbers(), measurands, "Sample.Clock", iso(at_ms))
@@ -350,7 +361,9 @@ class V201(Speaker):
                 live = self._live(evses, measurands, "Trigger", self.now())
                 return Reply(accepted, then=tuple(live))
             case "FirmwareStatusNotification" | "LogStatusNotification":
-                return Reply(accepted, then=(Call(message, {"status": "Idle"}),))
+                busy = message[0] == "L" and self.transfer == "Uploading"
+                told_now = {"status": "Uploading" if busy else "Idle"}
+                return Reply(accepted, then=(Call(message, told_now),))
         return Reply({"status": "NotImplemented"})
 
     # ------------------------------------------------------------------ the device model

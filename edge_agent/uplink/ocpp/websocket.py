@@ -187,6 +187,10 @@ class OcppUplink:
         finally:
             del self._asking[ticket]
 
+    def tell(self, event: Event) -> None:
+        """Something happened that the backend is to hear of."""
+        self._do(event)
+
     def renewed(self) -> None:
         """The password is another one now: the connection is made anew with it."""
         asyncio.get_running_loop().call_later(RENEW_S, self._outgoing.put_nowait, None)

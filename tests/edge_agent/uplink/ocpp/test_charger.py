@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import closing
+import gzip
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 
 from edge_agent.agent import Agent, Inbox
@@ -20,21 +24,25 @@ from edge_agent.uplink.ocpp.charger import AgentCharger
 from edge_agent.uplink.ocpp.device import DeviceModel, variables_of
 from edge_agent.uplink.ocpp.port import (
     CancelReservation,
+    LogKind,
     Outcome,
     Reserve,
     Restart,
     SetOperative,
     Start,
     Stop,
+    Upload,
 )
 from protocols.agent_link import (
     ConnectorStatus,
     IdToken,
+    SecurityEvent,
     SetLocalList,
     StoppedReason,
     TransactionEventType,
     Trigger,
 )
+from protocols.quantities import Milliseconds
 from tests.edge_agent.uplink.ocpp.bench import ABOUT
 
 Rig = Any  # the fixture's class lives in conftest, which cannot be imported
@@ -344,7 +352,6 @@ async def test_the_password_is_kept_in_its_file_alone(world: World, tmp_path: Pa
 
 async def test_the_cloud_has_no_say_where_transactions_belong_to_a_backend(world: World) -> None:
     from protocols.agent_link import Command, CommandStatus
-    from protocols.quantities import Milliseconds
 
     world.rig.desk.foreign = "the OCPP backend wss://csms.example"
     now = world.charger.now().wall_ms
@@ -354,3 +361,81 @@ async def test_the_cloud_has_no_say_where_transactions_belong_to_a_backend(world
     assert result is not None
     assert result.status is CommandStatus.REJECTED
     assert "belong to the OCPP backend" in result.text
+
+
+# --------------------------------------------------------------------------- logs
+
+
+@asynccontextmanager
+async def taking(status: int = 201) -> AsyncIterator[tuple[str, dict[str, bytes]]]:
+    """A server that takes files by PUT; gives its URL and what it has got by path."""
+    got: dict[str, bytes] = {}
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = int(re.search(r"Content-Length: (\d+)", head)[1])  # type: ignore[index]  # it is there
+        got[head.split()[1]] = await reader.readexactly(length)
+        writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://user:word@127.0.0.1:{server.sockets[0].getsockname()[1]}/in/", got
+
+
+async def _told(world: World, last: str) -> list[str]:
+    told: list[str] = []
+    world.charger.tell = lambda event: told.append(event.status)
+    async with asyncio.timeout(30):
+        while last not in told:
+            await asyncio.sleep(0.02)
+    return told
+
+
+async def test_diagnostics_are_really_brought_without_secrets(world: World) -> None:
+    world.set("SecurityCtrlr", "BasicAuthPassword", "a long enough password")
+    world.backend = {"CARD": True}
+    world.rig.boards[0].plug()
+    await world.seconds(1)
+    await world.rig.card("CARD", 1)
+    await world.seconds(2)
+    async with taking() as (url, got):
+        done = await world.charger.perform(Upload(kind=LogKind.DIAGNOSTICS, location=url))
+        assert done.outcome is Outcome.ACCEPTED
+        assert await _told(world, "Uploaded") == ["Uploading", "Uploaded"]
+    content = gzip.decompress(got[f"/in/{done.text}"])
+    assert b"a long enough" not in content
+    found = json.loads(content)
+    assert found["sessions"][0]["id_token"] == "CARD"
+    assert found["status"]["evses"][0]["status"] == "Occupied"
+    assert found["settings"]["TxCtrlr.EVConnectionTimeOut"] == "60"
+
+
+async def test_the_security_log_has_its_events_of_that_time(world: World) -> None:
+    for wall in (-1000, 0):
+        at = msgspec.structs.replace(
+            world.charger.now(), wall_ms=Milliseconds(world.charger.now().wall_ms + wall)
+        )
+        event = SecurityEvent(id=uuid4(), at=at, type="MeterJumped", text=str(wall))
+        world.journal.commit(facts=[event])
+    since = world.charger.now().wall_ms - 500
+    async with taking() as (url, got):
+        deed = Upload(kind=LogKind.SECURITY, location=f"{url}log", request_id=3, since_ms=since)
+        await world.charger.perform(deed)
+        await _told(world, "Uploaded")
+    found = json.loads(gzip.decompress(got["/in/log"]))
+    assert [one["text"] for one in found["security_events"]] == ["0"]
+
+
+async def test_an_upload_that_fails_is_tried_as_often_as_asked(world: World) -> None:
+    async with taking(status=507) as (url, got):
+        deed = Upload(kind=LogKind.DIAGNOSTICS, location=url, retries=1, interval_s=0)
+        await world.charger.perform(deed)
+        busy = await world.charger.perform(deed)
+        assert busy.outcome is Outcome.REJECTED
+        assert await _told(world, "UploadFailure") == ["Uploading", "UploadFailure"]
+        assert len(got) == 1
+    for location in ("ftp://x.example/", "http:///", "http://x.example:99999/"):
+        refused = await world.charger.perform(Upload(kind=LogKind.SECURITY, location=location))
+        assert refused.outcome is Outcome.REJECTED

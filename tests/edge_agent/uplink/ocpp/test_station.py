@@ -8,7 +8,16 @@ from uuid import UUID
 import pytest
 
 from edge_agent.rules.authorization import Heard
-from edge_agent.uplink.ocpp.port import Done, Outcome, Restart, SetOperative, Start, Stop
+from edge_agent.uplink.ocpp.port import (
+    Done,
+    LogKind,
+    Outcome,
+    Restart,
+    SetOperative,
+    Start,
+    Stop,
+    Upload,
+)
 from edge_agent.uplink.ocpp.station import (
     Asked,
     Close,
@@ -18,6 +27,7 @@ from edge_agent.uplink.ocpp.station import (
     Judged,
     LinkChanged,
     Performed,
+    Transferred,
 )
 from protocols.agent_link import (
     ChargingState,
@@ -602,7 +612,32 @@ def test_firmware_is_refused_honestly(bench: Bench) -> None:
     assert bench.ask("UpdateFirmware", **asked) == {}
     assert bench.said[0][2] == {"status": "DownloadFailed"}
     bench.quiet()
-    assert bench.ask("GetDiagnostics", location="https://x.example/d") == {}
+    assert bench.ask("GetDiagnostics", location="https://x.example/d") == Upload(
+        kind=LogKind.DIAGNOSTICS, location="https://x.example/d"
+    )
+    bench.do(Performed("b2", Done(Outcome.REJECTED)))
+    assert bench.answers["b2"] == {}
+
+
+def test_how_an_upload_goes_is_told_also_after_a_loss(bench: Bench) -> None:
+    bench.connect()
+    log = {"remoteLocation": "https://x.example/d/"}
+    asked = bench.ask("GetLog", logType="SecurityLog", requestId=4, log=log, retries=2)
+    assert asked == Upload(
+        kind=LogKind.SECURITY, location="https://x.example/d/", request_id=4, retries=2
+    )
+    bench.do(Performed("b1", Done(Outcome.ACCEPTED, "log.json.gz")))
+    assert bench.answers["b1"] == {"status": "Accepted", "filename": "log.json.gz"}
+    bench.do(Transferred(4, "Uploading"))
+    assert bench.said[0][1:] == (
+        "LogStatusNotification",
+        {"status": "Uploading", "requestId": 4},
+    )
+    bench.lose()
+    bench.do(Transferred(None, "UploadFailure"))
+    bench.do(Connected())
+    bench.answer(BOOTED)
+    assert bench.said[0][1:] == ("DiagnosticsStatusNotification", {"status": "UploadFailed"})
 
 
 def test_what_cannot_be_read_is_an_error_and_the_dialogue_goes_on(bench: Bench) -> None:
