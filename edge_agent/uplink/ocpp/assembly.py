@@ -67,7 +67,7 @@ def build(config: Config, part: OcppPart, agent: Agent) -> OcppUplink:
         others=not config.mqtt_carries,
     )
     station = Station(
-        StationSettings(carries=carries),
+        StationSettings(carries=carries, prefix=f"{agent.loop.clock.rules.boot.hex[:8]}-"),
         _dialect(part, settings.version, charger, device, numbers),
         device,
         charger,

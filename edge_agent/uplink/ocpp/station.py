@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
@@ -32,7 +32,7 @@ from protocols.agent_link import EvseStatus, IdToken, SecurityEvent, Transaction
 from protocols.ocpp import events as rpc_events
 from protocols.ocpp.rpc import Limits, Rpc
 from protocols.ocpp.schemas import SchemaError, codec
-from protocols.ocpp.tolerance import read_request, read_response
+from protocols.ocpp.tolerance import read_request, read_response, resolve_action
 from protocols.ocpp.version import Version
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ FIRST_BOOT_RETRY_S: Final = 30
 LEAST_BOOT_RETRY_S: Final = 5
 RETRY_AFTER_DISK_MS: Final = 5_000
 MOST_NEWS: Final = 20
+MOST_AT_ONCE: Final = 50
 _ENCODE: Final = msgspec.json.Encoder().encode
 _LIMITS: Final = Limits(pipelined=16)
 NOT_YET: Final = "the backend has not accepted the station yet"
@@ -56,6 +57,8 @@ class StationSettings:
     per_second: int = 50
     """Facts of the backlog."""
     carries: frozenset[str] = frozenset({"transactions", "status", "telemetry"})
+    prefix: str = ""
+    """Makes message ids those of this process."""
 
 
 # --------------------------------------------------------------------------- events and actions
@@ -354,7 +357,7 @@ class Station:
         if self._rpc is None:
             return []
         if isinstance(event, Performed):
-            return [*self._performed(event), *self._drain(now)]
+            return [*self._performed(event, now), *self._drain(now)]
         if isinstance(event, Received):
             outputs = self._rpc.receive(event.frame, now / 1000)
         else:
@@ -365,7 +368,8 @@ class Station:
 
     def _connected(self, now: int) -> list[Action]:
         self._lives += 1
-        self._rpc = Rpc(self._dialect.version, f"{self._lives}-", _LIMITS)
+        prefix = f"{self.settings.prefix}{self._lives}-"
+        self._rpc = Rpc(self._dialect.version, prefix, _LIMITS)
         self._flight = None
         self._registration = ""
         self._unanswered = 0
@@ -441,7 +445,8 @@ class Station:
             log.info("backend's %s: %s", call.action, one)
         if self._registration == "Rejected":
             raise RefusedCallError("SecurityError", NOT_YET)
-        return call.action, self._dialect.asked(call.action, request)
+        action, _ = resolve_action(self._codec, call.action)
+        return action, self._dialect.asked(action, request)
 
     def _reply(self, message_id: str | int, action: str, reply: Reply, now: int) -> list[Action]:
         self._codec.make_response(action, reply.payload)
@@ -456,13 +461,13 @@ class Station:
         assert self._rpc is not None
         return self._outputs(self._rpc.fail(message_id, code, text), now)
 
-    def _performed(self, event: Performed) -> list[Action]:
+    def _performed(self, event: Performed, now: int) -> list[Action]:
         reply = self._doing.pop(event.message_id, None)
         if reply is None or self._rpc is None:
             return []  # asked over a connection that is gone
         payload = _ENCODE(reply.worded(event.done))
         self._wanted += reply.then
-        return self._outputs(self._rpc.answer(event.message_id, payload), 0)
+        return self._outputs(self._rpc.answer(event.message_id, payload), now)
 
     # ------------------------------------------------------------------ what we are answered
 
@@ -478,8 +483,12 @@ class Station:
         if flight is None:
             return []
         self._unanswered = 0
+        return self._kept(lambda: self._read_answer(flight, answered.payload, now), now)
+
+    def _kept(self, deed: Callable[[], list[Action]], now: int) -> list[Action]:
+        """What follows from an answer; where the disk refuses it is asked for once more, later."""
         try:
-            return self._read_answer(flight, answered.payload, now)
+            return deed()
         except JournalError as error:
             log.error("an answer is not kept: %s", error)  # noqa: TRY400  # no fault of ours
             self._disk_at = now + RETRY_AFTER_DISK_MS
@@ -524,7 +533,7 @@ class Station:
             return []
         self._unanswered = 0
         log.warning("the backend refuses %s: %s %s", flight.action, failed.code, failed.text)
-        return self._refused(flight.purpose, failed.code, failed.text, now)
+        return self._kept(lambda: self._refused(flight.purpose, failed.code, failed.text, now), now)
 
     def _refused(self, purpose: Purpose, code: str, text: str, now: int) -> list[Action]:
         if isinstance(purpose, _Boot):
@@ -566,6 +575,7 @@ class Station:
             self._set_heartbeat(told.interval_s)
         self._heartbeat_at = now + self._heartbeat_ms
         self._delivery.connected()
+        self._told.clear()
         return [*actions, *self._changed(up=True, reason="registered with the backend")]
 
     def _set_heartbeat(self, seconds: int) -> None:
@@ -625,7 +635,9 @@ class Station:
 
     def _drain(self, now: int) -> list[Action]:
         actions: list[Action] = []
-        while self._flight is None and self._rpc is not None:
+        for _ in range(MOST_AT_ONCE):  # much may have to be passed over: not all in one turn
+            if self._flight is not None or self._rpc is None:
+                break
             try:
                 sent = self._next(now)
             except JournalError as error:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from edge_agent.journal import JournalError
 from edge_agent.rules.authorization import Heard
 from edge_agent.uplink.ocpp.port import (
     Done,
@@ -375,6 +376,46 @@ def test_an_answer_that_breaks_its_schema_is_an_answer(bench: Bench) -> None:
     bench.answer({"idTagInfo": {"status": "Splendid"}})
     assert bench.journal.pending_billing == 0
     assert bench.journal.refused == []
+
+
+def test_a_disk_that_refuses_costs_an_answer_but_no_session(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.connect()
+    Drive(bench).start()
+    bench.later(250)
+
+    def refuse(*_: object) -> None:
+        raise JournalError("not written", "the disk is full", "Free some space")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bench.journal, "delivered", refuse)
+        assert bench.answer(started(3)) == []
+        bench.later(1000)
+        assert bench.said == []
+    bench.beating("StartTransaction")
+    bench.answer(started(4))
+    assert bench.journal.pending_billing == 0
+
+
+def test_much_that_is_passed_over_is_not_done_in_one_turn(bench: Bench) -> None:
+    drive = Drive(bench)
+    drive.start()
+    for _ in range(120):
+        drive.state()
+    bench.connect()
+    bench.beating("StartTransaction")
+    bench.answer(started(3))
+    assert bench.journal.pending_billing > 60
+    bench.later(250)
+    bench.later(250)
+    bench.later(250)
+    assert bench.journal.pending_billing == 0
+
+
+def test_a_misspelt_action_is_understood(bench: Bench) -> None:
+    bench.connect()
+    assert bench.ask("clearCache") == {"status": "Accepted"}
 
 
 def test_a_start_without_a_number_is_tried_again(bench: Bench) -> None:
