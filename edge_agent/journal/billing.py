@@ -117,7 +117,7 @@ class SessionRecord(msgspec.Struct, frozen=True):
     duration_ms: Milliseconds
     reason: StoppedReason | None = None
     synced: bool = False
-    """True when the cloud has committed every event of it."""
+    """True when the cloud has committed, or the backend has taken, every event of it."""
 
 
 class SealedFacts(msgspec.Struct, frozen=True):
@@ -142,9 +142,11 @@ def lane_of(fact: BillingFact) -> str:
 
 
 def read_sessions(db: sqlite3.Connection, limit: int, before: int | None) -> list[SessionRecord]:
+    taken = "NOT EXISTS (SELECT 1 FROM fact WHERE lane = session.id AND settled_ms IS NULL)"
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'refused'").fetchone():
+        taken += " AND NOT EXISTS (SELECT 1 FROM refused WHERE lane = session.id)"
     rows = db.execute(
-        "SELECT number, body, NOT EXISTS (SELECT 1 FROM fact WHERE lane = session.id AND"
-        " settled_ms IS NULL) FROM session WHERE number < ? ORDER BY number DESC LIMIT ?",
+        f"SELECT number, body, {taken} FROM session WHERE number < ? ORDER BY number DESC LIMIT ?",
         (before if before is not None else 2**62, limit),
     ).fetchall()
     current = dict(_kept_rows(db, "transaction"))

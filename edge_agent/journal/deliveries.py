@@ -123,10 +123,10 @@ class Deliveries:
         """Everything that was refused is pending once more, in its old place."""
         with writing(self._file.db) as db:
             count = db.execute(
-                "UPDATE fact SET settled_ms = NULL, seq = NULL"
-                " WHERE pos IN (SELECT pos FROM refused)"
+                "INSERT OR REPLACE INTO fact (pos, lane, sum, body)"
+                " SELECT pos, lane, sum, body FROM refused"
             ).rowcount
-            db.execute("DELETE FROM refused WHERE pos IN (SELECT pos FROM fact)")
+            db.execute("DELETE FROM refused")
         self._file.index()
         return count
 

@@ -133,7 +133,12 @@ def test_refused_facts_are_kept_for_ever_and_can_go_again(tmp_path: Path) -> Non
         taken = journal.next_fact()
         assert taken is not None
         journal.refuse(taken, "no such tag", NOW.wall_ms)
-        journal.maintain(NOW.wall_ms + 400 * 86_400_000)
+        last = journal.next_fact()
+        assert last is not None
+        journal.delivered(last)
+        assert [one.synced for one in journal.sessions(5)] == [False]
+        for days in (1, 400):
+            journal.maintain(NOW.wall_ms + days * 86_400_000)
         (refused,) = journal.refused
         assert (refused.fact, refused.why) == (told, "no such tag")
         with JournalView(tmp_path) as view:
@@ -142,6 +147,9 @@ def test_refused_facts_are_kept_for_ever_and_can_go_again(tmp_path: Path) -> Non
     with closing(open_journal(tmp_path)) as journal:
         assert journal.refused_again() == 1
         assert journal.refused == []
+        again = journal.next_fact()
+        assert again is not None
+        assert (again.fact, journal.pending_billing) == (told, 1)
 
 
 def test_a_damaged_fact_is_put_apart_and_its_lane_goes_on(tmp_path: Path) -> None:

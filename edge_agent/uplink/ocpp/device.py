@@ -447,7 +447,7 @@ def _places(about: About, state: Callable[[int], str]) -> list[Variable]:
             Variable(
                 component="Connector",
                 name="ConnectorType",
-                value="sType2",
+                value="Undetermined",
                 evse=number,
                 connector=1,
             ),

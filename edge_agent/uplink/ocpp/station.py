@@ -42,6 +42,7 @@ FIRST_BOOT_RETRY_S: Final = 30
 LEAST_BOOT_RETRY_S: Final = 5
 RETRY_AFTER_DISK_MS: Final = 5_000
 MOST_NEWS: Final = 20
+LONGEST_SHOWN: Final = 255
 MOST_AT_ONCE: Final = 50
 _ENCODE: Final = msgspec.json.Encoder().encode
 _LIMITS: Final = Limits(pipelined=16)
@@ -532,8 +533,9 @@ class Station:
         if flight is None:
             return []
         self._unanswered = 0
-        log.warning("the backend refuses %s: %s %s", flight.action, failed.code, failed.text)
-        return self._kept(lambda: self._refused(flight.purpose, failed.code, failed.text, now), now)
+        code, text = _shown(failed.code), _shown(failed.text)
+        log.warning("the backend refuses %s: %s %s", flight.action, code, text)
+        return self._kept(lambda: self._refused(flight.purpose, code, text, now), now)
 
     def _refused(self, purpose: Purpose, code: str, text: str, now: int) -> list[Action]:
         if isinstance(purpose, _Boot):
@@ -752,6 +754,11 @@ class Station:
         if self._aligned_ms is not None and due > self._aligned_ms:
             self._wanted += self._dialect.aligned(due)
         self._aligned_ms = due
+
+
+def _shown(text: str) -> str:
+    """Somebody else's text as it may stand in a log or on a terminal."""
+    return "".join(one if one.isprintable() else " " for one in text[:LONGEST_SHOWN])
 
 
 def _changed(told: Call, call: Call) -> bool:

@@ -310,7 +310,7 @@ def test_a_refused_start_is_put_apart_with_its_stop_and_others_go_on(bench: Benc
     bad, good = Drive(bench), Drive(bench, evse=2)
     bad.start()
     bench.later(250)
-    bench.refuse(text="no such tag")
+    bench.refuse(text="no such\n\x1b[31mtag")
     bad.end()
     good.start()
     bench.later(250)
@@ -318,9 +318,9 @@ def test_a_refused_start_is_put_apart_with_its_stop_and_others_go_on(bench: Benc
     bench.quiet(StartTransaction=started(5))
     for _ in range(2):
         bench.beating("StartTransaction")
-        bench.refuse(text="no such tag")
+        bench.refuse(text="no such\n\x1b[31mtag")
     refused = bench.journal.refused
-    assert refused[0].why == "FormationViolation: no such tag"
+    assert refused[0].why == "FormationViolation: no such  [31mtag"
     assert "does not know this transaction" in refused[1].why
     assert bench.journal.pending_billing == 0
     assert bench.journal.refused_again() == 2
