@@ -214,3 +214,21 @@ def test_what_was_under_way_over_the_agent_link_can_be_taken_over(journal: Journ
         journal.delivered(taken)
     assert journal.floor(Stream.BILLING) == 2
     assert journal.pending_billing == 0
+
+
+def test_a_journal_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
+    one = uuid4()
+    with closing(open_journal(tmp_path)) as journal:
+        journal.commit(facts=[event(one, STARTED)])
+    with closing(sqlite3.connect(tmp_path / "billing.sqlite")) as db:
+        db.execute("DROP TABLE refused")
+        db.execute("PRAGMA user_version = 1")
+        db.commit()
+    with JournalView(tmp_path) as view:
+        assert (view.refused(), view.queue().refused_facts) == ([], 0)
+        assert [one.synced for one in view.sessions(5)] == [False]
+    with closing(open_journal(tmp_path)) as journal:
+        taken = journal.next_fact()
+        assert taken is not None
+        journal.refuse(taken, "no", NOW.wall_ms)
+        assert len(journal.refused) == 1

@@ -80,7 +80,8 @@ class Site:
         assert isinstance(device, SimulatedCharger)
         return device
 
-    def configure(self, url: str, version: str, **ocpp: Any) -> None:
+    def configure(self, url: str, version: str, *, mqtt: str = "", **ocpp: Any) -> None:
+        """`mqtt` is what `[uplink]` says, where that is used too."""
         port = self._running.addresses["tcp"].rpartition(":")[2]
         more = "\n".join(f"{name} = {json.dumps(value)}" for name, value in ocpp.items())
         text = TOML.format(
@@ -91,7 +92,7 @@ class Site:
             ocpp=more,
             margin=math.ceil(2 * SPEED),
         )
-        (self.folder / "agent.toml").write_text(text)
+        (self.folder / "agent.toml").write_text(text + mqtt)
 
     async def start(self) -> None:
         config = load(self.folder / "agent.toml")
