@@ -272,14 +272,15 @@ class Profiles(msgspec.Struct, frozen=True):
         """What holds from then on, step by step, all purposes together."""
         to_ms = from_ms + duration_s * 1000
         started = running.started_ms if running else None
-        times = {from_ms}
+        seconds = {0}
         for one in self.held:
-            times |= {at for at in one.changes(from_ms, to_ms, started) if from_ms < at < to_ms}
+            for at in one.changes(from_ms, to_ms, started):
+                seconds.add(max(0, -((from_ms - at) // 1000)))  # told from the next whole second on
         steps: list[Step] = []
-        for at in sorted(times)[:MOST_POINTS]:
-            limit = self._together(evse, running, at, phases)
+        for second in sorted(one for one in seconds if one < max(duration_s, 1))[:MOST_POINTS]:
+            limit = self._together(evse, running, from_ms + second * 1000, phases)
             if not steps or steps[-1].limit != limit:
-                steps.append(Step((at - from_ms) // 1000, limit))
+                steps.append(Step(second, limit))
         return tuple(steps)
 
     def _together(

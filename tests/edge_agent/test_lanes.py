@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.journal.lanes import Lanes
@@ -9,6 +9,7 @@ NAMES = st.sampled_from(["", "a", "b", "c"])
 STEPS = st.lists(st.tuples(NAMES, st.none() | st.integers(1, 50)), max_size=40)
 
 
+@settings(deadline=None)
 @given(steps=STEPS, after=st.integers(0, 50))
 def test_it_is_a_dictionary_in_the_order_of_its_values(
     steps: list[tuple[str, int | None]], after: int
