@@ -136,17 +136,25 @@ class Deliveries:
 
     def corrections(self) -> list[ClockCorrected]:
         """Every boot's wall time that became known, oldest first."""
-        query = "SELECT body FROM fact WHERE substr(body, 1, ?) = ? ORDER BY pos"
-        found = self._file.db.execute(query, (len(_CLOCK), _CLOCK)).fetchall()
-        facts = [_FACT.decode(body) for (body,) in found]
-        return [fact for fact in facts if isinstance(fact, ClockCorrected)]
+        return [fact for fact in self._kind(_CLOCK) if isinstance(fact, ClockCorrected)]
 
     def security_events(self) -> list[SecurityEvent]:
         """Those of the last weeks, oldest first."""
+        return [fact for fact in self._kind(_SECURITY) if isinstance(fact, SecurityEvent)]
+
+    def _kind(self, begins: bytes) -> list[BillingFact]:
+        """Facts whose text begins so; what does not read is put apart when its turn comes."""
         query = "SELECT body FROM fact WHERE substr(body, 1, ?) = ? ORDER BY pos"
-        found = self._file.db.execute(query, (len(_SECURITY), _SECURITY)).fetchall()
-        facts = [_FACT.decode(body) for (body,) in found]
-        return [fact for fact in facts if isinstance(fact, SecurityEvent)]
+        rows = self._file.db.execute(query, (len(begins), begins)).fetchall()
+        return [fact for (body,) in rows if (fact := _read(body)) is not None]
+
+
+def _read(body: bytes) -> BillingFact | None:
+    try:
+        fact: BillingFact = _FACT.decode(body)
+    except msgspec.DecodeError:
+        return None
+    return fact
 
 
 def read_refused(db: sqlite3.Connection) -> list[RefusedFact]:
@@ -156,6 +164,7 @@ def read_refused(db: sqlite3.Connection) -> list[RefusedFact]:
         return []
     rows = db.execute("SELECT pos, lane, at_ms, why, body FROM refused ORDER BY pos").fetchall()
     return [
-        RefusedFact(pos, lane, at_ms, why, _FACT.decode(body))
+        RefusedFact(pos, lane, at_ms, why, fact)
         for pos, lane, at_ms, why, body in rows
+        if (fact := _read(body)) is not None
     ]

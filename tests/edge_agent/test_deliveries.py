@@ -166,6 +166,22 @@ def test_a_damaged_fact_is_put_apart_and_its_lane_goes_on(tmp_path: Path) -> Non
         assert any("put apart" in report for report in journal.reports)
 
 
+def test_what_does_not_read_keeps_nobody_from_the_rest(tmp_path: Path) -> None:
+    with closing(open_journal(tmp_path)) as journal:
+        journal.commit(facts=[alarm(), alarm()])
+        taken = journal.next_fact()
+        assert taken is not None
+        journal.refuse(taken, "no", NOW.wall_ms)
+    with closing(sqlite3.connect(tmp_path / "billing.sqlite")) as db:
+        for table in ("fact", "refused"):
+            db.execute(f"UPDATE {table} SET body = substr(body, 1, 40) WHERE pos = 1")
+        db.commit()
+    with closing(open_journal(tmp_path)) as journal:
+        assert len(journal.security_events()) == 1
+        assert journal.refused == []
+        assert journal.corrections() == []
+
+
 def test_beside_a_backend_the_agent_link_carries_no_transaction(journal: Journal) -> None:
     one = uuid4()
     journal.commit(facts=[event(one, STARTED), alarm()])

@@ -222,6 +222,28 @@ async def test_a_profile_that_comes_with_a_start_holds_for_it_alone(world: World
     assert world.journal.named("ocpp_profile", Profile) == []
 
 
+async def test_the_stations_maximum_is_shared_by_its_evses(world: World) -> None:
+    most = Profile(
+        id=6,
+        evse=0,
+        stack=0,
+        purpose=Purpose.STATION_MAX,
+        pattern=Pattern.ABSOLUTE,
+        unit=Unit.AMPERE,
+        periods=(Period(0, 20_000),),
+        set_ms=0,
+    )
+    world.charger.set_profiles(Profiles().put(most))
+    for number, board in enumerate(world.rig.boards, start=1):
+        board.plug()
+        await world.seconds(1)
+        await world.charger.perform(Start(id_token=IdToken(f"CARD{number}"), evse=number))
+    for _ in range(40):
+        await world.seconds(1)
+        assert sum(board.drawn_current() for board in world.rig.boards) <= 20_000
+    assert [board.drawn_current() for board in world.rig.boards] == [10_000, 10_000]
+
+
 async def test_availability_waits_for_a_transaction_and_outlives_the_process(
     world: World,
 ) -> None:
