@@ -23,7 +23,7 @@ from edge_agent.journal import Journal, JournalError
 from edge_agent.loop import Line, Loop
 from edge_agent.rules.actions import StopAsked
 from edge_agent.rules.power_limit import SiteLoad
-from edge_agent.rules.station import SITE
+from edge_agent.rules.station import SITE, RefusedError
 from protocols.agent_link import (
     Command,
     EvseDescription,
@@ -53,6 +53,12 @@ class Uplink(Protocol):
     def wake(self) -> None: ...
 
     def watch(self, watch: Watch) -> None: ...
+
+
+class LinkedUplink(Uplink, Protocol):
+    """One that says itself how its link is."""
+
+    link: str
 
 
 class Inbox:
@@ -104,9 +110,16 @@ class Agent:
         self.version = version
         self.meter = meter
         self.uplink = uplink
+        self.ocpp: LinkedUplink | None = None
+        self.end: Callable[[], object] = lambda: None
+        """Ends the agent; set by who runs it."""
         self._on_journal_error = on_journal_error
         self._meter_trouble = ""
         self._upkeep_trouble = ""
+
+    def restart(self) -> None:
+        """End, so that the service manager starts it anew."""
+        self.end()
 
     async def run(self) -> None:
         """Until cancelled; then the last checkpoint is on disk and the boards are let go."""
@@ -122,6 +135,8 @@ class Agent:
             works["site meter"] = lambda: self._poll_meter(self.meter)
         if self.uplink is not None:
             works["uplink"] = self.uplink.run
+        if self.ocpp is not None:
+            works["OCPP uplink"] = self.ocpp.run
         try:
             async with asyncio.TaskGroup() as group:
                 for name, work in works.items():
@@ -219,8 +234,25 @@ class Agent:
     def alarms(self) -> tuple[str, ...]:
         """What keeps the agent from its duty now, and what the journal had to set aside."""
         meter = f"site meter: {self._meter_trouble}" if self._meter_trouble else ""
-        now = (self.loop.ledger.failure, self._upkeep_trouble, meter)
+        now = (self.loop.ledger.failure, self._upkeep_trouble, meter, self._refused())
         return tuple(text for text in (*now, *self.journal.reports) if text)
+
+    def _refused(self) -> str:
+        if self.ocpp is None:
+            return ""
+        count = len(self.journal.refused)
+        return f"the OCPP backend refused {count} facts; see karvon agent queue" if count else ""
+
+    def retry_refused(self) -> str:
+        """Offer the OCPP backend once more what it has refused. Raises RefusedError."""
+        if self.ocpp is None:
+            raise RefusedError("no OCPP backend is configured; see [uplink.ocpp]")
+        try:
+            count = self.journal.refused_again()
+        except JournalError as error:
+            raise RefusedError(str(error)) from error
+        self.loop.wake()
+        return f"{count} facts are offered to the OCPP backend once more"
 
     def evses(self) -> tuple[EvseDescription, ...]:
         """What the hello says of the EVSEs."""
@@ -252,6 +284,7 @@ class Agent:
             "outbox": self.journal.outbox,
             "clock": self.loop.clock.now().quality,
             "uplink": self.inbox.link if self.uplink is not None else "not configured",
+            "ocpp": self.ocpp.link if self.ocpp is not None else "not configured",
             "status": self.station_status(),
             "evses": [self.loop.told[evse] for evse in sorted(self.loop.told)],
         }

@@ -60,11 +60,13 @@ class Control:
         present: Callable[[IdToken, int | None], Awaitable[str]],
         read: Callable[[], Awaitable[Answer]],
         watch: Callable[[], tuple[Readings, Callable[[], None]]],
+        retry: Callable[[], str] = lambda: "nothing was refused",
     ) -> None:
         self._status = status
         self._present = present
         self._read = read
         self._watch = watch
+        self._retry = retry
 
     @asynccontextmanager
     async def served(self, folder: Path) -> AsyncIterator[None]:
@@ -119,7 +121,10 @@ class Control:
             return {"text": await self._present(token, request.evse)}
         if request.do == "read":
             return await self._read()
-        raise RefusedError(f"there is no '{request.do}'; ask for status, token, read or watch")
+        if request.do == "retry":
+            return {"text": self._retry()}
+        known = "status, token, read, retry or watch"
+        raise RefusedError(f"there is no '{request.do}'; ask for {known}")
 
     async def _watching(self) -> AsyncIterator[Answer]:
         queue, done = self._watch()

@@ -67,6 +67,8 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.failure = ""
+        self.keeps_samples = True
+        """False where nobody will ever ask for them: they would only wear the storage."""
         self._pending: list[Durable] = []
 
     def write(self, durable: Sequence[Durable], **settings: Any) -> bool:
@@ -112,7 +114,8 @@ class Ledger:
         self.store.put_state(fact)
 
     def sample(self, samples: Sequence[Sample]) -> None:
-        self.store.add(samples)
+        if self.keeps_samples:
+            self.store.add(samples)
 
     def _failed(self, error: JournalError) -> None:
         if not self.failure:

@@ -48,6 +48,7 @@ async def check(path: Path, *, as_json: bool) -> int:
         _check_folder(config),
         *await _check_devices(config, found),
         *await _check_uplink(config),
+        *await _check_ocpp(config),
     ]
     if as_json:
         print_json(findings)
@@ -110,6 +111,8 @@ async def _check_uplink(config: Config) -> list[Finding]:
     """Whether the broker's port can be reached; nothing is said to it."""
     if config.uplink is None:
         return [Finding("uplink", True, "not configured; the agent works alone")]
+    if not config.mqtt_carries:
+        return [Finding("uplink", True, "not used; everything goes to the OCPP backend")]
     try:
         known = read_credentials(config.path(config.uplink.credentials))
     except ConfigError as error:
@@ -119,8 +122,30 @@ async def _check_uplink(config: Config) -> list[Finding]:
         return [
             Finding("uplink", False, f"{authority} does not exist; claim again, or set uplink.ca")
         ]
-    parts = urllib.parse.urlsplit(config.uplink.url or known.mqtt_url)
-    host, port = parts.hostname or "", parts.port or 8883
+    return [await _reach("uplink", config.uplink.url or known.mqtt_url, 8883)]
+
+
+async def _check_ocpp(config: Config) -> list[Finding]:
+    """The files, and whether the backend's port can be reached; nothing is said to it."""
+    if config.ocpp is None:
+        return []
+    from edge_agent.uplink.ocpp.assembly import settings_of
+    from edge_agent.uplink.ocpp.websocket import tls_context
+
+    try:
+        settings = settings_of(config, config.ocpp)
+        tls_context(settings)
+    except ConfigError as error:
+        return [Finding("OCPP backend", False, str(error))]
+    except OSError as error:
+        text = f"certificate files do not read ({error}); check uplink.ocpp.ca, certificate, key"
+        return [Finding("OCPP backend", False, text)]
+    return [await _reach("OCPP backend", settings.url, 443 if settings.url[2] == "s" else 80)]
+
+
+async def _reach(what: str, url: str, usual: int) -> Finding:
+    parts = urllib.parse.urlsplit(url)
+    host, port = parts.hostname or "", parts.port or usual
     try:
         async with asyncio.timeout(DEADLINE_S):
             _, writer = await asyncio.open_connection(host, port)
@@ -129,5 +154,5 @@ async def _check_uplink(config: Config) -> list[Finding]:
     except (OSError, TimeoutError) as error:
         why = str(error) or "no answer in time"
         text = f"{host}:{port} cannot be reached ({why}); check network, address, firewall"
-        return [Finding("uplink", False, text)]
-    return [Finding("uplink", True, f"{host}:{port} can be reached")]
+        return Finding(what, False, text)
+    return Finding(what, True, f"{host}:{port} can be reached")

@@ -42,6 +42,7 @@ from edge_agent.rules.actions import (
     Redated,
     Release,
     ReportStatus,
+    Reserved,
     SetLimit,
     StopAsked,
     Tick,
@@ -98,6 +99,7 @@ class Connector:
             Authorized: self._authorized,
             StopAsked: self._stop_asked,
             Operative: self._operative,
+            Reserved: self._reserved,
             Adopt: self._adopt,
             CloudEnded: self._cloud_ended,
             Redated: self._redated,
@@ -198,6 +200,10 @@ class Connector:
 
     def _operative(self, event: Operative, _now: Stamp) -> list[Action]:
         self._set(operative=event.operative)
+        return []
+
+    def _reserved(self, event: Reserved, _now: Stamp) -> list[Action]:
+        self._set(reserved=event.reserved)
         return []
 
     def _authorized(self, event: Authorized, now: Stamp) -> list[Action]:
@@ -454,6 +460,7 @@ class Connector:
             charging=ChargingState.EV_CONNECTED,
             idle_since_ms=None,
             released=False,
+            reserved=False,
         )
         if who.command is not None:
             actions.append(self._answer(who, CommandStatus.EXECUTED, "started", now))

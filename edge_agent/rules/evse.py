@@ -39,6 +39,7 @@ class EvseState:
     fault: str = ""
     fault_ms: int = 0
     operative: bool = True
+    reserved: bool = False
     waiting: Waiting | None = None
     session: Session | None = None
     over: tuple[UUID, ...] = ()

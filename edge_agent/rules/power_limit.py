@@ -19,7 +19,7 @@ WORTH_A_WRITE: Final = MilliAmperes(500)
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """One limit and who sets it: cable, board, site, command, authorization or failsafe."""
+    """One limit and who sets it: cable, board, site, command, profile, authorization, failsafe."""
 
     name: str
     limit: MilliAmperes

@@ -14,7 +14,8 @@ from edge_agent.rules.actions import (
     Event,
     StopAsked,
 )
-from edge_agent.rules.authorization import Authorizer
+from edge_agent.rules.authorization import Authorizer, Heard
+from edge_agent.rules.charging_profiles import Profiles, Running
 from edge_agent.rules.connector import Connector
 from edge_agent.rules.power_limit import (
     NOTHING,
@@ -30,6 +31,7 @@ from edge_agent.rules.power_limit import (
     site_budget,
     smallest,
 )
+from edge_agent.rules.reservation import Reservation
 from protocols.agent_link import (
     ClockQuality,
     IdToken,
@@ -76,6 +78,10 @@ class Station:
         self.authorizer = authorizer
         self.load: SiteLoad | None = None
         self.commands: dict[int, CommandLimit] = {}
+        self.profiles = Profiles()
+        """What an OCPP backend has set."""
+        self.reservations: dict[int, Reservation] = {}
+        """By EVSE."""
         self.confirmed: dict[int, MilliAmperes] = {}
         self._ramps: dict[int, Ramp] = {}
 
@@ -119,10 +125,24 @@ class Station:
         if evse in self.commands:
             bounds.append(self.commands[evse].bound(now.mono_ms, self.settings.failsafe))
         running = connector.state.session
+        if self.profiles.held:
+            bounds += self._profile_bounds(connector, now)
         cap = self.authorizer.cap(running.record.id_token) if running else None
         if cap is not None:
             bounds.append(Bound("authorization", cap))
         return bounds + self._site_bounds(evse, bounds, now)
+
+    def _profile_bounds(self, connector: Connector, now: Stamp) -> list[Bound]:
+        phases, evse = connector.info.phases, connector.evse
+        limit = self.profiles.limit(evse, self.running(evse), now.wall_ms, phases)
+        return [] if limit is None else [Bound("profile", limit)]
+
+    def running(self, evse: int) -> Running | None:
+        """The open transaction, as charging profiles see it."""
+        session = self.connectors[evse].state.session
+        if session is None:
+            return None
+        return Running(id=session.record.id, started_ms=session.record.started.wall_ms)
 
     def _site_bounds(self, evse: int, own: list[Bound], now: Stamp) -> list[Bound]:
         """The site's share, as far as the other EVSEs have really given it up."""
@@ -134,6 +154,7 @@ class Station:
                 bounds.append(bound)
             elif total is None or bound.limit < total.limit:
                 total = bound
+        total = self._station_profile(total, evse, now)
         if total is None:
             return bounds
         most = {each: self.connectors[each].info.max_current for each in self._active_evses()}
@@ -141,6 +162,16 @@ class Station:
         share = fair_split(total.limit, most).get(evse, PAUSE)
         left = headroom(total.limit, evse, self._outstanding(now))
         return [*bounds, Bound(total.name, share), Bound(total.name, left)]
+
+    def _station_profile(self, total: Bound | None, evse: int, now: Stamp) -> Bound | None:
+        """The station's maximum of a backend bounds what the EVSEs share."""
+        limit = None
+        if self.profiles.held:
+            phases = self.connectors[evse].info.phases
+            limit = self.profiles.station_limit(now.wall_ms, phases)
+        if limit is None or (total is not None and total.limit <= limit):
+            return total
+        return Bound("profile", limit)
 
     def _site_total(self, now: Stamp) -> Bound | None:
         site = self.settings.site
@@ -179,26 +210,30 @@ class Station:
 
     # ------------------------------------------------------------------ cards and commands
 
-    def present(self, token: IdToken, evse: int | None, now: Stamp) -> tuple[int, Event, str]:
+    def present(
+        self, token: IdToken, evse: int | None, now: Stamp, heard: Heard | None = None
+    ) -> tuple[int, Event, str]:
         """A card was shown: the EVSE and event that follow, and what to tell the person.
 
-        Raises RefusedError.
+        `heard` is what a backend just said of it. Raises RefusedError.
         """
-        running = self._own_transaction(token, evse)
+        running = self.own_transaction(token, evse)
         if running is not None:
             stop = StopAsked(reason=StoppedReason.LOCAL, trigger=Trigger.STOP_AUTHORIZED)
             return running, stop, f"EVSE {running}: stopping"
-        decision = self.authorizer.decide(token, now)
+        decision = self.authorizer.decide(token, now, heard)
         if not decision.allowed:
             raise RefusedError(f"id token {token.value} is refused: {decision.why}")
-        target = self._target(evse)
+        target = self.target(evse)
         self._refuse_if_busy(target)
+        self._refuse_if_reserved(target, token, heard.group if heard else None, now)
         waits = not self.connectors[target].state.plugged
         text = "accepted; plug in the vehicle" if waits else "accepted; starting"
         event = Authorized(id_token=token, trigger=Trigger.AUTHORIZED)
         return target, event, f"EVSE {target}: {text} ({decision.why})"
 
-    def _own_transaction(self, token: IdToken, evse: int | None) -> int | None:
+    def own_transaction(self, token: IdToken, evse: int | None) -> int | None:
+        """The EVSE whose transaction this token may stop."""
         for number, connector in self.connectors.items():
             running = connector.state.session
             if running is None or evse not in {None, number}:
@@ -207,8 +242,8 @@ class Station:
                 return number
         return None
 
-    def _target(self, evse: int | None) -> int:
-        """The named EVSE, or the only one that can be meant."""
+    def target(self, evse: int | None) -> int:
+        """The named EVSE, or the only one that can be meant. Raises RefusedError."""
         if evse is not None:
             self._refuse_if_unknown(evse)
             return evse
@@ -237,14 +272,25 @@ class Station:
             why = state.lost or state.fault
             raise RefusedError(f"EVSE {evse} is faulted: {why}; repair it first")
 
-    def remote_start(self, asked: RemoteStart, command: UUID) -> tuple[int, Event]:
+    def _refuse_if_reserved(self, evse: int, token: IdToken, group: str | None, now: Stamp) -> None:
+        kept = self.reservations.get(evse)
+        if kept is None or not kept.holds(now):
+            return
+        if not kept.admits(token, group or self.authorizer.group(token)):
+            raise RefusedError(f"EVSE {evse} is reserved for another id token; use another EVSE")
+
+    def remote_start(
+        self, asked: RemoteStart, command: UUID | None, now: Stamp | None = None
+    ) -> tuple[int, Event]:
         """The cloud has authorized; raises RefusedError when the EVSE cannot."""
         self._refuse_if_unknown(asked.evse)
         self._refuse_if_busy(asked.evse)
+        if now is not None:
+            self._refuse_if_reserved(asked.evse, asked.id_token, None, now)
         event = Authorized(id_token=asked.id_token, trigger=Trigger.REMOTE_START, command=command)
         return asked.evse, event
 
-    def remote_stop(self, asked: RemoteStop, command: UUID) -> tuple[int, Event]:
+    def remote_stop(self, asked: RemoteStop, command: UUID | None) -> tuple[int, Event]:
         """Raises RefusedError when no such transaction is open."""
         for evse, connector in self.connectors.items():
             running = connector.state.session
