@@ -24,7 +24,7 @@ from edge_agent.loop import Line, Loop
 from edge_agent.rules.actions import StopAsked
 from edge_agent.rules.fuse import Strain
 from edge_agent.rules.site import SiteLoad
-from edge_agent.rules.station import SITE
+from edge_agent.rules.station import SITE, RefusedError
 from edge_agent.site_link import SiteLink
 from edge_agent.traffic import TrafficKeeper
 from protocols.agent_link import (
@@ -55,6 +55,12 @@ class Uplink(Protocol):
     def wake(self) -> None: ...
 
     def watch(self, watch: Watch) -> None: ...
+
+
+class LinkedUplink(Uplink, Protocol):
+    """One that says itself how its link is."""
+
+    link: str
 
 
 class Inbox:
@@ -110,11 +116,18 @@ class Agent:
         self.uplink = uplink
         self.site_link = site_link
         self.traffic = traffic
+        self.ocpp: LinkedUplink | None = None
+        self.end: Callable[[], object] = lambda: None
+        """Ends the agent; set by who runs it."""
         self._on_journal_error = on_journal_error
         self._meter_trouble = ""
         self._upkeep_trouble = ""
         self._strain = Strain(loop.station.site.rules.limit)
         self._strained = ""
+
+    def restart(self) -> None:
+        """End, so that the service manager starts it anew."""
+        self.end()
 
     async def run(self) -> None:
         """Until cancelled; then the last checkpoint is on disk and the boards are let go."""
@@ -134,6 +147,8 @@ class Agent:
             works["site link"] = self.site_link.run
         if self.traffic is not None:
             works["traffic"] = self.traffic.run
+        if self.ocpp is not None:
+            works["OCPP uplink"] = self.ocpp.run
         try:
             async with asyncio.TaskGroup() as group:
                 for name, work in works.items():
@@ -248,13 +263,30 @@ class Agent:
         site = self.site_link.trouble() if self.site_link is not None else ""
         traffic = self.traffic.trouble() if self.traffic is not None else ""
         ledger = self.loop.ledger.failure
-        now = (ledger, self._upkeep_trouble, meter, self._strained, site, traffic)
+        now = (ledger, self._upkeep_trouble, meter, self._strained, site, traffic, self._refused())
         locked = (
             f"EVSE {evse}: {connector.state.locked}"
             for evse, connector in self.loop.station.connectors.items()
             if connector.state.locked
         )
         return tuple(text for text in (*now, *locked, *self.journal.reports) if text)
+
+    def _refused(self) -> str:
+        if self.ocpp is None:
+            return ""
+        count = len(self.journal.refused)
+        return f"the OCPP backend refused {count} facts; see karvon agent queue" if count else ""
+
+    def retry_refused(self) -> str:
+        """Offer the OCPP backend once more what it has refused. Raises RefusedError."""
+        if self.ocpp is None:
+            raise RefusedError("no OCPP backend is configured; see [uplink.ocpp]")
+        try:
+            count = self.journal.refused_again()
+        except JournalError as error:
+            raise RefusedError(str(error)) from error
+        self.loop.wake()
+        return f"{count} facts are offered to the OCPP backend once more"
 
     def evses(self) -> tuple[EvseDescription, ...]:
         """What the hello says of the EVSEs."""
@@ -286,6 +318,7 @@ class Agent:
             "outbox": self.journal.outbox,
             "clock": self.loop.clock.now().quality,
             "uplink": self.inbox.link if self.uplink is not None else "not configured",
+            "ocpp": self.ocpp.link if self.ocpp is not None else "not configured",
             "status": self.station_status(),
             "site": self._site(),
             "traffic": self.traffic.described() if self.traffic is not None else None,

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -105,6 +106,49 @@ class FailsafePart(Part, frozen=True, kw_only=True):
     current_ma: int = IEC_MIN_CURRENT
 
 
+Carried = Literal["transactions", "status", "telemetry"]
+"""What an uplink carries: transactions with authorization and the local list, what EVSEs are now,
+measured values."""
+EVERYTHING: Final[tuple[Carried, ...]] = ("transactions", "status", "telemetry")
+
+
+class OcppPart(Part, frozen=True, kw_only=True):
+    """An OCPP backend, to which the agent is a charging station."""
+
+    url: str
+    """ws:// or wss://; the identity is put behind it."""
+    version: Literal["1.6", "2.0.1"] = "1.6"
+    identity: str | None = None
+    """None: the station's."""
+    security_profile: Annotated[int, msgspec.Meta(ge=0, le=3)] | None = None
+    """None: what `url`, `password` and `certificate` make."""
+    password: str | None = None
+    """A file of its owner only, with the password and nothing else."""
+    ca: str | None = None
+    """The certificate authority's PEM file; None: the system's authorities."""
+    certificate: str | None = None
+    key: str | None = None
+    """The station's own, PEM files."""
+    carries: tuple[Carried, ...] = EVERYTHING
+    vendor: str = "Karvon"
+    model: str = "Agent"
+    replay_per_second: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
+    """Messages that waited for the connection; what comes up meanwhile is not held back."""
+    ping_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 30.0
+    longest_retry_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 60.0
+
+    @property
+    def profile(self) -> int:
+        """The security profile."""
+        if self.security_profile is not None:
+            return self.security_profile
+        if self.certificate is not None:
+            return 3
+        if self.password is None:
+            return 0
+        return 2 if self.url.startswith("wss:") else 1
+
+
 class UplinkPart(Part, frozen=True, kw_only=True):
     """The cloud; `karvon agent claim` fills the credentials file."""
 
@@ -121,6 +165,9 @@ class UplinkPart(Part, frozen=True, kw_only=True):
     """What these together may carry in a calendar month; telemetry is thinned to keep it."""
     longest_retry_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
     """Attempts to connect come twice as far apart each time, up to this."""
+    carries: tuple[Carried, ...] | None = None
+    """None: what `ocpp` does not carry, and with it everything where there is no `ocpp`."""
+    ocpp: OcppPart | None = None
 
 
 class FaultsPart(Part, frozen=True, kw_only=True):
@@ -182,6 +229,20 @@ class Config(Part, frozen=True, kw_only=True):
     base: str = ""
     """Not for the file: the folder it lies in."""
 
+    @property
+    def ocpp(self) -> OcppPart | None:
+        return None if self.uplink is None else self.uplink.ocpp
+
+    @property
+    def mqtt_carries(self) -> tuple[Carried, ...]:
+        """What goes over the agent link; nothing: it is not used."""
+        if self.uplink is None:
+            return ()
+        if self.uplink.carries is not None:
+            return self.uplink.carries
+        taken = () if self.uplink.ocpp is None else self.uplink.ocpp.carries
+        return tuple(one for one in EVERYTHING if one not in taken)
+
     def path(self, name: str) -> Path:
         """A path of this configuration, made absolute."""
         return Path(self.base, name).expanduser().absolute()
@@ -225,6 +286,7 @@ def _problems(config: Config) -> Any:
     if not config.boards:
         yield "boards: at least one [[boards]] is needed"
     yield from _board_problems(config)
+    yield from _uplink_problems(config)
     yield from _number_problems(config)
 
 
@@ -242,6 +304,45 @@ def _board_problems(config: Config) -> Any:
             if number in numbers:
                 yield f"boards[{index}].evses: EVSE {number} is there already"
             numbers.add(number)
+
+
+def _uplink_problems(config: Config) -> Any:
+    """Transactions have exactly one authority."""
+    if config.uplink is None:
+        return
+    part = config.ocpp
+    carriers = [one for one in (config.mqtt_carries, part.carries if part else ()) if one]
+    owners = sum("transactions" in one for one in carriers)
+    if owners == 2:
+        yield (
+            "uplink.carries: transactions go over one uplink only; take them out here, or out of"
+            " uplink.ocpp.carries"
+        )
+    if owners == 0:
+        yield "uplink.carries: no uplink carries transactions; name them here or in uplink.ocpp"
+    if part is not None:
+        yield from _ocpp_problems(part)
+
+
+def _ocpp_problems(part: OcppPart) -> Any:
+    if not part.carries:
+        yield "uplink.ocpp.carries: name at least one of transactions, status, telemetry"
+    address = urlsplit(part.url)
+    plain = not (address.username or address.query or address.fragment)
+    if address.scheme not in {"ws", "wss"} or not address.hostname or not plain:
+        yield f"uplink.ocpp.url: '{part.url}' is not ws://host[:port]/path or wss://…"
+    if part.identity is not None and not 0 < len(part.identity) <= 48:
+        yield "uplink.ocpp.identity: 1 to 48 characters"
+    if part.certificate is not None and part.key is None:
+        yield "uplink.ocpp.key: a certificate needs its private key"
+    tls, profile = address.scheme == "wss", part.profile
+    needs = {
+        1: (not tls and part.password, "ws:// and a password"),
+        2: (tls and part.password, "wss:// and a password"),
+        3: (tls and part.certificate, "wss:// and a certificate"),
+    }
+    if profile in needs and not needs[profile][0]:
+        yield f"uplink.ocpp.security_profile: {profile} needs {needs[profile][1]}"
 
 
 def _number_problems(config: Config) -> Any:

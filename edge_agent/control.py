@@ -61,12 +61,14 @@ class Control:
         read: Callable[[], Awaitable[Answer]],
         watch: Callable[[], tuple[Readings, Callable[[], None]]],
         recover: Callable[[int | None], Awaitable[str]] | None = None,
+        retry: Callable[[], str] = lambda: "nothing was refused",
     ) -> None:
         self._status = status
         self._present = present
         self._read = read
         self._watch = watch
         self._recover = recover
+        self._retry = retry
 
     @asynccontextmanager
     async def served(self, folder: Path) -> AsyncIterator[None]:
@@ -123,7 +125,9 @@ class Control:
             return await self._read()
         if request.do == "recover" and self._recover is not None:
             return {"text": await self._recover(request.evse)}
-        known = "status, token, read, recover or watch"
+        if request.do == "retry":
+            return {"text": self._retry()}
+        known = "status, token, read, retry, recover or watch"
         raise RefusedError(f"there is no '{request.do}'; ask for {known}")
 
     async def _watching(self) -> AsyncIterator[Answer]:

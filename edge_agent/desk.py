@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID, uuid4
 
 from edge_agent.ledger import Ledger
 from edge_agent.loop import Loop
 from edge_agent.records import LocalList, SiteLimit
 from edge_agent.rules.actions import Authorized, Emit, Event, Operative, Redated
-from edge_agent.rules.authorization import Authorizer
+from edge_agent.rules.authorization import Heard
 from edge_agent.rules.station import RefusedError
 from protocols.agent_link import (
     ClockCorrected,
@@ -34,6 +34,10 @@ log = logging.getLogger(__name__)
 NO_DISK = "the agent's journal cannot be written"
 
 
+async def _nobody(_token: IdToken) -> Heard | None:
+    return None
+
+
 class Desk:
     """Answers each command once, with a result that outlives a restart."""
 
@@ -46,6 +50,10 @@ class Desk:
         self.clock = loop.clock
         self.watch: Callable[[Watch], None] = lambda _: None
         """Somebody looks: who sends telemetry shall do so more often. Set by who has an uplink."""
+        self.ask: Callable[[IdToken], Awaitable[Heard | None]] = _nobody
+        """What a backend says of a token; None where none is asked or answers in time."""
+        self.foreign: str = ""
+        """Who else decides on transactions here; commands of the cloud for them are refused."""
         self._ended_here = ended_here
         self._taken: set[UUID] = set()
 
@@ -53,7 +61,10 @@ class Desk:
         """A card was shown; returns what to tell the person. Raises RefusedError."""
         if self.ledger.failure and not self.ledger.retry():
             raise RefusedError(f"no start now: {NO_DISK} ({self.ledger.failure})")
-        target, event, text = self.station.present(token, evse, self.clock.now())
+        heard = None
+        if self.station.own_transaction(token, evse) is None:
+            heard = await self.ask(token)
+        target, event, text = self.station.present(token, evse, self.clock.now(), heard)
         await self.loop.tell(target, event)
         state = self.station.connectors[target].state
         if isinstance(event, Authorized) and not (state.waiting or state.session):
@@ -82,6 +93,11 @@ class Desk:
 
     async def _carry_out(self, command: Command) -> None:
         do = command.do
+        if self.foreign and isinstance(do, RemoteStart | RemoteStop | SetLocalList):
+            raise RefusedError(
+                f"transactions here belong to {self.foreign}; use it, or change"
+                " `carries` in the agent's configuration"
+            )
         if isinstance(do, RemoteStart):
             if self.ledger.failure and not self.ledger.retry():
                 raise RefusedError(NO_DISK)
@@ -142,7 +158,7 @@ class Desk:
     def _local_list(self, command: Command, do: SetLocalList) -> None:
         local = LocalList(version=do.version, entries=do.entries)
         self._persist(self._result(command, CommandStatus.EXECUTED), local_list=local)
-        self.station.authorizer = Authorizer(local, self.station.authorizer.policy)
+        self.station.authorizer = self.station.authorizer.with_list(local)
 
     def _result(
         self, command: Command | UnknownCommand, status: CommandStatus, text: str = ""
@@ -167,6 +183,8 @@ class Desk:
     async def welcomed(self, welcome: Welcome) -> None:
         """The cloud's time and its view of our transactions."""
         await self.corrected(self.clock.cloud_time(welcome.now_ms))
+        if self.foreign:
+            return
         await self.tell_all(self.station.welcomed(welcome, self._ended_here()))
 
     async def corrected(self, fact: ClockCorrected | None) -> None:

@@ -68,6 +68,8 @@ class Ledger:
         self.store = store
         self.failure = ""
         self.spacing_ms = 0
+        self.keeps_samples = True
+        """False where nobody will ever ask for them: they would only wear the storage."""
         self._pending: list[Durable] = []
         self._sampled: dict[int, int] = {}
 
@@ -115,6 +117,8 @@ class Ledger:
 
     def sample(self, samples: Sequence[Sample]) -> None:
         """Telemetry; of each EVSE at most one sample in `spacing_ms`."""
+        if not self.keeps_samples:
+            return
         kept = [sample for sample in samples if self._spaced(sample)]
         if kept:
             self.store.add(kept)

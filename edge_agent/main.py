@@ -51,6 +51,7 @@ from edge_agent.site_link import FollowerLink, LeaderLink, SiteLink
 from edge_agent.traffic import TrafficKeeper
 from edge_agent.uplink.mqtt import MqttSettings, MqttUplink
 from edge_agent.uplink.session import SessionSettings
+from edge_agent.uplink.share import Share
 from protocols.modbus.document import ProfileError
 from protocols.quantities import MilliAmperes, WattHours
 from protocols.site_link import MIN_KEY_BYTES
@@ -337,12 +338,10 @@ async def run(config: Config) -> None:
             read=lambda: registers_of(found),
             watch=agent.watch,
             recover=agent.desk.recover,
+            retry=agent.retry_refused,
         )
         async with control.served(journal.folder):
-            agent.uplink = _uplink(config, agent)
-            if agent.uplink is not None:
-                agent.loop.wake = agent.uplink.wake
-                agent.desk.watch = agent.uplink.watch
+            connect(config, agent)
             await _until_told(agent)
 
 
@@ -369,9 +368,28 @@ async def withhold_all(lines: Sequence[Line], deadline_s: float) -> None:
             log.warning("board %s was not stopped: %s", line.name, error)
 
 
+def connect(config: Config, agent: Agent) -> None:
+    """Give the agent its uplinks. Raises ConfigError, JournalError."""
+    agent.uplink = _uplink(config, agent)
+    if agent.uplink is not None:
+        agent.desk.watch = agent.uplink.watch
+    if config.ocpp is not None:
+        from edge_agent.uplink.ocpp import assembly  # its schemas cost memory where unused
+
+        agent.ocpp = assembly.build(config, config.ocpp, agent)
+        agent.loop.ledger.keeps_samples = "telemetry" in config.mqtt_carries
+    wakes = [one.wake for one in (agent.uplink, agent.ocpp) if one is not None]
+
+    def wake() -> None:
+        for each in wakes:
+            each()
+
+    agent.loop.wake = wake
+
+
 def _uplink(config: Config, agent: Agent) -> Uplink | None:
     """The way to the cloud, where one is configured. Raises ConfigError."""
-    if config.uplink is None:
+    if config.uplink is None or not config.mqtt_carries:
         return None
     known = read_credentials(config.path(config.uplink.credentials))
     url = config.uplink.url or known.mqtt_url
@@ -392,7 +410,10 @@ def _uplink(config: Config, agent: Agent) -> Uplink | None:
         evses=agent.evses,
         telemetry_ms=round(config.uplink.telemetry_every_s * 1000),
     )
-    uplink = MqttUplink(settings, session, agent.journal, agent.inbox, agent.loop.clock)
+    share = Share(agent.journal, config.mqtt_carries)
+    uplink = MqttUplink(
+        settings, session, agent.journal, agent.inbox, agent.loop.clock, outbox=share
+    )
     if agent.traffic is not None:
         agent.traffic.apply = _thinning(agent, uplink)
     return uplink
@@ -408,6 +429,7 @@ def ca_file(config: Config, part: UplinkPart) -> Path | None:
 
 async def _until_told(agent: Agent) -> None:
     running = asyncio.create_task(agent.run())
+    agent.end = running.cancel
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, running.cancel)

@@ -39,8 +39,7 @@ async def _one(name: str, device: ModbusDevice, evse: int, field: str) -> Regist
     span = device.binding.span(each, evse)
     raw, value, note = "", None, each.note
     try:
-        words = await device.request(span)
-        decoded = device.binding.decode(each, words)
+        _, words, decoded = await device.look(evse, field)
         raw, value = " ".join(f"{word:04X}" for word in words), decoded.value
         note = "not available or implausible" if decoded.suspect else note
     except (BoardRefusedError, BoardUnreachableError) as error:

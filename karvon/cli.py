@@ -9,7 +9,7 @@ from typing import Final
 from karvon import __version__
 
 COMMANDS: Final = {
-    "agent": ("edge_agent.cli.main", "edge", "the edge agent on a charger's controller"),
+    "agent": ("karvon.agent", "edge", "the edge agent on a charger's controller"),
     "cloud": ("karvon.remote.cli", "cloud", "the cloud: run it, or speak with one that runs"),
     "sim": ("karvon.simulator.cli", "edge", "simulated chargers and meters"),
     "demo": ("karvon.demo.cli", "edge,cloud", "a whole network on this machine"),

@@ -20,7 +20,7 @@ from cloud.kernel.http import (
     problem,
 )
 from cloud.kernel.idempotency import Idempotency
-from cloud.kernel.rest import storable
+from cloud.kernel.rest import say_storable, storable
 
 VERSION = "1"
 WAITING: Final = re.compile(r"/api/v1/stations/[^/]+/ocpp/[^/]+")
@@ -62,9 +62,19 @@ def _document(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             idempotency.document(plain())
+            _tell_storable(plain())
         return plain()
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it
+
+
+def _tell_storable(document: dict[str, Any]) -> None:
+    """What `Guard` refuses of a URL."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] in {"query", "path"}:
+                    say_storable(parameter["schema"])
 
 
 class Guard:

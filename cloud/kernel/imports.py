@@ -197,7 +197,12 @@ def failure(line: int, key: str, reason: str) -> RowReport:
 def import_body(model: type[BaseModel], name: str) -> dict[str, Any]:
     """For `openapi_extra=` of an import's route; the model is flat."""
     rows = {"type": "array", "items": model.model_json_schema(), "maxItems": MOST_ROWS}
-    named = {"type": "object", "properties": {name: rows}, "required": [name]}
+    named = {
+        "type": "object",
+        "properties": {name: rows},
+        "required": [name],
+        "additionalProperties": False,
+    }
     about = f"header of {', '.join(model.model_fields)}; separated by , or ;"
     return {
         "requestBody": {

@@ -15,9 +15,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 LARGEST_ID: Final = 2**31 - 1
 
@@ -67,6 +70,10 @@ Zone = Annotated[
 ]
 
 
+_NO_NUL: Final = "^[^\\u0000]*$"
+_STRICTER: Final = frozenset({"pattern", "format", "enum", "const"})
+
+
 def example(**fields: Any) -> ConfigDict:
     """For `model_config` of a request's body: what OpenAPI shows of it."""
     return ConfigDict(json_schema_extra={"examples": [fields]})
@@ -83,7 +90,8 @@ class Body(BaseModel):
         """JSON's `true` is not 1."""
         for name, field in cls.model_fields.items():
             value = given.get(name) if isinstance(given, dict) else None
-            if isinstance(value, bool) and bool not in {field.annotation, *_options(field)}:
+            takes = {field.annotation, *_options(field)}
+            if isinstance(value, bool) and takes.isdisjoint({bool, Any}):
                 raise ValueError(f"{name} is neither true nor false")
         return given
 
@@ -94,6 +102,23 @@ class Body(BaseModel):
             if isinstance(value, str) and not storable(value):
                 raise ValueError(f"{name} holds a NUL or a lone surrogate, which is no text")
         return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core)
+        for told in handler.resolve_ref_schema(schema).get("properties", {}).values():
+            say_storable(told)
+        return schema
+
+
+def say_storable(schema: dict[str, Any]) -> None:
+    """Have a JSON schema tell that its text holds no NUL, where nothing stricter is told."""
+    for option in schema.get("anyOf", ()):
+        say_storable(option)
+    if schema.get("type") == "string" and _STRICTER.isdisjoint(schema):
+        schema["pattern"] = _NO_NUL
 
 
 def _options(field: FieldInfo) -> tuple[Any, ...]:

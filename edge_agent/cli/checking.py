@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from edge_agent import control
+from edge_agent.cli.doubting import profile_doubts
 from edge_agent.cli.output import complain, print_json, print_lines
 from edge_agent.config import Config, ConfigError, load
 from edge_agent.control import NotRunningError, Request
@@ -20,11 +21,18 @@ DEADLINE_S = 10
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing looked at."""
+    """One thing looked at; `unsure` is a warning that fails nothing."""
 
     what: str
     well: bool
     text: str
+    unsure: bool = False
+
+    @property
+    def word(self) -> str:
+        if self.unsure:
+            return "unsure"
+        return "ok" if self.well else "WRONG"
 
 
 async def check(path: Path, *, as_json: bool) -> int:
@@ -36,15 +44,17 @@ async def check(path: Path, *, as_json: bool) -> int:
         return complain(str(error), 2)
     findings = [
         Finding("configuration", True, f"station {config.station}, {path}"),
+        *(Finding(d.what, d.well, d.text, unsure=d.well) for d in profile_doubts(config)),
         _check_folder(config),
         *_check_site(config),
         *await _check_devices(config, found),
         *await _check_uplink(config),
+        *await _check_ocpp(config),
     ]
     if as_json:
         print_json(findings)
     else:
-        print_lines([f"{'ok' if f.well else 'WRONG':<6} {f.what}: {f.text}" for f in findings])
+        print_lines([f"{each.word:<6} {each.what}: {each.text}" for each in findings])
     return 0 if all(finding.well for finding in findings) else 1
 
 
@@ -120,6 +130,8 @@ async def _check_uplink(config: Config) -> list[Finding]:
     """Whether the broker's port can be reached; nothing is said to it."""
     if config.uplink is None:
         return [Finding("uplink", True, "not configured; the agent works alone")]
+    if not config.mqtt_carries:
+        return [Finding("uplink", True, "not used; everything goes to the OCPP backend")]
     try:
         known = read_credentials(config.path(config.uplink.credentials))
     except ConfigError as error:
@@ -129,8 +141,30 @@ async def _check_uplink(config: Config) -> list[Finding]:
         return [
             Finding("uplink", False, f"{authority} does not exist; claim again, or set uplink.ca")
         ]
-    parts = urllib.parse.urlsplit(config.uplink.url or known.mqtt_url)
-    host, port = parts.hostname or "", parts.port or 8883
+    return [await _reach("uplink", config.uplink.url or known.mqtt_url, 8883)]
+
+
+async def _check_ocpp(config: Config) -> list[Finding]:
+    """The files, and whether the backend's port can be reached; nothing is said to it."""
+    if config.ocpp is None:
+        return []
+    from edge_agent.uplink.ocpp.assembly import settings_of
+    from edge_agent.uplink.ocpp.websocket import tls_context
+
+    try:
+        settings = settings_of(config, config.ocpp)
+        tls_context(settings)
+    except ConfigError as error:
+        return [Finding("OCPP backend", False, str(error))]
+    except OSError as error:
+        text = f"certificate files do not read ({error}); check uplink.ocpp.ca, certificate, key"
+        return [Finding("OCPP backend", False, text)]
+    return [await _reach("OCPP backend", settings.url, 443 if settings.url[2] == "s" else 80)]
+
+
+async def _reach(what: str, url: str, usual: int) -> Finding:
+    parts = urllib.parse.urlsplit(url)
+    host, port = parts.hostname or "", parts.port or usual
     try:
         async with asyncio.timeout(DEADLINE_S):
             _, writer = await asyncio.open_connection(host, port)
@@ -139,5 +173,5 @@ async def _check_uplink(config: Config) -> list[Finding]:
     except (OSError, TimeoutError) as error:
         why = str(error) or "no answer in time"
         text = f"{host}:{port} cannot be reached ({why}); check network, address, firewall"
-        return [Finding("uplink", False, text)]
-    return [Finding("uplink", True, f"{host}:{port} can be reached")]
+        return Finding(what, False, text)
+    return Finding(what, True, f"{host}:{port} can be reached")

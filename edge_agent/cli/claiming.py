@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 import urllib.error
 import urllib.parse
@@ -13,6 +12,7 @@ import msgspec
 
 from edge_agent.cli.output import complain, print_json, print_lines
 from edge_agent.config import ConfigError, UplinkPart, load
+from edge_agent.private import write_private
 
 TIMEOUT_S = 30
 ACCEPTED = 202
@@ -144,23 +144,12 @@ def _store(path: Path, answer: Claim) -> Path:
     """Credentials and authority, each whole or not at all, readable by the owner only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if answer.ca_pem:
-        _write(path.with_name("ca.pem"), answer.ca_pem.encode())
+        write_private(path.with_name("ca.pem"), answer.ca_pem.encode())
     kept = {
         "station": answer.station,
         "mqtt_url": answer.mqtt_url,
         "username": answer.username,
         "password": answer.password,
     }
-    _write(path, msgspec.json.encode(kept))
+    write_private(path, msgspec.json.encode(kept))
     return path
-
-
-def _write(path: Path, content: bytes) -> None:
-    draft = path.with_name(f"{path.name}.new")
-    draft.unlink(missing_ok=True)
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    draft.replace(path)

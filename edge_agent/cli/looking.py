@@ -29,7 +29,8 @@ from edge_agent.hardware.board import (
     Meter,
     PowerBoard,
 )
-from edge_agent.journal import JournalError, JournalView
+from edge_agent.journal import JournalError, JournalView, RefusedFact
+from protocols.agent_link import TransactionEvent
 
 START_IT = "start it with: karvon agent run"
 
@@ -62,6 +63,11 @@ def _print_status(answer: dict[str, Any]) -> None:
         [
             f"station {answer['station']}, agent {station['agent_version']} runs",
             f"uplink: {answer['uplink']}; clock: {answer['clock']}",
+            *(
+                [f"OCPP backend: {answer['ocpp']}"]
+                if answer.get("ocpp", "not configured") != "not configured"
+                else []
+            ),
             f"billing facts that wait for the cloud: {station['pending_billing']}",
             f"samples that wait for the cloud: {station['pending_telemetry']}",
             *(
@@ -204,13 +210,13 @@ def sessions(path: Path, limit: int, before: int | None, *, as_json: bool) -> in
 def queue(path: Path, *, as_json: bool) -> int:
     try:
         with JournalView(_folder(load(path))) as view:
-            waiting = view.queue()
+            waiting, refused = view.queue(), view.refused()
     except ConfigError as error:
         return complain(str(error), 2)
     except JournalError as error:
         return complain(str(error), 3)
     if as_json:
-        print_json(waiting)
+        print_json({**msgspec.structs.asdict(waiting), "refused": refused})
         return 0
     print_lines(
         [
@@ -218,9 +224,36 @@ def queue(path: Path, *, as_json: bool) -> int:
             f"sent and not yet acknowledged: {waiting.billing_batches_sent} batches of them",
             f"telemetry: {waiting.telemetry_samples} samples on disk (the newest are in memory)",
             f"journal: {waiting.bytes_on_disk / 1024 / 1024:.1f} MiB on disk",
+            *(f"REFUSED by the OCPP backend: {_told(one)}" for one in refused),
         ]
     )
     return 0
+
+
+async def retry(path: Path, *, as_json: bool) -> int:
+    """What an OCPP backend refused is offered to it once more."""
+    try:
+        answer = await control.ask(_folder(load(path)), Request(do="retry"))
+    except ConfigError as error:
+        return complain(str(error), 2)
+    except NotRunningError as error:
+        return complain(f"{error}; {START_IT}", 3)
+    if as_json:
+        print_json(answer)
+    if "error" in answer:
+        return 1 if as_json else complain(answer["error"], 1)
+    if not as_json:
+        print_lines([answer["text"]])
+    return 0
+
+
+def _told(refused: RefusedFact) -> str:
+    """A refused fact in one line: what it is, and what the backend said."""
+    fact = refused.fact
+    if not isinstance(fact, TransactionEvent):
+        return f"{type(fact).__name__}: {refused.why}"
+    what = f"{fact.type} of transaction {fact.transaction}, EVSE {fact.evse}, {when(fact.at)}"
+    return f"{what}, {kwh(fact.energy_wh)}: {refused.why}"
 
 
 async def read(path: Path, *, as_json: bool) -> int:

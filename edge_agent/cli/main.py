@@ -79,10 +79,18 @@ def sessions(
 
 
 @app.command()
-def queue(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) -> None:
-    """Show what waits for the cloud."""
+def queue(
+    config: ConfigOption = Path(DEFAULT),
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Offer once more what an OCPP backend has refused.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what waits for the cloud or the OCPP backend, and what that has refused."""
     from edge_agent.cli import looking
 
+    if retry:
+        raise typer.Exit(asyncio.run(looking.retry(config, as_json=as_json)))
     raise typer.Exit(looking.queue(config, as_json=as_json))
 
 

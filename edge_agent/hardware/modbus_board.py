@@ -30,8 +30,9 @@ from protocols.modbus.commands import (
     release_commands,
     withhold_commands,
 )
+from protocols.modbus.profile import FailsafeBlock, FailsafeRegister
 from protocols.modbus.states import awaits_release, state_of
-from protocols.modbus.values import EncodingError, Value
+from protocols.modbus.values import EncodingError, Value, factor
 from protocols.quantities import MilliAmperes, MilliVolts, WattHours, Watts
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -95,16 +96,22 @@ class ModbusBoard:
     async def set_limit(self, evse: int, limit: MilliAmperes) -> MilliAmperes | None:
         limit = min(limit, self._info(evse).max_current)
         self._limits[evse] = limit
-        if evse in self._withheld and not self.device.profile.release:
+        if evse in self._withheld and self._limit_releases:
             return None
         return await self._apply(evse, limit)
 
+    @property
+    def _limit_releases(self) -> bool:
+        """Whether setting a limit lets the vehicle charge: no release, or a pause to resume."""
+        setpoint = self.device.profile.setpoint
+        return not self.device.profile.release or bool(setpoint and setpoint.pause.resume)
+
     async def release(self, evse: int) -> None:
         self._withheld.discard(evse)
+        if self._limit_releases and evse in self._limits:
+            await self._apply(evse, self._limits[evse])
         if self.device.profile.release:
             await self.device.write(*release_commands(self.device.binding, evse))
-        elif evse in self._limits:
-            await self._apply(evse, self._limits[evse])
 
     async def withhold(self, evse: int) -> None:
         self._withheld.add(evse)
@@ -118,19 +125,52 @@ class ModbusBoard:
         for evse in self.device.evses:
             await self._write_failsafe(evse, failsafe)
             for name, register in (("timeout", block.timeout), ("fallback", block.fallback)):
-                if register.read_back is not None:
-                    shown[name] = await self._number(evse, register.read_back)
+                value = await self._failsafe_shown(evse, register)
+                if value is not None:
+                    shown[name] = max(value, shown.get(name, 0))
         armed = Failsafe(
             timeout_s=shown.get("timeout", failsafe.timeout_s),
             fallback=MilliAmperes(shown.get("fallback", failsafe.fallback)),
         )
-        if armed.timeout_s != failsafe.timeout_s or armed.fallback > failsafe.fallback:
-            raise BoardRefusedError(
-                f"{self.identity}: failsafe reads back {armed.timeout_s} s, {armed.fallback} mA "
-                f"instead of {failsafe.timeout_s} s, {failsafe.fallback} mA"
-            )
+        self._check_failsafe(block, armed, failsafe)
         self._timeout_s = armed.timeout_s
         return armed
+
+    async def _failsafe_shown(self, evse: int, register: FailsafeRegister) -> int | None:
+        """Seconds, or mA per phase, as the device has it; None where it does not tell."""
+        name = register.read_back
+        if name is None:
+            return register.fixed
+        value = await self._number(evse, name)
+        if register.write is not None:
+            written = factor(register.write.scale, register.write.unit)
+            if register.none_raw is not None and value == register.none_raw * written:
+                raise BoardRefusedError(
+                    f"{self.identity} EVSE {evse}: {name} says that it has no fallback"
+                )
+            if register.stop_raw is not None and value == register.stop_raw * written:
+                return 0
+        in_ma = self._in_ma(name, Value(value))
+        return value if in_ma is None else in_ma
+
+    def _check_failsafe(self, block: FailsafeBlock, armed: Failsafe, wanted: Failsafe) -> None:
+        longer = armed.timeout_s > wanted.timeout_s
+        if longer and block.timeout.write is None:
+            raise BoardRefusedError(
+                f"{self.identity}: falls back by itself only after {armed.timeout_s} s, which "
+                f"cannot be changed; set failsafe.timeout_s to {armed.timeout_s} or more"
+            )
+        if armed.fallback > wanted.fallback and block.fallback.write is None:
+            raise BoardRefusedError(
+                f"{self.identity}: falls back to {armed.fallback} mA, which cannot be written; set "
+                f"it in the device to at most {wanted.fallback} mA, or raise failsafe.current_ma"
+            )
+        differs = block.timeout.write is not None and armed.timeout_s != wanted.timeout_s
+        if differs or armed.fallback > wanted.fallback:
+            raise BoardRefusedError(
+                f"{self.identity}: failsafe reads back {armed.timeout_s} s, {armed.fallback} mA "
+                f"instead of {wanted.timeout_s} s, {wanted.fallback} mA"
+            )
 
     async def restore_failsafe(self) -> None:
         """For taking the agent away: the device's own values, so that none of ours outlives it."""
@@ -155,7 +195,9 @@ class ModbusBoard:
         for _ in range(ATTEMPTS):
             await self._pace(evse)
             await self.device.write(*command.writes)
-            self._limited_at[evse] = self._fed_at = self._clock()
+            self._limited_at[evse] = self._clock()
+            if self._limit_feeds:
+                self._fed_at = self._limited_at[evse]
             applied = await self._read_back(evse, command)
             if applied is None or self._is_applied(command, applied):
                 return applied
@@ -164,6 +206,12 @@ class ModbusBoard:
             f"{self.identity} EVSE {evse}: asked for {asked}, but it applies {applied} mA; "
             "is another controller or a local setting in charge?"
         )
+
+    @property
+    def _limit_feeds(self) -> bool:
+        """A life register wants its own write, however often the limit is set."""
+        block = self.device.profile.failsafe
+        return block is None or block.fed_by.by != "life"
 
     async def _pace(self, evse: int) -> None:
         interval = self.device.profile.limits.write_interval_ms / 1000
@@ -223,7 +271,7 @@ class ModbusBoard:
                 self._limited_at[evse] = self._clock()
 
     def _is_paused_by_us(self, evse: int) -> bool:
-        return evse in self._withheld and not self.device.profile.release
+        return evse in self._withheld and self._limit_releases
 
     def _reading(self, evse: int, values: Values, taken_at: float) -> EvseReading:
         profile = self.device.profile
@@ -264,6 +312,8 @@ class ModbusBoard:
     def _info(self, evse: int) -> EvseInfo:
         profile, binding = self.device.profile, self.device.binding
         energy = profile.energy
+        if energy is not None and energy.field not in binding.fields():
+            energy = None  # a model that lacks the register: it has no energy to tell
         highest = profile.evses.max_current_ma
         return EvseInfo(
             evse=evse,

@@ -6,16 +6,22 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Final
 
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError
 from edge_agent.hardware.modbus_port import BUSY, DeviceExceptionError, ModbusLink, ModbusPort
 from protocols.modbus.binding import Binding, Facts, WriteRequest, check_write, version
+from protocols.modbus.checks import writes
 from protocols.modbus.planning import Span, plan_reads
 from protocols.modbus.profile import Field, Profile
-from protocols.modbus.values import Value, Words, exact, nearest
+from protocols.modbus.values import SUSPECT, Value, Words, exact, nearest
 
 Wanted = tuple[int, str]
 """An EVSE number and a field's name."""
+MOST_MODELS: Final = 64
+CHAIN_ENDS: Final = 0xFFFF
+LARGEST_POWER: Final = 10
+"""SunSpec's scale factors go from -10 to 10."""
 
 
 class ModbusDevice:
@@ -45,6 +51,7 @@ class ModbusDevice:
         if not self._attached:
             self._port.attach()
             self._attached = True
+        await self._follow_chain()
         await self._settle_order()
         await self._learn_facts()
         await self._probe()
@@ -63,16 +70,31 @@ class ModbusDevice:
             await self._port.detach()
 
     async def read(self, wanted: Iterable[Wanted]) -> dict[Wanted, Value]:
-        """The named fields, in the fewest requests."""
+        """The named fields, in the fewest requests; powers of ten are read with what they scale."""
         fields = self.binding.fields()
+        keys = list(wanted)
+        powers = {(evse, fields[name].scale_from or "") for evse, name in keys}
         places = {
-            key: (fields[key[1]], self.binding.span(fields[key[1]], key[0])) for key in wanted
+            (evse, name): (fields[name], self.binding.span(fields[name], evse))
+            for evse, name in (*keys, *(key for key in powers if key[1]))
         }
         plan = plan_reads(
             (span for _, span in places.values()), self.profile.limits, self.profile.forbidden
         )
         found = [(request, await self.request(request)) for request in plan]
-        return {key: self._decode(each, span, found) for key, (each, span) in places.items()}
+        words = {key: _part(span, found) for key, (_, span) in places.items()}
+        return {key: self._decode(key, fields, words) for key in keys}
+
+    async def look(self, evse: int, name: str) -> tuple[Span, Words, Value]:
+        """One field by itself: where it stands, its words, and what they mean."""
+        fields = self.binding.fields()
+        each = fields[name]
+        span = self.binding.span(each, evse)
+        words = {(evse, name): await self.request(span)}
+        if each.scale_from is not None:
+            power = self.binding.span(fields[each.scale_from], evse)
+            words[evse, each.scale_from] = await self.request(power)
+        return span, words[evse, name], self._decode((evse, name), fields, words)
 
     async def write(self, *requests: WriteRequest) -> None:
         """In this order; a forbidden register is refused before anything is sent."""
@@ -94,13 +116,62 @@ class ModbusDevice:
                 f"does profile {self.profile.profile} fit this device?"
             ) from error
 
-    def _decode(self, each: Field, span: Span, found: list[tuple[Span, Words]]) -> Value:
-        for request, words in found:
-            same = (request.unit, request.function) == (span.unit, span.function)
-            start = span.address - request.address
-            if same and start >= 0 and start + span.count <= request.count:
-                return self.binding.decode(each, words[start : start + span.count])
-        raise LookupError(f"no request covers {span}")
+    def _decode(self, key: Wanted, fields: dict[str, Field], words: dict[Wanted, Words]) -> Value:
+        each = fields[key[1]]
+        if each.scale_from is None:
+            return self.binding.decode(each, words[key])
+        exponent = self.binding.decode(
+            fields[each.scale_from], words[key[0], each.scale_from]
+        ).value
+        if not isinstance(exponent, int) or abs(exponent) > LARGEST_POWER:
+            return SUSPECT
+        return self.binding.decode(each, words[key], exponent)
+
+    async def _follow_chain(self) -> None:
+        """Find the models of a chain; refuses a device that has none of those a field needs."""
+        chain = self.profile.chain
+        if chain is None:
+            return
+        marker = (chain.marker >> 16, chain.marker & 0xFFFF)
+        for base in chain.bases:
+            if await self._asked(base) == marker:
+                self.binding = replace(self.binding, models=await self._models(base + 2))
+                break
+        else:
+            places = ", ".join(str(base) for base in chain.bases)
+            raise BoardRefusedError(
+                f"{self._link.line}: no chain of models at {places}; is it switched on in the "
+                f"device, and does profile {self.profile.profile} fit it?"
+            )
+        for name, each in self.profile.registers.items():
+            known = self.binding.models
+            if each.model and not each.probe and not any(one in known for one in each.model):
+                raise BoardRefusedError(
+                    f"{self._link.line}: {name} needs model {' or '.join(map(str, each.model))}, "
+                    f"but the device has {', '.join(map(str, known)) or 'none'}; choose the "
+                    "profile that fits"
+                )
+
+    async def _models(self, at: int) -> dict[int, int]:
+        """Number and place of every model; the first of several alike counts."""
+        found: dict[int, int] = {}
+        for _ in range(MOST_MODELS):
+            head = await self._asked(at)
+            if head is None or head[0] == CHAIN_ENDS:
+                break
+            found.setdefault(head[0], at)
+            at += 2 + head[1]
+            if at > CHAIN_ENDS:
+                break
+        return found
+
+    async def _asked(self, address: int) -> Words | None:
+        """Two registers; None where the device refuses them."""
+        span = Span(self._link.unit or 1, self.profile.read_function, address, 2)
+        try:
+            return await self._port.request(span, self.profile.limits, self._link.timeout_s or 1.0)
+        except DeviceExceptionError:
+            return None
 
     async def _settle_order(self) -> None:
         """Where sources disagree on the word order, the plausible one counts."""
@@ -131,8 +202,10 @@ class ModbusDevice:
             for condition in (override.when for override in each.overrides)
             if condition.register
         }
-        for write in [self.profile.setpoint.write] if self.profile.setpoint else []:
+        for _, write in writes(self.profile):
             named |= {o.when.register for o in write.overrides if o.when.register}
+        for rule in self.profile.states.rules if self.profile.states else ():
+            named |= {rule.only.register} if rule.only and rule.only.register else set()
         names = sorted(named | ({identity.firmware} if identity.firmware else set()))
         values = await self.read([(self.evses[0], name) for name in names])
         registers = {n: v.value for (_, n), v in values.items() if v.value is not None}
@@ -148,7 +221,7 @@ class ModbusDevice:
         """Fields that some models lack are asked once, alone; exception 2 means absent."""
         absent = set()
         for name, each in self.binding.fields().items():
-            if each.probe and not await self._has(each):
+            if each.probe and not each.model and not await self._has(each):
                 absent.add(name)
         self.binding = replace(self.binding, absent=frozenset(absent))
 
@@ -175,7 +248,18 @@ class ModbusDevice:
         for expect in identity.expect:
             text = str(texts.get(expect.field))
             if not re.fullmatch(expect.matches, text):
+                remedy = expect.remedy or "choose the profile that fits"
                 raise BoardRefusedError(
                     f"{self._link.line}: {expect.field} is '{text}', which profile "
-                    f"{self.profile.profile} does not describe; choose the profile that fits"
+                    f"{self.profile.profile} does not describe; {remedy}"
                 )
+
+
+def _part(span: Span, found: list[tuple[Span, Words]]) -> Words:
+    """The words of one field out of the requests that were answered."""
+    for request, words in found:
+        same = (request.unit, request.function) == (span.unit, span.function)
+        start = span.address - request.address
+        if same and start >= 0 and start + span.count <= request.count:
+            return words[start : start + span.count]
+    raise LookupError(f"no request covers {span}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,10 +50,10 @@ def find_profile(name: str) -> Profile:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        known = ", ".join(profile_names())
-        raise UnknownProfileError(
-            f"no profile '{name}' ({error.strerror}); give one of {known}, or a path to a file"
-        ) from error
+        alike = difflib.get_close_matches(name, profile_names(), n=1)
+        known = f"did you mean {alike[0]}? Otherwise " if alike else ""
+        known += f"give one of {', '.join(profile_names())}, or a path to a file"
+        raise UnknownProfileError(f"no profile '{name}' ({error.strerror}); {known}") from error
     return load_profile(text, str(path) if by_path else path.name)
 
 

@@ -6,8 +6,17 @@ written once in a while, bounded in bytes, and may lose its last minute in a cra
 """
 
 from edge_agent.journal.billing import SessionRecord
+from edge_agent.journal.deliveries import PendingFact, RefusedFact
 from edge_agent.journal.files import JournalBudget, JournalError
 from edge_agent.journal.journal import Journal
 from edge_agent.journal.view import JournalView
 
-__all__ = ["Journal", "JournalBudget", "JournalError", "JournalView", "SessionRecord"]
+__all__ = [
+    "Journal",
+    "JournalBudget",
+    "JournalError",
+    "JournalView",
+    "PendingFact",
+    "RefusedFact",
+    "SessionRecord",
+]

@@ -11,6 +11,7 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 from uuid import UUID, uuid4
@@ -28,6 +29,7 @@ from edge_agent.journal.files import (
     suspect,
     writing,
 )
+from edge_agent.journal.lanes import Lanes
 from edge_agent.journal.ranges import contains, missing
 from edge_agent.records import LocalList, Register, SiteLimit, Transaction
 from protocols.agent_link import (
@@ -54,6 +56,8 @@ RESERVE: Final = 1000
 """Numbers of the state and telemetry streams are set apart in blocks: a crash skips, never
 repeats one."""
 COMMON_LANE: Final = ""
+_TRANSACTION: Final = b'{"kind":"transaction",'
+"""How the text of a transaction's event begins."""
 
 SCHEMA: Final[Schema] = (
     (
@@ -73,6 +77,12 @@ SCHEMA: Final[Schema] = (
         "CREATE INDEX session_number ON session (number)",
         "CREATE TABLE unreadable (origin TEXT, key TEXT, body BLOB)",
     ),
+    (
+        (
+            "CREATE TABLE refused (pos INTEGER PRIMARY KEY, lane TEXT, at_ms INTEGER, why TEXT,"
+            " sum INTEGER, body BLOB)"
+        ),
+    ),
 )
 COLUMNS: Final = {
     "meta": ("name", "value"),
@@ -81,6 +91,7 @@ COLUMNS: Final = {
     "answer": ("command", "kept_ms", "body"),
     "session": ("id", "number", "kept_ms", "body"),
     "unreadable": ("origin", "key", "body"),
+    "refused": ("pos", "lane", "at_ms", "why", "sum", "body"),
 }
 
 T = TypeVar("T")
@@ -106,7 +117,7 @@ class SessionRecord(msgspec.Struct, frozen=True):
     duration_ms: Milliseconds
     reason: StoppedReason | None = None
     synced: bool = False
-    """True when the cloud has committed every event of it."""
+    """True when the cloud has committed, or the backend has taken, every event of it."""
 
 
 class SealedFacts(msgspec.Struct, frozen=True):
@@ -131,9 +142,11 @@ def lane_of(fact: BillingFact) -> str:
 
 
 def read_sessions(db: sqlite3.Connection, limit: int, before: int | None) -> list[SessionRecord]:
+    taken = "NOT EXISTS (SELECT 1 FROM fact WHERE lane = session.id AND settled_ms IS NULL)"
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'refused'").fetchone():
+        taken += " AND NOT EXISTS (SELECT 1 FROM refused WHERE lane = session.id)"
     rows = db.execute(
-        "SELECT number, body, NOT EXISTS (SELECT 1 FROM fact WHERE lane = session.id AND"
-        " settled_ms IS NULL) FROM session WHERE number < ? ORDER BY number DESC LIMIT ?",
+        f"SELECT number, body, {taken} FROM session WHERE number < ? ORDER BY number DESC LIMIT ?",
         (before if before is not None else 2**62, limit),
     ).fetchall()
     current = dict(_kept_rows(db, "transaction"))
@@ -163,11 +176,13 @@ class BillingFile:
         self.db = db
         self.path = path
         self.reports = reports
-        self.lanes: dict[str, int] = {}
+        self.lanes = Lanes()
+        self.transactions: set[str] = set()
+        """Those of the lanes that are transactions."""
         self.sealed: dict[int, str] = {}
         self.pending = 0
         self._maintained_ms = 0
-        self._index()
+        self.index()
 
     @classmethod
     def open(cls, folder: Path, station: str, reports: list[str]) -> BillingFile:
@@ -222,11 +237,14 @@ class BillingFile:
     def close(self) -> None:
         self.db.close()
 
-    def _index(self) -> None:
+    def index(self) -> None:
         """Where each lane's pending facts begin, and which batches are out."""
-        self.lanes = dict(
+        self.lanes = Lanes(
             self.db.execute("SELECT lane, min(pos) FROM fact WHERE settled_ms IS NULL GROUP BY 1")
         )
+        query = "SELECT DISTINCT lane FROM fact WHERE settled_ms IS NULL AND substr(body, 1, ?) = ?"
+        found = self.db.execute(query, (len(_TRANSACTION), _TRANSACTION))
+        self.transactions = {lane for (lane,) in found}
         self.sealed = dict(
             self.db.execute(
                 "SELECT seq, lane FROM fact WHERE settled_ms IS NULL AND seq IS NOT NULL GROUP BY 1"
@@ -290,21 +308,31 @@ class BillingFile:
         added: list[tuple[str, int]] = []
         with writing(self.db):
             for record in put:
-                self._keep(*_key_of(record), record)
+                self.keep(*_key_of(record), record)
             for transaction in ended:
-                self._drop("transaction", str(transaction))
+                self.drop("transaction", str(transaction))
             for evse in lifted:
-                self._drop("limit", str(evse))
+                self.drop("limit", str(evse))
             for evse, operative in (availability or {}).items():
-                self._keep("availability", str(evse), (evse, operative))
+                self.keep("availability", str(evse), (evse, operative))
             if local_list is not None:
-                self._keep("local_list", "", local_list)
+                self.keep("local_list", "", local_list)
             added.extend(self._append(fact) for fact in facts)
         for lane, pos in added:
-            self.lanes.setdefault(lane, pos)
+            self.lanes.add(lane, pos)
+        self.transactions |= {lane_of(one) for one in facts if isinstance(one, TransactionEvent)}
         self.pending += len(added)
 
-    def _keep(self, kind: str, key: str, record: object) -> None:
+    def keep_named(self, kind: str, records: Mapping[str, object | None]) -> None:
+        """Durably put records by name, all together; None drops one."""
+        with writing(self.db):
+            for key, record in records.items():
+                if record is None:
+                    self.drop(kind, key)
+                else:
+                    self.keep(kind, key, record)
+
+    def keep(self, kind: str, key: str, record: object) -> None:
         body = _encode(record)
         self.db.execute(
             "INSERT INTO kept VALUES (?, ?, ?, ?) ON CONFLICT (kind, key)"
@@ -312,7 +340,7 @@ class BillingFile:
             (kind, key, zlib.crc32(body), body),
         )
 
-    def _drop(self, kind: str, key: str) -> None:
+    def drop(self, kind: str, key: str) -> None:
         self.db.execute("DELETE FROM kept WHERE kind = ? AND key = ?", (kind, key))
 
     def _append(self, fact: BillingFact) -> tuple[str, int]:
@@ -368,16 +396,18 @@ class BillingFile:
         (pos,) = self.db.execute("SELECT coalesce(max(pos), 0) FROM fact").fetchone()
         return int(pos)
 
-    def batches(self, exclude: Collection[int], limit: int, after: int) -> list[SealedFacts]:
+    def batches(
+        self, exclude: Collection[int], limit: int, after: int, *, transactions: bool = True
+    ) -> list[SealedFacts]:
         """Up to `limit` batches that may be sent now beside those numbered in `exclude`.
 
         Only lanes whose oldest pending fact stands after position `after`; oldest lane first.
+        Without `transactions` their lanes are left to another uplink.
         """
         busy = {self.sealed[seq] for seq in exclude if seq in self.sealed}
-        ready = sorted(
-            (pos, lane) for lane, pos in self.lanes.items() if pos > after and lane not in busy
-        )
-        lanes = [lane for _, lane in ready[:limit]]
+        busy |= set() if transactions else self.transactions
+        ready = (lane for _, lane in self.lanes.after(after) if lane not in busy)
+        lanes = list(islice(ready, limit))
         if not lanes:
             return []
         found: list[SealedFacts] = []
@@ -401,7 +431,7 @@ class BillingFile:
         self.sealed.update(fresh)
         for empty in (batch for batch in found if not batch.facts):
             del self.sealed[empty.seq]
-            self._advance(empty.lane)
+            self.advance(empty.lane)
         return [batch for batch in found if batch.facts]
 
     def _head(self, lane: str) -> list[tuple[int, int | None, int, bytes]]:
@@ -426,19 +456,27 @@ class BillingFile:
         """A row that does not read stays in its batch's number but is put apart and reported."""
         facts: list[BillingFact] = []
         for pos, _, total, body in rows:
-            try:
-                facts.append(_FACTS.decode(_summed(body, total)))
-            except msgspec.DecodeError as error:
-                self._move_away("fact", str(pos), body, str(error))
-                self.db.execute("UPDATE fact SET settled_ms = 0 WHERE pos = ?", (pos,))
-                self.pending -= 1
+            fact = self.readable(pos, total, body)
+            if fact is not None:
+                facts.append(fact)
         return tuple(facts)
+
+    def readable(self, pos: int, total: int, body: bytes) -> BillingFact | None:
+        """A row's fact; None for one that had to be put apart."""
+        try:
+            fact: BillingFact = _FACTS.decode(_summed(body, total))
+        except msgspec.DecodeError as error:
+            self._move_away("fact", str(pos), body, str(error))
+            self.db.execute("UPDATE fact SET settled_ms = 0 WHERE pos = ?", (pos,))
+            self.pending -= 1
+            return None
+        return fact
 
     def floor(self) -> int:
         return min(self.sealed, default=self.next_of(Stream.BILLING))
 
     def lowest_kept(self) -> int:
-        (seq,) = self.db.execute("SELECT min(seq) FROM fact WHERE seq IS NOT NULL").fetchone()
+        (seq,) = self.db.execute("SELECT min(seq) FROM fact WHERE seq > 0").fetchone()
         return int(seq) if seq is not None else self.next_of(Stream.BILLING)
 
     def settle(self, ranges: Ranges) -> None:
@@ -457,15 +495,24 @@ class BillingFile:
         finally:
             self.db.execute("PRAGMA synchronous = FULL")
         for lane in {self.sealed.pop(seq) for seq in done}:
-            self._advance(lane)
+            self.advance(lane)
 
-    def _advance(self, lane: str) -> None:
+    def taken(self, lane: str) -> None:
+        """One fact of a lane was settled by itself."""
+        self.pending -= 1
+        self.advance(lane)
+        out = [seq for seq, mine in self.sealed.items() if mine == lane]
+        query = "SELECT 1 FROM fact WHERE seq = ? AND settled_ms IS NULL LIMIT 1"
+        for seq in out:
+            if self.db.execute(query, (seq,)).fetchone() is None:
+                del self.sealed[seq]
+
+    def advance(self, lane: str) -> None:
         query = "SELECT min(pos) FROM fact WHERE lane = ? AND settled_ms IS NULL"
         (pos,) = self.db.execute(query, (lane,)).fetchone()
+        self.lanes.move(lane, pos)
         if pos is None:
-            self.lanes.pop(lane, None)
-        else:
-            self.lanes[lane] = pos
+            self.transactions.discard(lane)
 
     def reopen(self, committed: Ranges) -> int:
         """Make pending again what was settled but is not committed (the cloud was restored)."""
@@ -483,17 +530,17 @@ class BillingFile:
                     "UPDATE fact SET settled_ms = NULL WHERE settled_ms IS NOT NULL AND seq IS NULL"
                 ).rowcount
         if count:
-            self._index()
+            self.index()
         return count
 
     def new_outbox(self) -> UUID:
         """Another identity; everything pending is numbered anew, from 1 and in order."""
         outbox = uuid4()
         with writing(self.db):
-            self.db.execute("UPDATE fact SET seq = NULL WHERE seq IS NOT NULL")
+            self.db.execute("UPDATE fact SET seq = NULL WHERE seq > 0")
             _set_meta(self.db, {f"next.{stream}": "1" for stream in Stream})
             _set_meta(self.db, {"outbox": str(outbox)})
-        self._index()
+        self.index()
         return outbox
 
     # ------------------------------------------------------------------ upkeep

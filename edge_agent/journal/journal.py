@@ -13,6 +13,7 @@ from uuid import UUID
 
 from edge_agent.journal import billing, telemetry
 from edge_agent.journal.billing import BillingFile, Put, SealedFacts, SessionRecord
+from edge_agent.journal.deliveries import Deliveries, PendingFact, RefusedFact, read_refused
 from edge_agent.journal.files import (
     JournalBudget,
     JournalError,
@@ -24,11 +25,13 @@ from edge_agent.journal.telemetry import LOW_WATER, SealedSeries, TelemetryFile
 from edge_agent.records import LocalList, Register, SiteLimit, Transaction
 from protocols.agent_link import (
     BillingFact,
+    ClockCorrected,
     CommandResult,
     EvseStatus,
     Mark,
     Ranges,
     Sample,
+    SecurityEvent,
     StateFact,
     Stream,
 )
@@ -72,6 +75,7 @@ class Journal:
         self._lock: int | None = lock
         self._missing_beside_telemetry()
         self._billing = BillingFile.open(folder, station, reports)
+        self._deliveries = Deliveries(self._billing)
         try:
             self.boots = self._billing.add_boot(boot)
             self.outbox = self._billing.outbox
@@ -286,14 +290,87 @@ class Journal:
         return self._billing.position
 
     def billing(
-        self, *, exclude: Collection[int] = (), limit: int, after: int = 0
+        self,
+        *,
+        exclude: Collection[int] = (),
+        limit: int,
+        after: int = 0,
+        transactions: bool = True,
     ) -> list[SealedFacts]:
         """Batches that may be sent now, beside those in flight (`exclude`); oldest first.
 
         At most one batch of a transaction is ever out. With `after`, only transactions with
-        nothing pending up to that position (the live lane).
+        nothing pending up to that position (the live lane). Without `transactions` none of them:
+        another uplink has them.
         """
-        return self._durably(lambda: self._billing.batches(exclude, limit, after))
+        return self._durably(
+            lambda: self._billing.batches(exclude, limit, after, transactions=transactions)
+        )
+
+    # ------------------------------------------------------------------ facts, one by one
+
+    def next_fact(
+        self,
+        *,
+        exclude: Collection[str] = (),
+        after: int = 0,
+        up_to: int = 2**62,
+        others: bool = True,
+    ) -> PendingFact | None:
+        """The oldest that may be delivered now beside the lanes in `exclude`; None: nothing.
+
+        Only from lanes whose oldest pending fact stands after `after` and not after `up_to`.
+        Without `others` only transactions.
+        """
+        return self._durably(
+            lambda: self._deliveries.next(exclude=exclude, after=after, up_to=up_to, others=others)
+        )
+
+    def delivered(self, taken: PendingFact, number: int | None = None) -> None:
+        """A backend has taken it; `number` is what it calls the transaction from now on."""
+        self._durably(lambda: self._deliveries.delivered(taken, number))
+
+    def refuse(self, taken: PendingFact, why: str, at_ms: int) -> None:
+        """A backend refused it for good: it is put apart, and shown."""
+        self._durably(lambda: self._deliveries.refused(taken, why, at_ms))
+
+    def refused_again(self) -> int:
+        """What was put apart is pending again; returns how many facts."""
+        return self._durably(self._deliveries.again)
+
+    def waits(self, transaction: UUID | None) -> bool:
+        """Whether events of it (None: of any transaction) have not been taken yet."""
+        lanes = self._billing.transactions
+        return bool(lanes) if transaction is None else str(transaction) in lanes
+
+    def numbers(self) -> dict[UUID, int]:
+        """What a backend calls the transactions that it does not know to be over."""
+        with self._explained("the journal could not be read"):
+            return self._deliveries.numbers()
+
+    def corrections(self) -> list[ClockCorrected]:
+        """Wall times of boots as they became known, oldest first."""
+        with self._explained("the journal could not be read"):
+            return self._deliveries.corrections()
+
+    def security_events(self) -> list[SecurityEvent]:
+        """Those of the last weeks, oldest first."""
+        with self._explained("the journal could not be read"):
+            return self._deliveries.security_events()
+
+    def named(self, kind: str, shape: type[T]) -> list[T]:
+        """What `keep` has put of a kind, by name."""
+        return self._kept(kind, shape)
+
+    def keep(self, kind: str, records: Mapping[str, object | None]) -> None:
+        """Durably put records of a kind by name, all together; None drops one."""
+        self._durably(lambda: self._billing.keep_named(kind, records))
+
+    @property
+    def refused(self) -> list[RefusedFact]:
+        """What a backend refused for good, oldest first."""
+        with self._explained("the journal could not be read"):
+            return read_refused(self._billing.db)
 
     # ------------------------------------------------------------------ outbox: state
 

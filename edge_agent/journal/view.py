@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 
 from edge_agent.journal import billing, telemetry
+from edge_agent.journal.deliveries import RefusedFact, read_refused
 from edge_agent.journal.files import JournalError, explain, size_of
 from edge_agent.records import Register, Transaction
 from protocols.quantities import Milliseconds
@@ -29,6 +30,8 @@ class Queue(msgspec.Struct, frozen=True):
     oldest_sample_ms: Milliseconds | None
     """Wall time of the oldest sample at rest."""
     bytes_on_disk: int
+    refused_facts: int = 0
+    """Put apart because an OCPP backend refused them."""
 
 
 class JournalView:
@@ -90,6 +93,10 @@ class JournalView:
         found = [msgspec.json.decode(body, type=Register) for body in self._kept("register")]
         return {register.evse: register for register in found}
 
+    def refused(self) -> list[RefusedFact]:
+        """What an OCPP backend refused for good, oldest first."""
+        return read_refused(self._billing)
+
     def queue(self) -> Queue:
         meta = dict(self._billing.execute("SELECT name, value FROM meta"))
         facts, sent = self._billing.execute(
@@ -112,4 +119,5 @@ class JournalView:
             bytes_on_disk=sum(
                 size_of(self.folder / name) for name in (billing.NAME, telemetry.NAME)
             ),
+            refused_facts=len(self.refused()),
         )

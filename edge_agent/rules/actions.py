@@ -70,6 +70,13 @@ class Operative:
 
 
 @dataclass(frozen=True, slots=True)
+class Reserved:
+    """The EVSE is kept for one id token from now on, or no longer."""
+
+    reserved: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Adopt:
     """The cloud holds a transaction open here that this journal may not know (as far)."""
 
@@ -96,7 +103,17 @@ class Tick:
 
 
 Event = (
-    Read | Lost | Offered | Authorized | StopAsked | Operative | Adopt | CloudEnded | Redated | Tick
+    Read
+    | Lost
+    | Offered
+    | Authorized
+    | StopAsked
+    | Operative
+    | Reserved
+    | Adopt
+    | CloudEnded
+    | Redated
+    | Tick
 )
 
 # --------------------------------------------------------------------------- actions

@@ -42,6 +42,7 @@ from edge_agent.rules.actions import (
     Redated,
     Release,
     ReportStatus,
+    Reserved,
     SetLimit,
     StopAsked,
     Tick,
@@ -98,6 +99,7 @@ class Connector:
             Authorized: self._authorized,
             StopAsked: self._stop_asked,
             Operative: self._operative,
+            Reserved: self._reserved,
             Adopt: self._adopt,
             CloudEnded: self._cloud_ended,
             Redated: self._redated,
@@ -222,6 +224,10 @@ class Connector:
         if event.operative and self.state.locked:
             self._set(locked="", faults=())
             self._hold_fault(self.state.board_fault, now)
+        return []
+
+    def _reserved(self, event: Reserved, _now: Stamp) -> list[Action]:
+        self._set(reserved=event.reserved)
         return []
 
     def _authorized(self, event: Authorized, now: Stamp) -> list[Action]:
@@ -478,6 +484,7 @@ class Connector:
             charging=ChargingState.EV_CONNECTED,
             idle_since_ms=None,
             released=False,
+            reserved=False,
         )
         if who.command is not None:
             actions.append(self._answer(who, CommandStatus.EXECUTED, "started", now))

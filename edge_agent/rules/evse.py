@@ -45,6 +45,7 @@ class EvseState:
     locked: str = ""
     """Why this EVSE stays out of service until somebody has looked at it and confirmed."""
     operative: bool = True
+    reserved: bool = False
     waiting: Waiting | None = None
     session: Session | None = None
     over: tuple[UUID, ...] = ()

@@ -18,7 +18,9 @@ WORTH_A_WRITE: Final = MilliAmperes(500)
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """One limit and who sets it: cable, board, site, surplus, command, authorization, failsafe."""
+    """One limit and who sets it: cable, board, site, surplus, command, profile, authorization or
+    failsafe.
+    """
 
     name: str
     limit: MilliAmperes

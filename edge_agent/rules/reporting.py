@@ -33,4 +33,6 @@ def _connector_status(state: EvseState) -> ConnectorStatus:
         return ConnectorStatus.UNAVAILABLE
     if state.session is not None or state.plugged:
         return ConnectorStatus.OCCUPIED
+    if state.reserved:
+        return ConnectorStatus.RESERVED
     return ConnectorStatus.AVAILABLE

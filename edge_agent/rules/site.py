@@ -25,6 +25,7 @@ from edge_agent.rules.phases import (
 from edge_agent.rules.phases import (
     most as most_of,
 )
+from edge_agent.rules.power_limit import Bound
 from edge_agent.rules.sharing import Claim, Turns, share
 from edge_agent.rules.surplus import Gate, SurplusRules
 from protocols.quantities import IEC_MIN_CURRENT
@@ -143,21 +144,20 @@ class LoadManager:
         self._gates: dict[int, Gate] = {}
 
     def plan(
-        self, views: Sequence[View], now_ms: int, command: int | None = None
+        self, views: Sequence[View], now_ms: int, together: Bound | None = None
     ) -> dict[int, Share]:
-        """Every EVSE's share; `command` is a limit for all together that came by command."""
+        """Every EVSE's share; `together` is a limit for all of this controller from elsewhere."""
         room = self.whole(views, now_ms)
         if self.neighbours is not None:
             room = self.neighbours.room(room, views, self, now_ms)
-        if command is not None and command < max(room.keep):
-            cap = everywhere(command)
-            keep, rise = least(room.keep, cap), least(room.rise, cap)
+        if together is not None and together.limit < max(room.keep):
+            cap = everywhere(together.limit)
             room = Room(
-                keep=keep,
-                rise=rise,
+                keep=least(room.keep, cap),
+                rise=least(room.rise, cap),
                 uneven=room.uneven,
-                limited_by="command",
-                why="a limit for the site by command",
+                limited_by=together.name,
+                why=f"a limit for the station by {together.name}",
             )
         self.shown = room
         return self._shares(room, views, now_ms)

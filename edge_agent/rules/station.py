@@ -15,7 +15,8 @@ from edge_agent.rules.actions import (
     Event,
     StopAsked,
 )
-from edge_agent.rules.authorization import Authorizer
+from edge_agent.rules.authorization import Authorizer, Heard
+from edge_agent.rules.charging_profiles import Profiles, Running
 from edge_agent.rules.connector import Connector
 from edge_agent.rules.phases import NONE, Lines, everywhere, most, on, placed, total, wired
 from edge_agent.rules.power_limit import (
@@ -27,6 +28,7 @@ from edge_agent.rules.power_limit import (
     Ramp,
     smallest,
 )
+from edge_agent.rules.reservation import Reservation
 from edge_agent.rules.reserve import REACTION_MS, Reserve
 from edge_agent.rules.site import LoadManager, Share, SiteRules, View
 from edge_agent.rules.vehicle import Shown
@@ -90,6 +92,10 @@ class Station:
         self.authorizer = authorizer
         self.site = LoadManager(settings.site or SiteRules(limit=everywhere(NO_LIMIT)))
         self.commands: dict[int, CommandLimit] = {}
+        self.profiles = Profiles()
+        """What an OCPP backend has set."""
+        self.reservations: dict[int, Reservation] = {}
+        """By EVSE."""
         self._ramps: dict[int, Ramp] = {}
         self._reserves: dict[int, Reserve] = {}
         self._shown: dict[int, Shown] = {}
@@ -146,6 +152,8 @@ class Station:
             bound = self.commands[commanded].bound(now.mono_ms, self.settings.failsafe)
             if commanded == evse or bound.name == "failsafe":
                 bounds.append(bound)
+        if self.profiles.held:
+            bounds += self._profile_bounds(connector, now)
         running = connector.state.session
         if running is None or running.record.command is not None:
             return bounds  # who was started by the cloud is known there
@@ -155,18 +163,40 @@ class Station:
             cap = PAUSE
         return bounds if cap is None else [*bounds, Bound("authorization", cap)]
 
-    def _commanded(self, now: Stamp) -> MilliAmperes | None:
-        """What all together may take by command; an expired one limits each by itself."""
+    def _profile_bounds(self, connector: Connector, now: Stamp) -> list[Bound]:
+        phases, evse = connector.info.phases, connector.evse
+        limit = self.profiles.limit(evse, self.running(evse), now.wall_ms, phases)
+        return [] if limit is None else [Bound("profile", limit)]
+
+    def running(self, evse: int) -> Running | None:
+        """The open transaction, as charging profiles see it."""
+        session = self.connectors[evse].state.session
+        if session is None:
+            return None
+        return Running(id=session.record.id, started_ms=session.record.started.wall_ms)
+
+    def _together(self, now: Stamp) -> Bound | None:
+        """What a command, or a backend's maximum of the station, leaves to all EVSEs together.
+
+        A command that expired limits each EVSE by itself.
+        """
+        bounds = []
         command = self.commands.get(SITE)
-        return command.limit if command is not None and now.mono_ms < command.until_ms else None
+        if command is not None and now.mono_ms < command.until_ms:
+            bounds.append(Bound("command", command.limit))
+        if self.profiles.held:
+            phases = max(connector.info.phases for connector in self.connectors.values())
+            limit = self.profiles.station_limit(now.wall_ms, phases)
+            bounds += [] if limit is None else [Bound("profile", limit)]
+        return min(bounds, key=lambda bound: bound.limit, default=None)
 
     # ------------------------------------------------------------------ what EVSEs share
 
     def _share(self, evse: int, now: Stamp) -> Share | None:
-        commanded = self._commanded(now)
-        if self.settings.site is None and commanded is None:
+        together = self._together(now)
+        if self.settings.site is None and together is None:
             return None
-        return self.site.plan(self.views(now), now.mono_ms, commanded).get(evse)
+        return self.site.plan(self.views(now), now.mono_ms, together).get(evse)
 
     def views(self, now: Stamp) -> list[View]:
         """All EVSEs as the sharing of the site sees them."""
@@ -267,26 +297,30 @@ class Station:
 
     # ------------------------------------------------------------------ cards and commands
 
-    def present(self, token: IdToken, evse: int | None, now: Stamp) -> tuple[int, Event, str]:
+    def present(
+        self, token: IdToken, evse: int | None, now: Stamp, heard: Heard | None = None
+    ) -> tuple[int, Event, str]:
         """A card was shown: the EVSE and event that follow, and what to tell the person.
 
-        Raises RefusedError.
+        `heard` is what a backend just said of it. Raises RefusedError.
         """
-        running = self._own_transaction(token, evse)
+        running = self.own_transaction(token, evse)
         if running is not None:
             stop = StopAsked(reason=StoppedReason.LOCAL, trigger=Trigger.STOP_AUTHORIZED)
             return running, stop, f"EVSE {running}: stopping"
-        decision = self.authorizer.decide(token, now)
+        decision = self.authorizer.decide(token, now, heard)
         if not decision.allowed:
             raise RefusedError(f"id token {token.value} is refused: {decision.why}")
-        target = self._target(evse)
+        target = self.target(evse)
         self._refuse_if_busy(target)
+        self._refuse_if_reserved(target, token, heard.group if heard else None, now)
         waits = not self.connectors[target].state.plugged
         text = "accepted; plug in the vehicle" if waits else "accepted; starting"
         event = Authorized(id_token=token, trigger=Trigger.AUTHORIZED)
         return target, event, f"EVSE {target}: {text} ({decision.why})"
 
-    def _own_transaction(self, token: IdToken, evse: int | None) -> int | None:
+    def own_transaction(self, token: IdToken, evse: int | None) -> int | None:
+        """The EVSE whose transaction this token may stop."""
         for number, connector in self.connectors.items():
             running = connector.state.session
             if running is None or evse not in {None, number}:
@@ -295,8 +329,8 @@ class Station:
                 return number
         return None
 
-    def _target(self, evse: int | None) -> int:
-        """The named EVSE, or the only one that can be meant."""
+    def target(self, evse: int | None) -> int:
+        """The named EVSE, or the only one that can be meant. Raises RefusedError."""
         if evse is not None:
             self._refuse_if_unknown(evse)
             return evse
@@ -325,14 +359,25 @@ class Station:
             why = state.lost or state.fault
             raise RefusedError(f"EVSE {evse} is faulted: {why}; repair it first")
 
-    def remote_start(self, asked: RemoteStart, command: UUID) -> tuple[int, Event]:
+    def _refuse_if_reserved(self, evse: int, token: IdToken, group: str | None, now: Stamp) -> None:
+        kept = self.reservations.get(evse)
+        if kept is None or not kept.holds(now):
+            return
+        if not kept.admits(token, group or self.authorizer.group(token)):
+            raise RefusedError(f"EVSE {evse} is reserved for another id token; use another EVSE")
+
+    def remote_start(
+        self, asked: RemoteStart, command: UUID | None, now: Stamp | None = None
+    ) -> tuple[int, Event]:
         """The cloud has authorized; raises RefusedError when the EVSE cannot."""
         self._refuse_if_unknown(asked.evse)
         self._refuse_if_busy(asked.evse)
+        if now is not None:
+            self._refuse_if_reserved(asked.evse, asked.id_token, None, now)
         event = Authorized(id_token=asked.id_token, trigger=Trigger.REMOTE_START, command=command)
         return asked.evse, event
 
-    def remote_stop(self, asked: RemoteStop, command: UUID) -> tuple[int, Event]:
+    def remote_stop(self, asked: RemoteStop, command: UUID | None) -> tuple[int, Event]:
         """Raises RefusedError when no such transaction is open."""
         for evse, connector in self.connectors.items():
             running = connector.state.session

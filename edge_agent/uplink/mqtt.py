@@ -27,6 +27,7 @@ from edge_agent.uplink.session import (
     Disconnected,
     Event,
     LinkChanged,
+    Outbox,
     Send,
     Session,
     SessionSettings,
@@ -158,10 +159,12 @@ class MqttUplink:
         clock: Clock,
         *,
         chance: Callable[[], float] = random.random,
+        outbox: Outbox | None = None,
     ) -> None:
+        """`outbox` is the part of the journal that leaves this way; None: all of it."""
         self.settings = settings
         self.station = session.station
-        self.session = Session(session, journal, clock.now)
+        self.session = Session(session, outbox or journal, clock.now)
         self._journal = journal
         self._listener = listener
         self._clock = clock

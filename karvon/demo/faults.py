@@ -98,8 +98,8 @@ class FaultProxy:
         finally:
             for pump in pumps:
                 pump.cancel()
+            _reset(far_writer)  # before the wait, in which the proxy's end may cancel this
             await asyncio.gather(*pumps, return_exceptions=True)
-            _reset(far_writer)
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, allowance: list[int]

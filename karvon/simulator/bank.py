@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
-from protocols.modbus.binding import Binding
+from protocols.modbus.binding import Binding, laid_out
 from protocols.modbus.checks import forbids, writes
 from protocols.modbus.document import Path
 from protocols.modbus.planning import Span
@@ -42,10 +42,13 @@ class RegisterBank:
     """Words by unit, function and address; reads and writes are checked as the profile says."""
 
     def __init__(self, binding: Binding, evses: Iterable[int]) -> None:
-        self.binding = binding
+        self.binding = binding = replace(binding, models=laid_out(binding.profile))
         self.evses = tuple(evses)
         self.fields = binding.fields()
+        self._frame = dict(self._chain())
         self._words: dict[Place, int] = {}
+        simulator = binding.profile.simulator
+        self._powers: Values = dict(simulator.defaults) if simulator else {}
         self._spans: set[Span] = set()
         self._targets: dict[Place, list[Target]] = {}
         for evse in self.evses:
@@ -61,7 +64,7 @@ class RegisterBank:
             (span.unit, span.function, address): 0
             for span in self._spans
             for address in range(span.address, span.end)
-        }
+        } | self._frame
         for evse, known in values.items():
             for name, value in known.items():
                 if name in self.fields:
@@ -109,9 +112,21 @@ class RegisterBank:
         span = self.binding.span(each, evse)
         order = self.binding.word_order(each)
         bit = each.type == "bit"
-        encoded = (int(bool(value)),) if bit else encode(each, value, order)
+        exponent = int(self._powers.get(each.scale_from or "", 0))
+        encoded = (int(bool(value)),) if bit else encode(each, value, order, exponent)
         for i, word in enumerate(encoded):
             words[span.unit, span.function, span.address + i] |= word
+
+    def _chain(self) -> Iterator[tuple[Place, int]]:
+        """The marker, every model with its head and length, and the end of the chain."""
+        profile = self.binding.profile
+        if profile.chain is None or profile.simulator is None:
+            return
+        words = [profile.chain.marker >> 16, profile.chain.marker & 0xFFFF]
+        for model, length in profile.simulator.models:
+            words += [model, length, *([0] * length)]
+        for i, word in enumerate((*words, 0xFFFF, 0)):
+            yield (self.binding.unit, profile.read_function, profile.chain.bases[0] + i), word
 
     def _add_targets(self, evse: int) -> None:
         for path, write in writes(self.binding.profile):

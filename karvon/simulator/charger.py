@@ -15,7 +15,7 @@ from karvon.simulator.vehicle import MIN_CURRENT, NANOJOULES_PER_WH, Vehicle
 from protocols.modbus.binding import Binding, Facts
 from protocols.modbus.checks import POWER
 from protocols.modbus.profile import FailsafeRegister, Number, Profile, Write
-from protocols.modbus.values import Words, exact, nearest
+from protocols.modbus.values import Words, exact, factor, nearest
 
 STEP_MS: Final = 100
 OVERDRAW_ALLOWED_MS: Final = 5_000
@@ -73,12 +73,23 @@ class SimulatedCharger:
     """`advance(now)` steps it (clock seconds); `read` and `write` are the device's Modbus side."""
 
     def __init__(
-        self, profile: Profile, *, evses: int, unit: int, speed: float, now: float
+        self,
+        profile: Profile,
+        *,
+        evses: int,
+        unit: int,
+        speed: float,
+        now: float,
+        options: frozenset[str] = frozenset(),
     ) -> None:
         if profile.simulator is None or not profile.simulator.states:
             raise ValueError(f"profile {profile.profile} has no simulator block")
         self.profile, self.speed = profile, speed
-        facts = Facts(firmware=str(profile.simulator.defaults.get("firmware", "")) or None)
+        defaults = profile.simulator.defaults
+        told = defaults.get(profile.identity.firmware or "")
+        facts = Facts(
+            firmware=None if told is None else str(told), registers=defaults, options=options
+        )
         self.bank = RegisterBank(Binding(profile=profile, unit=unit, facts=facts), self._all(evses))
         self.millivolts = profile.evses.nominal_mv
         self.sessions: list[Session] = []
@@ -96,8 +107,8 @@ class SimulatedCharger:
     def _new_evse(self, number: int) -> SimEvse:
         defaults = self.profile.simulator.defaults if self.profile.simulator else {}
         block = self.profile.failsafe
-        timeout = defaults.get(block.timeout.read_back or "", 0) if block else 0
-        fallback = defaults.get(block.fallback.read_back or "", 0) if block else 0
+        timeout = self._at_first(block.timeout, defaults) if block else 0
+        fallback = self._at_first(block.fallback, defaults) if block else 0
         evse = SimEvse(
             number=number,
             limit=self.profile.evses.max_current_ma,
@@ -107,12 +118,23 @@ class SimulatedCharger:
         evse.fallback = self._fallback(int(fallback)) if block else None
         return evse
 
+    def _at_first(self, register: FailsafeRegister, defaults: dict[str, int | str]) -> int:
+        """Seconds or mA before anybody has written anything."""
+        name = register.read_back or ""
+        shown = int(register.fixed or defaults.get(name, 0))
+        each = self.profile.registers.get(name)
+        if each is None or each.unit not in POWER:
+            return shown
+        return shown * 1_000_000 // (self.millivolts * self.profile.evses.phases)
+
     def _fallback(self, milliamperes: int) -> int | None:
-        block = self.profile.failsafe
-        none = block.fallback.none_raw if block else None
-        if block is None or none is None:
+        register = self.profile.failsafe.fallback if self.profile.failsafe else None
+        if register is None or register.write is None:
             return milliamperes
-        return None if milliamperes == self._in_ma(block.fallback.write, none) else milliamperes
+        for raw, means in ((register.none_raw, None), (register.stop_raw, 0)):
+            if raw is not None and milliamperes == self._in_ma(register.write, raw):
+                return means
+        return milliamperes
 
     def advance(self, now: float) -> None:
         """Let the world run up to clock time `now`."""
@@ -362,16 +384,21 @@ class SimulatedCharger:
                 self._in_range(block.timeout, raw)
                 evse.timeout_s = nearest(exact(raw) * exact(target.write.scale))
             elif self._same(target.write, block.fallback):
-                if raw != block.fallback.none_raw:
+                if raw not in {block.fallback.none_raw, block.fallback.stop_raw}:
                     self._in_range(block.fallback, raw)
-                evse.fallback = self._fallback(self._in_ma(block.fallback.write, raw))
+                # a restoring write carries no unit: the fallback's own says what its number means
+                evse.fallback = self._fallback(
+                    self._in_ma(block.fallback.write or target.write, raw)
+                )
 
     @staticmethod
     def _same(write: Write, register: FailsafeRegister) -> bool:
-        return write.address == register.write.address
+        return register.write is not None and write.address == register.write.address
 
     @staticmethod
     def _in_range(register: FailsafeRegister, raw: Number) -> None:
+        if register.write is None or register.range is None:
+            return
         low, high = (exact(bound) for bound in register.range)
         if not low <= exact(raw) * exact(register.write.scale) <= high:
             raise RefusedError(ILLEGAL_VALUE)
@@ -399,9 +426,12 @@ class SimulatedCharger:
         for phase in (1, 2, 3):
             values[f"current_l{phase}"] = current if phase <= phases else 0
             values[f"voltage_l{phase}"] = self.millivolts
+            values[f"power_l{phase}"] = self._power(evse) // phases if phase <= phases else 0
         values["power"] = self._power(evse)
-        values["applied_limit"] = self._shown_limit(0 if evse.paused else limit)
-        values["modbus_limit"] = evse.limit
+        setpoint = self.profile.setpoint
+        for name in {"modbus_limit", (setpoint and setpoint.read_back) or "modbus_limit"}:
+            values[name] = self._shown_limit(name, evse.limit)
+        values["applied_limit"] = self._shown_limit("applied_limit", 0 if evse.paused else limit)
         self._put_energy(values, evse)
         self._put_failsafe(values, evse)
         values["error"] = evse.error
@@ -411,15 +441,18 @@ class SimulatedCharger:
             values["error"] = evse.error
         return values
 
-    def _shown_limit(self, limit: int) -> int:
-        each = self.bank.fields.get("applied_limit")
+    def _shown_limit(self, name: str, limit: int) -> int:
+        """In the unit of the register that shows it."""
+        each = self.bank.fields.get(name)
         if each is None or each.unit not in POWER:
             return limit
         return limit * self.millivolts * self.profile.evses.phases // 1_000_000
 
     def _put_energy(self, values: Values, evse: SimEvse) -> None:
         energy = self.profile.energy
-        if energy is None:
+        values["session_energy"] = evse.shown_nj // NANOJOULES_PER_WH
+        values["lifetime_energy"] = evse.lifetime_nj // NANOJOULES_PER_WH
+        if energy is None or energy.field not in self.bank.fields:
             return
         count = evse.shown_nj if energy.kind == "session" else evse.lifetime_nj
         step = self.bank.binding.step(energy.field)
@@ -437,7 +470,15 @@ class SimulatedCharger:
         if block.timeout.read_back:
             values[block.timeout.read_back] = evse.timeout_s
         if block.fallback.read_back:
-            none = block.fallback.none_raw or 0
-            shown = evse.fallback
-            fallback = self._in_ma(block.fallback.write, none) if shown is None else shown
-            values[block.fallback.read_back] = fallback
+            values[block.fallback.read_back] = self._fallback_shown(block.fallback, evse.fallback)
+
+    def _fallback_shown(self, register: FailsafeRegister, fallback: int | None) -> int:
+        """As the register has it: none and stop may be numbers of their own, and it may be W."""
+        write, raw = register.write, None
+        if fallback is None:
+            raw = register.none_raw or 0
+        elif fallback == 0:
+            raw = register.stop_raw
+        if write is None or raw is None:
+            return self._shown_limit(register.read_back or "", fallback or 0)
+        return nearest(exact(raw) * factor(write.scale, write.unit))

@@ -13,10 +13,10 @@ import typer
 
 from edge_agent.hardware.registry import UnknownProfileError, find_profile
 from karvon.simulator.charger import SimulatedCharger
-from karvon.simulator.describe import register_table, summary
 from karvon.simulator.meter import SimulatedMeter
 from karvon.simulator.running import Places, Running
 from karvon.simulator.script import ScriptError, parse_script
+from protocols.modbus.describing import options_of, register_table, summary
 from protocols.modbus.document import ProfileError
 from protocols.modbus.loading import profile_schema
 from protocols.modbus.profile import Profile
@@ -43,6 +43,9 @@ ScriptOption = Annotated[
     str | None,
     typer.Option("--script", help="'plug after 2 s, want 5 kWh, unplug when full, repeat'"),
 ]
+OptionOption = Annotated[
+    list[str] | None, typer.Option("--option", help="An option of the profile; repeatable.")
+]
 LoadOption = Annotated[int, typer.Option("--load", help="Watts drawn at the start.")]
 
 
@@ -57,6 +60,7 @@ def charger(
     evses: EvsesOption = 1,
     unit: UnitOption = None,
     speed: SpeedOption = 1.0,
+    option: OptionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve a charger with a vehicle behind it until interrupted."""
@@ -64,7 +68,12 @@ def charger(
     try:
         plan = parse_script(script) if script else None
         device = SimulatedCharger(
-            found, evses=evses, unit=_unit(found, unit, pty), speed=speed, now=time.monotonic()
+            found,
+            evses=evses,
+            unit=_unit(found, unit, pty),
+            speed=speed,
+            now=time.monotonic(),
+            options=_options(found, option or []),
         )
     except (ScriptError, ValueError) as error:
         raise _refused(str(error)) from error
@@ -139,6 +148,15 @@ def _unit(profile: Profile, unit: int | None, pty: str | None) -> int:
     transport = profile.transports.rtu if pty else profile.transports.tcp
     transport = transport or profile.transports.tcp or profile.transports.rtu
     return transport.unit if transport else 1
+
+
+def _options(profile: Profile, wanted: list[str]) -> frozenset[str]:
+    known = options_of(profile)
+    for option in wanted:
+        if option not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"profile {profile.profile} has no option '{option}'; {has}")
+    return frozenset(wanted)
 
 
 def _reachable(places: Places) -> Places:

@@ -139,8 +139,9 @@ class Callers:
 
 
 async def hang_up(writer: asyncio.StreamWriter) -> None:
+    """The last thing that a connection's task does: being cancelled in it changes nothing."""
     writer.close()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, asyncio.CancelledError):
         await writer.wait_closed()
 
 

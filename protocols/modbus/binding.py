@@ -62,13 +62,15 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """One device. `absent` names the fields it does not have."""
+    """One device. `absent` names the fields that it lacks."""
 
     profile: Profile
     unit: int
     facts: Facts = field(default_factory=Facts)
     order: str = "msw_first"
     absent: frozenset[str] = frozenset()
+    models: Mapping[int, int] = field(default_factory=dict)
+    """Where each model of the device's chain begins."""
 
     def fields(self) -> dict[str, Field]:
         """The fields this device has, with its overrides applied."""
@@ -76,7 +78,7 @@ class Binding:
         return {
             name: each
             for name, each in found.items()
-            if each is not None and name not in self.absent
+            if each is not None and name not in self.absent and self._has_model(each)
         }
 
     def span(self, each: Field, evse: int) -> Span:
@@ -84,12 +86,12 @@ class Binding:
         return Span(
             self._unit(each.scope, evse),
             each.function or self.profile.read_function,
-            each.address + self._offset(each.scope, evse),
+            each.address + self._offset(each.scope, evse) + self._start(each),
             width(each.type),
         )
 
-    def decode(self, each: Field, words: Words) -> Value:
-        return decode(each, words, self.word_order(each)) if words else SUSPECT
+    def decode(self, each: Field, words: Words, exponent: int = 0) -> Value:
+        return decode(each, words, self.word_order(each), exponent) if words else SUSPECT
 
     def word_order(self, each: Field | Write) -> str:
         if each.word_order is not None:
@@ -144,12 +146,29 @@ class Binding:
                 return overridden(each, override)
         return each
 
+    def _has_model(self, each: Field) -> bool:
+        return not each.model or any(model in self.models for model in each.model)
+
+    def _start(self, each: Field) -> int:
+        return next((self.models[model] for model in each.model if model in self.models), 0)
+
     def _offset(self, scope: str | None, evse: int) -> int:
         return 0 if scope == "station" else evse * self.profile.evses.stride
 
     def _unit(self, scope: str | None, evse: int) -> int:
         per_evse = self.profile.evses.unit_per_evse and scope != "station" and evse != STATION
         return evse if per_evse else self.unit
+
+
+def laid_out(profile: Profile) -> dict[int, int]:
+    """Where the models begin that the simulator block lists, from the first base on."""
+    if profile.chain is None or profile.simulator is None:
+        return {}
+    begins, at = {}, profile.chain.bases[0] + 2
+    for model, length in profile.simulator.models:
+        begins[model] = at
+        at += 2 + length
+    return begins
 
 
 def check_write(rules: tuple[Forbidden, ...], function: int, address: int, count: int) -> None:

@@ -68,6 +68,8 @@ def problems(profile: Profile) -> Iterator[Problem]:
     yield from _failsafe(profile)
     yield from _word_order(profile)
     yield from _energy(profile)
+    yield from _chain(profile)
+    yield from _unsure(profile)
     yield from _overlaps(profile)
 
 
@@ -81,8 +83,9 @@ def writes(profile: Profile) -> Iterator[tuple[Path, Write]]:
         for name, group in pause:
             yield from ((("setpoint", "pause", name, i), w) for i, w in enumerate(group))
     if (failsafe := profile.failsafe) is not None:
-        yield ("failsafe", "timeout", "write"), failsafe.timeout.write
-        yield ("failsafe", "fallback", "write"), failsafe.fallback.write
+        for part, register in (("timeout", failsafe.timeout), ("fallback", failsafe.fallback)):
+            if register.write is not None:
+                yield ("failsafe", part, "write"), register.write
         for name, group in (("enable", failsafe.enable), ("restore", failsafe.restore)):
             yield from ((("failsafe", name, i), w) for i, w in enumerate(group))
         if failsafe.fed_by.life is not None:
@@ -113,7 +116,7 @@ def _field(profile: Profile, name: str, field: Field) -> Iterator[str]:
         yield f"unit '{field.unit}' does not fit; {name} needs one of {', '.join(UNITS_OF[name])}"
     if field.scale == 0:
         yield "scale 0 makes every value 0"
-    for rule in profile.forbidden:
+    for rule in () if field.model else profile.forbidden:
         if forbids(rule, "read", function, field.address, field.address + size - 1):
             yield f"touches a forbidden register ({rule.why})"
 
@@ -128,6 +131,8 @@ def _bits_and_sentinels(field: Field) -> Iterator[str]:
     for sentinel in field.sentinels:
         if sentinel >> patterns:
             yield f"sentinel {sentinel:#x} does not fit into {field.type}"
+    if field.zeros and size is None:
+        yield f"zeros are for whole numbers, not for {field.type}"
     if field.bytes is not None and not field.bytes[0] <= field.bytes[1] < 2 * width(field.type):
         yield f"bytes {field.bytes[0]}..{field.bytes[1]} do not lie in {field.type}"
 
@@ -203,8 +208,8 @@ def _kind(profile: Profile) -> Iterator[Problem]:
     for name in ("states", "setpoint", "release", "withhold", "failsafe"):
         if getattr(profile, name):
             yield (name,), "a meter has no such block"
-    if not {"power", "imported"} <= set(profile.registers):
-        yield ("registers",), "a meter needs at least power and imported"
+    if "power" not in profile.registers or not {"imported", "exported"} & set(profile.registers):
+        yield ("registers",), "a meter needs at least power, and imported or exported"
 
 
 def _names(profile: Profile) -> Iterator[Problem]:
@@ -305,18 +310,34 @@ def _failsafe(profile: Profile) -> Iterator[Problem]:
         ("fallback", block.fallback),
     )
     for name, register in registers:
-        if register.range[0] > register.range[1]:
-            yield ("failsafe", name, "range"), "the lower end is above the higher"
-        elif not all(_holds(register.write, bound) for bound in register.range):
-            yield ("failsafe", name, "range"), f"does not fit into {register.write.type}"
-    if block.timeout.write.unit not in {"s", "ms"}:
+        yield from _failsafe_register(("failsafe", name), register)
+    if block.timeout.write and block.timeout.write.unit not in {"s", "ms"}:
         yield ("failsafe", "timeout", "write"), "the unit must be s or ms"
-    if block.fallback.write.unit not in (*CURRENT, *POWER):
+    if block.fallback.write and block.fallback.write.unit not in (*CURRENT, *POWER):
         yield ("failsafe", "fallback", "write"), "the unit must be one of current or power"
     if len(set(block.order)) != 2:
         yield ("failsafe", "order"), "names one register twice"
     if (block.fed_by.by == "life") != (block.fed_by.life is not None):
         yield ("failsafe", "fed_by"), "'by: life' and the block 'life' come together"
+
+
+def _failsafe_register(path: Path, register: FailsafeRegister) -> Iterator[Problem]:
+    if (register.write is None) != (register.range is None):
+        yield path, "write and range come together"
+    if register.write is not None and register.fixed is not None:
+        yield (*path, "fixed"), "what is written is not fixed"
+    if register.write is None and register.fixed is None and register.read_back is None:
+        yield path, "needs write, fixed or read_back"
+    if register.write is None or register.range is None:
+        return
+    if register.range[0] > register.range[1]:
+        yield (*path, "range"), "the lower end is above the higher"
+    elif not all(_holds(register.write, bound) for bound in register.range):
+        yield (*path, "range"), f"does not fit into {register.write.type}"
+    for name in ("none_raw", "stop_raw"):
+        raw = getattr(register, name)
+        if raw is not None and not _fits(register.write, raw):
+            yield (*path, name), f"{raw} does not fit into {register.write.type}"
 
 
 def _word_order(profile: Profile) -> Iterator[Problem]:
@@ -347,6 +368,38 @@ def _energy(profile: Profile) -> Iterator[Problem]:
         yield ("energy", "billing_grade"), "apparent energy (VAh) cannot be billed"
     if profile.energy.wraps and field.type not in {"u16", "u32"}:
         yield ("energy", "wraps"), "only a u16 or u32 wraps within its life"
+
+
+def _chain(profile: Profile) -> Iterator[Problem]:
+    """Models need a chain to stand in, and a power of ten needs a field that tells it."""
+    for name, field in profile.registers.items():
+        path: Path = ("registers", name)
+        if field.model and profile.chain is None:
+            yield (*path, "model"), "the profile has no chain"
+        if field.scale_from is None:
+            continue
+        yield from _unknown(profile, [((*path, "scale_from"), field.scale_from)])
+        source = profile.registers.get(field.scale_from)
+        if source is not None and (source.unit or source.type not in {"s16", "u16"}):
+            yield (*path, "scale_from"), f"'{field.scale_from}' must be an s16 or u16 without unit"
+        if profile.energy and profile.energy.field == name and profile.kind == "charger":
+            yield (*path, "scale_from"), "the step of a charger's energy must be known beforehand"
+    listed = {model for model, _ in profile.simulator.models} if profile.simulator else set()
+    if listed and profile.chain is None:
+        yield ("simulator", "models"), "the profile has no chain"
+    if profile.chain is not None and not profile.chain.bases:
+        yield ("chain", "bases"), "name at least one address"
+
+
+def _unsure(profile: Profile) -> Iterator[Problem]:
+    """What is doubted must stand in the profile."""
+    for i, doubt in enumerate(profile.unsure):
+        at: object = profile
+        for part in doubt.about.split("."):
+            at = at.get(part) if isinstance(at, dict) else getattr(at, part, None)
+            if at is None:
+                yield ("unsure", i, "about"), f"there is no '{doubt.about}' in this profile"
+                break
 
 
 def _overlaps(profile: Profile) -> Iterator[Problem]:

@@ -63,6 +63,12 @@ def _pause(binding: Binding, setpoint: Setpoint, evse: int, step: MilliAmperes) 
     pause = setpoint.pause
     if pause.write:
         writes = tuple(binding.fixed(each, evse) for each in pause.write)
+        block = binding.profile.failsafe
+        if block is not None and block.fed_by.by == "setpoint":
+            # The pause does not feed its watchdog: its lowest limit, written behind it, does.
+            write = binding.varied_write(setpoint.write)
+            lowest = exact(setpoint.range[0]) / exact(write.scale)
+            writes = (*writes, binding.raw(write, lowest, evse))
         return LimitCommand(writes, None, step, pauses=True)
     raw: int | Fraction = pause.raw or 0
     if pause.value is not None:
@@ -105,18 +111,21 @@ def failsafe_commands(
     block = binding.profile.failsafe
     if block is None:
         return ()
-    requests = {
-        "timeout": _failsafe(binding, block.timeout, evse, timeout_s, "timeout"),
-        "fallback": _failsafe(binding, block.fallback, evse, fallback, "fallback"),
-    }
+    wanted = {"timeout": (block.timeout, timeout_s), "fallback": (block.fallback, fallback)}
+    requests = [_failsafe(binding, *wanted[name], evse, name) for name in block.order]
     enable = (binding.fixed(each, evse) for each in block.enable)
-    return (*(requests[name] for name in block.order), *enable)
+    return (*(request for request in requests if request is not None), *enable)
 
 
 def _failsafe(
-    binding: Binding, register: FailsafeRegister, evse: int, wanted: int, what: str
-) -> WriteRequest:
+    binding: Binding, register: FailsafeRegister, wanted: int, evse: int, what: str
+) -> WriteRequest | None:
+    """None where the device has its own, which cannot be written."""
+    if register.write is None or register.range is None:
+        return None
     write = binding.varied_write(register.write)
+    if wanted == 0 and register.stop_raw is not None:
+        return binding.raw(write, register.stop_raw, evse)
     one = _one_step(binding, write)
     raw = Fraction(wanted) / one
     whole = raw.numerator // raw.denominator

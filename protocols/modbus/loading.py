@@ -20,12 +20,21 @@ def load_profile(text: str, file: str) -> Profile:
 
     Raises ProfileError for the first thing wrong, by line.
     """
+    profile, found = examined(text, file)
+    if found:
+        raise found[0]
+    return profile
+
+
+def examined(text: str, file: str) -> tuple[Profile, list[ProfileError]]:
+    """The profile with all that is wrong with its meaning, by line.
+
+    Raises ProfileError where it has not even the shape of a profile.
+    """
     document = parse(text, file)
     profile = _convert(document)
     found = [document.error(path, reason) for path, reason in problems(profile)]
-    if found:
-        raise min(found, key=lambda error: error.line)
-    return profile
+    return profile, sorted(found, key=lambda error: error.line)
 
 
 def profile_schema() -> bytes:
@@ -101,4 +110,4 @@ def _with(value: Any, path: Path, put: Any) -> Any:
     return {k: _with(v, path[1:], put) if k == path[0] else v for k, v in value.items()}
 
 
-__all__ = ["ProfileError", "load_profile", "profile_schema"]
+__all__ = ["ProfileError", "examined", "load_profile", "profile_schema"]

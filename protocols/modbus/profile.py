@@ -91,12 +91,18 @@ class Field(Shape, frozen=True, kw_only=True):
     function: ReadFunction | None = None
     """Default: the profile's `read_function`."""
     scale: Number = 1
+    scale_from: Name | None = None
+    """A field read with this one: the value is raw x scale x 10 to its power (SunSpec)."""
+    model: tuple[Positive, ...] = ()
+    """The address counts from the first of these models that the device's `chain` has."""
     unit: Unit = ""
     word_order: WordOrder | None = None
     bits: tuple[Natural, Natural] | None = None
     """Lowest and highest bit, inclusive, of the whole value."""
     sentinels: tuple[Natural, ...] = ()
     """Raw patterns that mean "not available", compared before bits, sign and scale."""
+    zeros: tuple[Natural, ...] = ()
+    """Raw numbers that mean 0, after bits: some devices tell "no current" with one of their own."""
     plausible: tuple[Number, Number] | None = None
     text: Literal["ascii", "utf16", "low_byte"] = "ascii"
     form: Literal["hex", "dotted", "pairs"] = "hex"
@@ -186,12 +192,19 @@ class Setpoint(Shape, frozen=True, kw_only=True):
 
 
 class FailsafeRegister(Shape, frozen=True, kw_only=True):
-    write: Write
-    range: tuple[Number, Number]
+    """One half of the fallback. Without `write` it is the device's own: read, or `fixed`."""
+
+    write: Write | None = None
+    range: tuple[Number, Number] | None = None
+    """What may be written, in the unit of `write`."""
+    fixed: Positive | None = None
+    """What it always is (seconds, or mA), where it can be neither written nor read."""
     read_back: Name | None = None
     never: tuple[Number, ...] = ()
     none_raw: Natural | None = None
     """The raw value that means "no fallback": loss of communication is then an error."""
+    stop_raw: Natural | None = None
+    """The raw value that means "stop", where 0 means something else."""
 
 
 class Feed(Shape, frozen=True, kw_only=True):
@@ -294,6 +307,8 @@ class Expect(Shape, frozen=True, kw_only=True):
     field: Name
     matches: str
     """A regular expression for the whole text."""
+    remedy: str = ""
+    """What the installer has to do where it does not match; default: choose another profile."""
 
 
 class Identity(Shape, frozen=True, kw_only=True):
@@ -313,6 +328,24 @@ class OrderProbe(Shape, frozen=True, kw_only=True):
     plausible: tuple[Number, Number]
 
 
+class Chain(Shape, frozen=True, kw_only=True):
+    """Models that follow each other, each with its number and length before it (SunSpec).
+
+    The chain begins with `marker` at the first of `bases` that has it; the number FFFFh ends it.
+    """
+
+    bases: tuple[Address, ...]
+    marker: Natural = 0x53756E53
+
+
+class Unsure(Shape, frozen=True, kw_only=True):
+    """What sources leave open or dispute; `karvon agent check` warns with it."""
+
+    about: str
+    """A path in this profile, such as `failsafe.fed_by` or `registers.energy`."""
+    why: str
+
+
 class Simulator(Shape, frozen=True, kw_only=True):
     """What `karvon sim` shows for each situation: raw field values, and the device's defaults."""
 
@@ -321,6 +354,8 @@ class Simulator(Shape, frozen=True, kw_only=True):
         Literal["empty", "waiting", "ready", "charging", "stopped", "fault"],
         dict[Name, int | str],
     ] = {}
+    models: tuple[tuple[Positive, Positive], ...] = ()
+    """Number and length of each model of the chain, in the order in which they stand."""
 
 
 class Profile(Shape, frozen=True, kw_only=True):
@@ -348,6 +383,8 @@ class Profile(Shape, frozen=True, kw_only=True):
     failsafe: FailsafeBlock | None = None
     energy: Energy | None = None
     forbidden: tuple[Forbidden, ...] = ()
+    chain: Chain | None = None
+    unsure: tuple[Unsure, ...] = ()
     simulator: Simulator | None = None
     note: str = ""
 

@@ -72,8 +72,11 @@ def nearest(ratio: Fraction) -> int:
     return magnitude if ratio >= 0 else -magnitude
 
 
-def decode(field: Field, words: Sequence[int], order: str) -> Value:
-    """One field's value from its raw registers (or its coil), as they came off the wire."""
+def decode(field: Field, words: Sequence[int], order: str, exponent: int = 0) -> Value:
+    """One field's value from its raw registers (or its coil), as they came off the wire.
+
+    `exponent` is what the field's `scale_from` said.
+    """
     ordered = tuple(words) if order == "msw_first" else tuple(reversed(words))
     if field.type.startswith(("str", "bytes")):
         return _text(field, tuple(words))
@@ -82,23 +85,25 @@ def decode(field: Field, words: Sequence[int], order: str) -> Value:
         return SUSPECT
     if field.type in FLOATS:
         number = struct.unpack(FLOATS[field.type], _octets(ordered))[0]
-        return _scaled(field, Fraction(number)) if math.isfinite(number) else SUSPECT
-    return _integer(field, pattern)
+        return _scaled(field, Fraction(number), exponent) if math.isfinite(number) else SUSPECT
+    return _integer(field, pattern, exponent)
 
 
-def _integer(field: Field, pattern: int) -> Value:
+def _integer(field: Field, pattern: int, exponent: int) -> Value:
     if field.bits is not None:
         low, high = field.bits
         pattern = pattern >> low & (1 << high - low + 1) - 1
     elif field.type.startswith("s") and pattern >> BITS[field.type] - 1:
         pattern -= 1 << BITS[field.type]
+    if pattern in field.zeros:
+        return Value(0)
     if field.form != "hex":
         return Value(_pairs(pattern))
-    return _scaled(field, Fraction(pattern))
+    return _scaled(field, Fraction(pattern), exponent)
 
 
-def _scaled(field: Field, raw: Fraction) -> Value:
-    shown = raw * exact(field.scale)
+def _scaled(field: Field, raw: Fraction, exponent: int) -> Value:
+    shown = raw * exact(field.scale) * Fraction(10) ** exponent
     if field.plausible is not None:
         low, high = (exact(bound) for bound in field.plausible)
         if not low <= shown <= high:
@@ -126,7 +131,7 @@ def _pairs(number: int) -> str:
     return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
 
 
-def encode(field: Field, value: int | str, order: str) -> Words:
+def encode(field: Field, value: int | str, order: str, exponent: int = 0) -> Words:
     """The registers that decode to `value` (base units); used for writes and by the simulator.
 
     Raises EncodingError where the value does not fit. Bits are placed, other bits are 0.
@@ -135,7 +140,7 @@ def encode(field: Field, value: int | str, order: str) -> Words:
         value = _number(value)
     if isinstance(value, str):
         return _text_words(field, value)
-    raw = Fraction(value) / factor(field.scale, field.unit)
+    raw = Fraction(value) / factor(field.scale, field.unit) / Fraction(10) ** exponent
     return encode_raw(field.type, nearest(raw) if field.type not in FLOATS else raw, order, field)
 
 

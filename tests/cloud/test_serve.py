@@ -51,7 +51,8 @@ def serving(
 
 def client(folder: Path, ready: dict[str, Any]) -> httpx.Client:
     key = (folder / "admin.key").read_text().strip()
-    return httpx.Client(base_url=ready["ready"], headers={"Authorization": f"Bearer {key}"})
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.Client(base_url=ready["ready"], headers=headers, timeout=60)
 
 
 def test_a_killed_cloud_comes_back_with_everything(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def test_the_example_is_valid_and_shows_every_setting() -> None:
         configuration.Config,
         configuration.JournalPart,
         configuration.UplinkPart,
+        configuration.OcppPart,
         configuration.BoardPart,
         configuration.SitePart,
         configuration.SurplusPart,
@@ -139,3 +141,61 @@ def test_two_boards_of_one_name_are_refused() -> None:
 def test_a_missing_file_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--config"):
         configuration.load(tmp_path / "none.toml")
+
+
+OCPP = (
+    SMALL
+    + """
+[uplink.ocpp]
+url = "wss://csms.example/ocpp"
+"""
+)
+
+
+def test_an_ocpp_backend_has_everything_unless_something_else_is_said() -> None:
+    alone = configuration.parse(OCPP, "ocpp")
+    assert alone.ocpp is not None
+    assert (alone.mqtt_carries, alone.ocpp.carries) == ((), configuration.EVERYTHING)
+    some = configuration.parse(OCPP + 'carries = ["transactions"]', "ocpp")
+    assert some.mqtt_carries == ("status", "telemetry")
+    both = configuration.parse(
+        OCPP.replace("[uplink.ocpp]", '[uplink]\ncarries = ["telemetry"]\n[uplink.ocpp]'), "ocpp"
+    )
+    assert both.mqtt_carries == ("telemetry",)
+    assert configuration.parse(SMALL + "[uplink]", "mqtt").mqtt_carries == configuration.EVERYTHING
+    assert configuration.parse(SMALL, "alone").mqtt_carries == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "profile"),
+    [
+        ("", 0),
+        ('password = "p"', 2),
+        ('certificate = "c"\nkey = "k"', 3),
+        ('password = "p"\nsecurity_profile = 2', 2),
+    ],
+)
+def test_the_security_profile_is_what_the_files_make(more: str, profile: int) -> None:
+    part = configuration.parse(OCPP + more, "ocpp").ocpp
+    assert part is not None
+    assert part.profile == profile
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("wss://", "https://", "uplink.ocpp.url: 'https://csms.example/ocpp' is not ws://"),
+        ("csms.example", "user:secret@csms.example", "uplink.ocpp.url"),
+        ("[uplink.ocpp]", '[uplink]\ncarries = ["transactions"]\n[uplink.ocpp]', "one uplink only"),
+        ('ocpp"', 'ocpp"\ncarries = ["status"]\n[uplink]\ncarries = ["telemetry"]', "no uplink"),
+        ('ocpp"', 'ocpp"\ncarries = []', "name at least one"),
+        ('ocpp"', 'ocpp"\nversion = "1.5"', "1.5"),
+        ('ocpp"', 'ocpp"\nsecurity_profile = 2', "2 needs wss:// and a password"),
+        ('ocpp"', 'ocpp"\nsecurity_profile = 1\npassword = "p"', "1 needs ws://"),
+        ('ocpp"', 'ocpp"\ncertificate = "c"', "a certificate needs its private key"),
+        ('ocpp"', 'ocpp"\nidentity = ""', "1 to 48 characters"),
+    ],
+)
+def test_contradictions_about_a_backend_are_refused(old: str, new: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        configuration.parse(OCPP.replace(old, new, 1), "ocpp")

@@ -278,6 +278,28 @@ def test_7_sentinels_are_per_field_and_never_numbers(
     assert binding.decode(binding.fields()[name], words) == Value(value, suspect=value is None)
 
 
+def test_7_numbers_that_mean_nothing_flows() -> None:
+    registers = (
+        "registers: {state: {address: 1, type: u16},"
+        " i: {address: 2, type: u16, bits: [0, 11], scale: 0.1, unit: A, zeros: [1, 0x3E8]}}\n"
+    )
+    binding = bound(registers, STATES, SETPOINT)
+    for raw, milliamperes in ((0x3E8, 0), (0xF3E8, 0), (1, 0), (2, 200), (160, 16_000)):
+        assert binding.decode(binding.fields()["i"], (raw,)) == Value(milliamperes)
+
+
+@pytest.mark.parametrize(
+    ("exponent", "value"), [(0, 1104), (1, 11_040), (-1, 110), (-10, 0), (3, 1_104_000)]
+)
+def test_7_a_power_of_ten_from_the_device(exponent: int, value: int) -> None:
+    registers = (
+        "registers: {state: {address: 1, type: u16}, ten: {address: 3, type: s16},"
+        " power: {address: 2, type: s16, unit: W, scale_from: ten}}\n"
+    )
+    binding = bound(registers, STATES, SETPOINT)
+    assert binding.decode(binding.fields()["power"], (1104,), exponent) == Value(value)
+
+
 def test_8_apparent_energy_is_never_billed() -> None:
     registers = (
         "registers: {state: {address: 1, type: u16}, e: {address: 9, type: u32, unit: VAh}}\n"
@@ -396,6 +418,21 @@ def test_12_dangerous_registers_are_outside_every_write_path() -> None:
     release = "release: [{address: 20000, function: 5, type: bit, value: 1}]\n"
     with pytest.raises(ProfileError, match=r"withhold\.0: writes a forbidden register"):
         profile(REGISTERS, STATES, SETPOINT, FORBIDDEN, reset, release)
+
+
+OWN = """
+failsafe:
+  timeout: {fixed: 10}
+  fallback: {write: {address: 0x73A, function: 6, unit: A}, range: [6, 32], stop_raw: 1, none_raw: 0}
+  fed_by: {by: setpoint, every_s: 4}
+"""
+
+
+@pytest.mark.parametrize(("milliamperes", "raw"), [(0, 1), (6_000, 6), (16_000, 16)])
+def test_1_a_fallback_of_nothing_may_have_a_number_of_its_own(milliamperes: int, raw: int) -> None:
+    binding = bound(REGISTERS, STATES, SETPOINT, OWN)
+    writes = failsafe_commands(binding, 1, 60, MilliAmperes(milliamperes))
+    assert [(w.address, w.words) for w in writes] == [(0x73A, (raw,))], "its timeout is its own"
 
 
 def test_12_a_device_without_release_is_paused_instead() -> None:

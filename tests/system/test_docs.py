@@ -18,8 +18,8 @@ from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
 from cloud.kernel.config import CloudConfig
-from edge_agent.cli.main import app as agent_app
 from edge_agent.config import Config, parse
+from karvon.agent import app as agent_app
 from karvon.demo.network import Network
 
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"

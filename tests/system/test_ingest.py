@@ -128,7 +128,7 @@ def test_ingesters_share_the_shards_beside_a_process_for_rest(house: House, tmp_
         for half in halves:
             options = ("--role", "ingest", "--shards", half)
             taker = life.enter_context(cloud(house, dsn, tmp_path / half, *options))
-            assert httpx.get(f"{taker.url}/api/v1/stations").status_code == 404
+            assert httpx.get(f"{taker.url}/api/v1/stations", timeout=60).status_code == 404
         with load(endless(house, window=1000)) as running:
             running.await_committed(1000)
             said = running.finish()
@@ -315,6 +315,7 @@ def asked(running: Contestant, station: str, start: datetime, end: datetime) -> 
         f"{running.url}/api/v1/stations/{station}/telemetry",
         params=span,
         headers={"Authorization": f"Bearer {running.key}"},
+        timeout=60,
     )
     return dict(answer.raise_for_status().json())
 

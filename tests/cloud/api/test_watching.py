@@ -37,6 +37,8 @@ from protocols.agent_link import MOST_WATCH_MS, Watch
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 CALLER = Caller(TenantId(1), "key:1", Role.TECHNICIAN)
 
+GOOD = {"Authorization": "Bearer good"}
+
 
 class House:
     """Everything that the live view asks of others, and a clock that is moved."""
@@ -124,7 +126,7 @@ async def server(house: House, watching: Watching) -> AsyncIterator[httpx.AsyncC
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1"
         async with (
             serve_http(app, listener),
-            httpx.AsyncClient(base_url=url, headers={"Authorization": "Bearer good"}) as client,
+            httpx.AsyncClient(base_url=url, headers=GOOD, timeout=60) as client,
         ):
             yield client
 

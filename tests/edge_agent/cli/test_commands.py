@@ -315,3 +315,72 @@ def test_a_claim_that_fails_says_why_and_stores_nothing(
     assert found == code
     assert says in complaint
     assert not config.with_name("credentials.json").exists()
+
+
+class Backend:
+    """An OCPP uplink that only says how its link is."""
+
+    link = "no link to the OCPP backend wss://csms.example/TAS-1"
+
+    async def run(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def watch(self, watch: Any) -> None: ...
+
+
+async def test_what_a_backend_refused_is_shown_and_offered_once_more(
+    make_rig: Callable[..., Rig], config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(journal_in(config)) as journal:
+        rig = await a_session(make_rig, journal)
+        taken = journal.next_fact()
+        assert taken is not None
+        journal.refuse(taken, "FormationViolation: no such tag", 1_790_000_000_000)
+        assert looking.queue(config, as_json=False) == 0
+        shown = capsys.readouterr().out
+        assert "REFUSED by the OCPP backend: Started of transaction" in shown
+        assert "no such tag" in shown
+        agent = Agent(
+            loop=rig.loop,
+            desk=rig.desk,
+            journal=journal,
+            inbox=Inbox(),
+            version="1",
+            on_journal_error="continue",
+        )
+        control = Control(
+            status=agent.status,
+            present=agent.desk.present,
+            read=dict,
+            watch=agent.watch,
+            retry=agent.retry_refused,
+        )
+        async with control.served(journal.folder):
+            assert await looking.retry(config, as_json=False) == 1
+            assert "no OCPP backend is configured" in capsys.readouterr().err
+            agent.ocpp = Backend()
+            assert await looking.status(config, as_json=False) == 1
+            shown = capsys.readouterr().out
+            assert "OCPP backend: no link to the OCPP backend wss://csms.example" in shown
+            assert "ALARM: the OCPP backend refused 1 facts" in shown
+            assert await looking.retry(config, as_json=False) == 0
+            assert "1 facts are offered" in capsys.readouterr().out
+        assert journal.refused == []
+
+
+def test_check_looks_at_an_ocpp_backend_and_its_files(config: Path) -> None:
+    text = config.read_text().replace("[uplink]", '[uplink.ocpp]\nurl = "ws://127.0.0.1:1/x"')
+    config.write_text(text)
+    code, out, _ = call("check", "--json", "--config", str(config))
+    found = {f["what"]: f for f in json.loads(out)}
+    assert code == 1
+    assert found["uplink"]["well"]
+    assert "127.0.0.1:1 cannot be reached" in found["OCPP backend"]["text"]
+    (config.parent / "password").write_text("secret")
+    (config.parent / "password").chmod(0o644)
+    config.write_text(text.replace('/x"', '/x"\npassword = "password"'))
+    _, out, _ = call("check", "--json", "--config", str(config))
+    found = {f["what"]: f for f in json.loads(out)}
+    assert "others may read" in found["OCPP backend"]["text"]
+    assert "chmod 600" in found["OCPP backend"]["text"]

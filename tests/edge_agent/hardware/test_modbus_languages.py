@@ -24,7 +24,8 @@ PROFILES = Path(__file__).parents[2] / "vectors/profiles"
 async def opened(
     name: str, evses: int = 1, prepare: Callable[[SimulatedCharger], None] | None = None
 ) -> AsyncIterator[tuple[ModbusBoard, SimulatedCharger, Running]]:
-    path = str(PROFILES / f"{name}.yaml")
+    beside = PROFILES / f"{name}.yaml"
+    path = str(beside) if beside.exists() else name
     profile = find_profile(path)
     loop = asyncio.get_running_loop()
     unit = profile.transports.tcp.unit if profile.transports.tcp else 1
@@ -65,6 +66,15 @@ async def test_a_life_register_keeps_the_watchdog_quiet() -> None:
         await board.release(1)
         assert await board.set_limit(1, MilliAmperes(10_000)) is None, "confirmed by effect"
         await until(board, 1, IecState.CHARGING)
+
+
+async def test_limits_however_often_set_are_no_life_sign() -> None:
+    async with opened("webasto_next") as (board, device, _):
+        await board.arm_failsafe(Failsafe(timeout_s=20, fallback=MilliAmperes(0)))
+        await board.set_limit(1, MilliAmperes(10_000))
+        fed = device._fed_at
+        await board.read()
+        assert device._fed_at > fed, "the limit just set does not put off the life register"
 
 
 async def test_two_sockets_are_two_units_with_their_own_states() -> None:

@@ -198,7 +198,7 @@ def test_what_a_station_is_called_steers_no_terminal(cloud: Cloud, ask: Callable
 
 def test_the_table_offers_what_the_api_takes(serving: dict[str, str]) -> None:
     """Neither more, which would be refused, nor less, which nobody would find."""
-    paths = httpx.get(f"{serving['KARVON_URL']}/openapi.json").json()
+    paths = httpx.get(f"{serving['KARVON_URL']}/openapi.json", timeout=60).json()
     for resource in RESOURCES:
         one = f"/api/v1{resource.path}/{{"
         listed = paths["paths"][f"/api/v1{resource.path}"]
@@ -224,7 +224,7 @@ def test_the_table_offers_what_the_api_takes(serving: dict[str, str]) -> None:
 def test_what_a_station_holds_is_listed_as_the_api_lists_it(
     serving: dict[str, str], cloud: Cloud, ask: Callable[..., Any]
 ) -> None:
-    paths = httpx.get(f"{serving['KARVON_URL']}/openapi.json").json()
+    paths = httpx.get(f"{serving['KARVON_URL']}/openapi.json", timeout=60).json()
     ask("stations", "add", "H-1")
     for held in HELD:
         listed = paths["paths"][f"/api/v1{held.path}"]["get"]

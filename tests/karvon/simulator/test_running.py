@@ -82,7 +82,8 @@ def test_the_command_prints_its_addresses_and_ends_cleanly(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--profile", "nothing"], "give one of abb_terra_ac"),
+        (["--profile", "nothing"], "give one of abb_"),
+        (["--profile", "phoenix_ev_cc_eth", "--option", "walbe"], "has no option 'walbe'; it has"),
         (["--profile", "eastron_sdm630"], "karvon sim meter"),
         (["--script", "dance"], "dance"),
     ],

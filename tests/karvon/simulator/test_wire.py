@@ -18,7 +18,8 @@ from karvon.simulator.meter import SimulatedMeter
 from karvon.simulator.running import Places, Running
 from karvon.simulator.vehicle import NANOJOULES_PER_WH
 
-CAPTURED = json.loads((Path(__file__).parents[2] / "vectors/modbus/golden.json").read_text())
+REQUEST, REPLY = (bytes.fromhex(text) for text in ("660400480002f9ca", "660404433131aa3ce6"))
+"""As captured on the line of a real meter, SDM630, unit 102."""
 
 
 class Wire:
@@ -192,22 +193,21 @@ async def test_the_control_port_speaks_json_lines(charger: Running) -> None:
 async def test_a_meter_answers_the_captured_request_with_the_captured_bytes(
     tmp_path: Path,
 ) -> None:
-    (frame,) = CAPTURED["sdm630"]["frames"]
     loop = asyncio.get_running_loop()
     meter = SimulatedMeter(
-        find_profile("eastron_sdm630"), unit=frame["unit"], speed=1, now=loop.time()
+        find_profile("eastron_sdm630"), unit=REQUEST[0], speed=1, now=loop.time()
     )
-    meter.imported_nj = frame["value"] * NANOJOULES_PER_WH
+    meter.imported_nj = 177_194 * NANOJOULES_PER_WH
     running = Running(device=meter, places=Places(pty=str(tmp_path / "line")), clock=loop.time)
     await running.start()
     line = os.open(tmp_path / "line", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
     tty.setraw(line)
-    os.write(line, bytes.fromhex("ff00") + bytes.fromhex(frame["request"]))
+    os.write(line, bytes.fromhex("ff00") + REQUEST)
     answered = asyncio.Event()
     loop.add_reader(line, answered.set)
     async with asyncio.timeout(2):
         await answered.wait()
-    assert os.read(line, 100).hex() == frame["reply"]
+    assert os.read(line, 100) == REPLY
     loop.remove_reader(line)
     os.close(line)
     await running.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from protocols.modbus.binding import Binding
+from collections.abc import Iterable
+
+from protocols.modbus.binding import Binding, laid_out
 from protocols.modbus.checks import writes
 from protocols.modbus.planning import Span, plan_reads
 from protocols.modbus.profile import Field, Profile, Write
@@ -24,15 +26,41 @@ def summary(profile: Profile) -> str:
         f"  never touches {rule.addresses[0]:#06x} to {rule.addresses[1]:#06x}: {rule.why}"
         for rule in profile.forbidden
     ]
+    lines += [f"  unsure, {doubt.about}: {doubt.why}" for doubt in profile.unsure]
     if profile.simulator is None:
         lines.append("  no simulator block: `karvon sim` cannot play it")
     return "\n".join(lines) + "\n"
 
 
+def shipped_table(profiles: Iterable[Profile]) -> str:
+    """Markdown: every profile, where its map comes from, and what is unsure about it."""
+    rows = ["| Profile | Devices | Map from | Unsure |", "|---|---|---|---|"]
+    for each in sorted(profiles, key=lambda each: (each.kind, each.profile)):
+        doubts = "; ".join(f"`{doubt.about}`: {doubt.why}" for doubt in each.unsure)
+        devices = f"{each.maker} {', '.join(each.models)}"
+        rows.append(f"| `{each.profile}` | {devices} | {each.status} | {doubts} |")
+    return "\n".join(rows) + "\n"
+
+
+def poll_seconds(profile: Profile) -> float:
+    """What the pauses of one poll of one EVSE take, however fast the device answers."""
+    return (len(poll_plan(profile)) - 1) * profile.limits.gap_ms / 1000
+
+
+def options_of(profile: Profile) -> tuple[str, ...]:
+    """Every option that changes something in this profile."""
+    overrides = [override for each in profile.registers.values() for override in each.overrides]
+    overrides += [override for _, write in writes(profile) for override in write.overrides]
+    conditions = [override.when for override in overrides]
+    if profile.states is not None:
+        conditions += [rule.only for rule in profile.states.rules if rule.only]
+    return tuple(sorted({each.option for each in conditions if each.option}))
+
+
 def poll_plan(profile: Profile) -> tuple[Span, ...]:
     """The requests of one poll of one EVSE."""
     evse = 1 if profile.kind == "charger" else 0
-    binding = Binding(profile=profile, unit=1)
+    binding = Binding(profile=profile, unit=1, models=laid_out(profile))
     polled = [each for each in binding.fields().values() if each.read == "poll"]
     spans = [binding.span(each, evse) for each in polled]
     return plan_reads(spans, profile.limits, profile.forbidden)

@@ -1,0 +1,1 @@
+"""`karvon agent profile`: write, check, try and record the profile of a device."""

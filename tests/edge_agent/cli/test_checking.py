@@ -1,0 +1,61 @@
+"""`karvon agent check`: what it warns of, beside what it finds wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from edge_agent.cli.main import app
+
+CONFIG = """
+station = "TAS-1"
+[journal]
+folder = "journal"
+telemetry_mib = 1
+[[boards]]
+name = "left"
+profile = "abb_terra_ac"
+link = { kind = "tcp", host = "127.0.0.1", port = 1, timeout_s = 0.2 }
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return tmp_path / "agent.toml"
+
+
+def call(*args: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(args))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def doubted(config: Path, change: tuple[str, str]) -> list[dict[str, Any]]:
+    config.write_text(CONFIG.replace(*change))
+    code, out, complaint = call("check", "--json", "--config", str(config))
+    assert code in {0, 1}, complaint
+    return [each for each in json.loads(out) if each["what"] == "board left"]
+
+
+def test_check_warns_with_what_a_profile_leaves_open(config: Path) -> None:
+    found = doubted(config, ('"abb_terra_ac"', '"keba_p40"'))
+    unsure = [each["text"] for each in found if each["unsure"]]
+    assert all(each["well"] for each in found if each["unsure"])
+    assert any(text.startswith("setpoint.confirm_by_effect: ") for text in unsure)
+    assert any("set times.deadline_s to 6" in text for text in unsure), "one poll takes 3 s"
+    found = doubted(config, ('"abb_terra_ac"', '"evse_wb"'))
+    assert any("is not from the maker's manual" in each["text"] for each in found)
+    code, out, _ = call("check", "--config", str(config))
+    assert code == 1, "the board does not answer"
+    assert "\nunsure board left: it has no meter and no watchdog" in out
+    (only,) = [each["text"] for each in doubted(config, ("TAS-1", "TAS-2")) if each["unsure"]]
+    assert only.startswith("registers.error: "), "nothing is said that the profile does not say"
+
+
+def test_check_refuses_an_option_that_the_profile_does_not_have(config: Path) -> None:
+    option = ('"abb_terra_ac"', '"phoenix_ev_cc_eth"\noptions = ["walbe"]')
+    (wrong, *_) = [each for each in doubted(config, option) if not each["well"]]
+    assert wrong["text"] == "profile phoenix_ev_cc_eth has no option 'walbe'; it has wallbe"
