@@ -22,10 +22,12 @@ from edge_agent.control import Control
 from edge_agent.desk import Desk
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, Failsafe, Meter
 from edge_agent.hardware.modbus_board import ModbusBoard, ModbusMeter
+from edge_agent.hardware.modbus_device import ModbusDevice
 from edge_agent.hardware.modbus_port import PortPool
 from edge_agent.hardware.registry import BoardConfig, UnknownProfileError, open_board, open_meter
 from edge_agent.journal import Journal, JournalBudget, JournalError
 from edge_agent.ledger import Ledger
+from edge_agent.logtail import log_kept
 from edge_agent.loop import Line, Loop, LoopSettings
 from edge_agent.registers import RegisterDump, dump
 from edge_agent.rules.actions import ConnectorSettings
@@ -33,7 +35,7 @@ from edge_agent.rules.authorization import Authorizer, OfflinePolicy
 from edge_agent.rules.clock import ClockRules
 from edge_agent.rules.connector import Connector
 from edge_agent.rules.power_limit import SiteRules
-from edge_agent.rules.station import Station, StationSettings
+from edge_agent.rules.station import RefusedError, Station, StationSettings
 from edge_agent.uplink.mqtt import MqttSettings, MqttUplink
 from edge_agent.uplink.session import SessionSettings
 from edge_agent.uplink.share import Share
@@ -196,15 +198,30 @@ def build(config: Config, found: Hardware, journal: Journal, clock: Clock) -> Ag
     )
 
 
-async def registers_of(found: Hardware) -> list[RegisterDump]:
-    """Every register of every device, read now."""
+SITE_METER: Final = "site meter"
+
+
+async def registers_of(found: Hardware, device: str = "") -> list[RegisterDump]:
+    """Every register of the named device, or of all, read now. Raises RefusedError."""
+    named = devices_of(found)
+    if device and device not in named:
+        have = ", ".join(named) or "no device with registers"
+        raise RefusedError(f"there is no device '{device}' here; this controller has {have}")
     dumps: list[RegisterDump] = []
-    for line in found.lines:
-        if isinstance(line.board, ModbusBoard):
-            dumps += await dump(line.name, line.board.device)
-    if isinstance(found.meter, ModbusMeter):
-        dumps += await dump("site meter", found.meter.device)
+    for name, each in named.items():
+        if device in {"", name}:
+            dumps += await dump(name, each)
     return dumps
+
+
+def devices_of(found: Hardware) -> dict[str, ModbusDevice]:
+    """What has registers, by its name in the configuration."""
+    named = {
+        line.name: line.board.device for line in found.lines if isinstance(line.board, ModbusBoard)
+    }
+    if isinstance(found.meter, ModbusMeter):
+        named[SITE_METER] = found.meter.device
+    return named
 
 
 async def run(config: Config) -> None:
@@ -212,16 +229,20 @@ async def run(config: Config) -> None:
     clock = Clock(ClockRules(uuid4(), SURELY_PAST_MS))
     clock.observe()
     found = hardware(config)
-    with contextlib.closing(await _journal_or_safe(config, found, clock)) as journal:
+    with (
+        contextlib.closing(await _journal_or_safe(config, found, clock)) as journal,
+        log_kept() as tail,
+    ):
         agent = build(config, found, journal, clock)
         control = Control(
             status=agent.status,
             present=agent.desk.present,
-            read=lambda: registers_of(found),
+            read=lambda device: registers_of(found, device),
             watch=agent.watch,
             retry=agent.retry_refused,
+            log=tail.lines,
         )
-        async with control.served(journal.folder):
+        async with control.kept(journal.folder):
             connect(config, agent)
             await _until_told(agent)
 

@@ -115,6 +115,10 @@ class Station:
         running = self.connectors[evse].state.session
         return running is not None and running.stop is None
 
+    def bounds(self, evse: int, now: Stamp) -> list[Bound]:
+        """Every limit that would hold for this EVSE now, transaction or not."""
+        return self._bounds(evse, now)
+
     def _bounds(self, evse: int, now: Stamp) -> list[Bound]:
         connector = self.connectors[evse]
         bounds = [Bound("board", connector.info.max_current)]

@@ -1,0 +1,97 @@
+"""A whole agent as `karvon agent run` puts it together, on a simulated charger."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_agent import control, main
+from edge_agent.config import load
+from edge_agent.control import NotRunningError, Request
+from edge_agent.hardware.registry import find_profile
+from karvon.simulator.charger import SimulatedCharger
+from karvon.simulator.running import Places, Running
+
+CONFIG = """
+station = "TAS-1"
+[journal]
+folder = "journal"
+telemetry_mib = 1
+[[boards]]
+name = "left"
+profile = "abb_terra_ac"
+link = {{ kind = "tcp", host = "127.0.0.1", port = {port}, timeout_s = 0.3 }}
+[authorization]
+unknown = "allow"
+[times]
+poll_s = 0.1
+deadline_s = 1
+lost_after_s = 0.5
+"""
+
+
+@dataclass
+class Live:
+    """The running agent and the charger under it."""
+
+    config: Path
+    charger: Running
+
+    @property
+    def folder(self) -> Path:
+        return self.config.with_name("journal")
+
+    async def ask(self, do: str, **more: Any) -> Any:
+        return await control.ask(self.folder, Request(do=do, **more))
+
+    async def until(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first status that is so."""
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    status: dict[str, Any] = await self.ask("status")
+                    if holds(status):
+                        return status
+                except NotRunningError:
+                    pass  # the agent has not made its socket yet
+                await asyncio.sleep(0.02)
+
+    async def until_link(self, kind: str, code: str) -> dict[str, Any]:
+        """The link of this kind, once it says so."""
+
+        def said(status: dict[str, Any]) -> bool:
+            return any(link["code"] == code for link in status["links"] if link["kind"] == kind)
+
+        status = await self.until(said)
+        return next(link for link in status["links"] if link["kind"] == kind)
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[Live]:
+    clock = asyncio.get_running_loop().time
+    device = SimulatedCharger(find_profile("abb_terra_ac"), evses=1, unit=1, speed=1, now=clock())
+    charger = Running(device=device, places=Places(tcp="127.0.0.1:0"), clock=clock)
+    await charger.start()
+    path = folder / "agent.toml"
+    path.write_text(CONFIG.format(port=charger.addresses["tcp"].rpartition(":")[2]))
+    agent = asyncio.create_task(main.run(load(path)))
+    try:
+        live = Live(path, charger)
+        await live.until_link("board", "board.ok")
+        yield live
+    finally:
+        agent.cancel()
+        await asyncio.gather(agent, return_exceptions=True)
+        await charger.close()
+
+
+@pytest.fixture
+async def live(tmp_path: Path) -> AsyncIterator[Live]:
+    async with running(tmp_path) as live:
+        yield live
