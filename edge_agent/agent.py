@@ -326,7 +326,7 @@ class Agent:
                 age_ms=None if since is None else round(since * 1000),
             ),
             links.clock(now.quality),
-            links.disk(str(self.journal.folder), self.disk.seen),
+            links.disk(self.journal.folder, self.disk.seen),
             links.journal(
                 failure=self.loop.ledger.failure,
                 reports=[text for text in alarms if text],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
+from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 import msgspec
@@ -163,9 +164,9 @@ def clock(quality: ClockQuality) -> Link:
     return Link(kind="clock", name="clock", state=state, code=f"clock.{quality.value}")
 
 
-def disk(folder: str, seen: DiskSeen | None) -> Link:
+def disk(folder: Path, seen: DiskSeen | None) -> Link:
     if seen is None:
-        return Link(kind="disk", name=folder, state=LinkState.WAITING, code="disk.starting")
+        return Link(kind="disk", name=folder.name, state=LinkState.WAITING, code="disk.starting")
     state, code = LinkState.TROUBLE, "disk.ok"
     if seen.trouble:
         code = "disk.silent"
@@ -177,12 +178,13 @@ def disk(folder: str, seen: DiskSeen | None) -> Link:
         state = LinkState.OK
     mib = 1024 * 1024
     facts: dict[str, int | str] = {
+        "folder": str(folder),
         "free_mib": seen.free_bytes // mib,
         "total_mib": seen.total_bytes // mib,
     }
     return Link(
         kind="disk",
-        name=folder,
+        name=folder.name,
         state=state,
         code=code,
         why=seen.trouble,

@@ -27,6 +27,9 @@ ConfigOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 EvseOption = Annotated[int | None, typer.Option("--evse", min=1, help="The EVSE that is meant.")]
+LanguageOption = Annotated[
+    str | None, typer.Option("--lang", help="uz, ru, en or de; else as LANG says.")
+]
 LimitOption = Annotated[int, typer.Option("--limit", min=1, help="How many at most.")]
 BeforeOption = Annotated[
     int | None, typer.Option("--before", help="Go on before this session number.")
@@ -112,6 +115,22 @@ def watch(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) -> 
     except KeyboardInterrupt:
         code = 0
     raise typer.Exit(code)
+
+
+@app.command()
+def view(config: ConfigOption = Path(DEFAULT), lang: LanguageOption = None) -> None:
+    """Look at everything live in this terminal: links, EVSEs, registers, sessions, log."""
+    from edge_agent.cli.output import complain
+    from edge_agent.wording import language_of
+
+    try:
+        from edge_agent.cli import viewing
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "textual":
+            raise
+        text = "view needs the package 'textual'; install it with: pip install 'karvon[edge]'"
+        raise typer.Exit(complain(text, UNREACHABLE)) from None
+    raise typer.Exit(viewing.view(config, lang or language_of(os.environ)))
 
 
 @app.command()

@@ -94,7 +94,7 @@ def test_a_board_says_what_keeps_it(
     ],
 )
 def test_a_disk_says_what_it_lacks(seen: DiskSeen | None, state: LinkState, code: str) -> None:
-    link = links.disk("folder", seen)
+    link = links.disk(Path("folder"), seen)
     assert (link.state, link.code) == (state, code)
 
 

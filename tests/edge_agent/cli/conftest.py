@@ -42,6 +42,7 @@ class Live:
 
     config: Path
     charger: Running
+    agent: asyncio.Task[None]
 
     @property
     def folder(self) -> Path:
@@ -82,7 +83,7 @@ async def running(folder: Path) -> AsyncIterator[Live]:
     path.write_text(CONFIG.format(port=charger.addresses["tcp"].rpartition(":")[2]))
     agent = asyncio.create_task(main.run(load(path)))
     try:
-        live = Live(path, charger)
+        live = Live(path, charger, agent)
         await live.until_link("board", "board.ok")
         yield live
     finally:
