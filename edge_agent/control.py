@@ -47,6 +47,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "ISO14443"
     evse: int | None = None
     device: str = ""
+    field: str = ""
+    value: int = 0
+    dry: bool = False
+    """For `write`: tell what would be sent, and send nothing."""
 
 
 Answer = Any
@@ -79,6 +83,7 @@ class Control:
         watch: Callable[[], tuple[Readings, Callable[[], None]]],
         retry: Callable[[], str] = lambda: "nothing was refused",
         log: Callable[[], Answer] = list,
+        write: Callable[[Request], Awaitable[Answer]] | None = None,
         again_s: float = AGAIN_S,
     ) -> None:
         self._status = status
@@ -87,6 +92,7 @@ class Control:
         self._watch = watch
         self._retry = retry
         self._log = log
+        self._write = write
         self._again_s = again_s
         self._clients = 0
         self._reading = asyncio.Lock()
@@ -181,7 +187,9 @@ class Control:
             return self._log()
         if request.do == "retry":
             return {"text": self._retry()}
-        known = "status, token, read, retry, log or watch"
+        if request.do == "write" and self._write is not None:
+            return await self._write(request)
+        known = "status, token, read, write, retry, log or watch"
         raise RefusedError(f"there is no '{request.do}'; ask for {known}")
 
     async def _read_devices(self, device: str) -> Answer:

@@ -39,6 +39,7 @@ from edge_agent.rules.station import RefusedError, Station, StationSettings
 from edge_agent.uplink.mqtt import MqttSettings, MqttUplink
 from edge_agent.uplink.session import SessionSettings
 from edge_agent.uplink.share import Share
+from edge_agent.writing import through_agent
 from protocols.modbus.document import ProfileError
 from protocols.quantities import MilliAmperes
 
@@ -241,6 +242,15 @@ async def run(config: Config) -> None:
             watch=agent.watch,
             retry=agent.retry_refused,
             log=tail.lines,
+            write=lambda asked: through_agent(
+                agent.loop,
+                config,
+                board=asked.device,
+                field=asked.field,
+                value=asked.value,
+                evse=asked.evse,
+                dry=asked.dry,
+            ),
         )
         async with control.kept(journal.folder):
             connect(config, agent)

@@ -366,7 +366,7 @@ class ModbusPort:
             link.device,
             framer=FramerType.ASCII if link.framing == "ascii" else FramerType.RTU,
             baudrate=link.baudrate or 9600,
-            parity="N" if _is_pseudo(link.device) else (link.parity or "none")[0].upper(),
+            parity="N" if is_pseudo(link.device) else (link.parity or "none")[0].upper(),
             stopbits=link.stopbits or 1,
             timeout=60,
             retries=0,
@@ -394,7 +394,7 @@ class ModbusPort:
         return f"{self.link.line} unit {unit}"
 
 
-def _is_pseudo(device: str) -> bool:
+def is_pseudo(device: str) -> bool:
     """A pseudo terminal has no parity, and Linux refuses to set any."""
     return Path(device).resolve().is_relative_to("/dev/pts")
 

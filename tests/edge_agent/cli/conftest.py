@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import tty
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -96,3 +98,75 @@ async def running(folder: Path) -> AsyncIterator[Live]:
 async def live(tmp_path: Path) -> AsyncIterator[Live]:
     async with running(tmp_path) as live:
         yield live
+
+
+class Tap:
+    """A serial line with a third one on it: what two say to each other, a listener hears too."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self.said = bytearray()
+        """What went from the client to the device."""
+        self.client, self.listener = folder / "client", folder / "listener"
+        self._client, far = _pty(self.client)
+        self._listener, ear = _pty(self.listener)
+        self._device = os.open(device, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        tty.setraw(self._device)
+        self._open = [self._client, far, self._listener, ear, self._device]
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._client, self._pass, self._client, self._device)
+        loop.add_reader(self._device, self._pass, self._device, self._client)
+
+    def _pass(self, source: int, sink: int) -> None:
+        octets = os.read(source, 4096)
+        if source == self._client:
+            self.said += octets
+        os.write(sink, octets)
+        self.hear(octets)
+
+    def hear(self, octets: bytes) -> None:
+        """The listener hears this."""
+        os.write(self._listener, octets)
+
+    def close(self) -> None:
+        loop = asyncio.get_running_loop()
+        for handle in (self._client, self._device):
+            loop.remove_reader(handle)
+        for handle in self._open:
+            os.close(handle)
+
+
+def _pty(link: Path) -> tuple[int, int]:
+    near, far = os.openpty()
+    tty.setraw(far)
+    link.symlink_to(os.ttyname(far))
+    return near, far
+
+
+@dataclass
+class TappedLine:
+    """A simulated charger on a serial line that is listened to; no agent runs."""
+
+    config: Path
+    charger: Running
+    tap: Tap
+
+
+RTU = CONFIG.replace(
+    'kind = "tcp", host = "127.0.0.1", port = {port}', 'kind = "rtu", device = "{device}"'
+)
+
+
+@pytest.fixture
+async def line(tmp_path: Path) -> AsyncIterator[TappedLine]:
+    clock = asyncio.get_running_loop().time
+    device = SimulatedCharger(find_profile("abb_terra_ac"), evses=1, unit=1, speed=1, now=clock())
+    charger = Running(device=device, places=Places(pty=str(tmp_path / "charger")), clock=clock)
+    await charger.start()
+    tap = Tap(tmp_path, str(tmp_path / "charger"))
+    path = tmp_path / "agent.toml"
+    path.write_text(RTU.format(device=tap.client))
+    try:
+        yield TappedLine(path, charger, tap)
+    finally:
+        tap.close()
+        await charger.close()
