@@ -169,6 +169,18 @@ def sniff(
 
 
 @app.command()
+def bundle(
+    file: Annotated[Path, typer.Argument(help="The .tar.gz to make; it must not exist yet.")],
+    config: ConfigOption = Path(DEFAULT),
+    as_json: JsonOption = False,
+) -> None:
+    """Pack what somebody needs who helps from afar; secrets are taken out."""
+    from edge_agent.cli import bundling
+
+    raise typer.Exit(bundling.bundle(config, file, as_json=as_json))
+
+
+@app.command()
 def view(config: ConfigOption = Path(DEFAULT), lang: LanguageOption = None) -> None:
     """Look at everything live in this terminal: links, EVSEs, registers, sessions, log."""
     from edge_agent.cli.output import complain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import tty
 from collections.abc import AsyncIterator, Callable
@@ -49,6 +50,11 @@ class Live:
     @property
     def folder(self) -> Path:
         return self.config.with_name("journal")
+
+    @staticmethod
+    def say(text: str) -> None:
+        """Something goes wrong in the agent's process, and it says so."""
+        logging.getLogger("edge_agent.uplink").warning("%s", text)
 
     async def ask(self, do: str, **more: Any) -> Any:
         return await control.ask(self.folder, Request(do=do, **more))
