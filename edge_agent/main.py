@@ -27,6 +27,7 @@ from edge_agent.hardware.modbus_port import PortPool
 from edge_agent.hardware.registry import BoardConfig, UnknownProfileError, open_board, open_meter
 from edge_agent.journal import Journal, JournalBudget, JournalError
 from edge_agent.ledger import Ledger
+from edge_agent.local_page import LocalPage
 from edge_agent.logtail import log_kept
 from edge_agent.loop import Line, Loop, LoopSettings
 from edge_agent.registers import RegisterDump, dump
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 SURELY_PAST_MS: Final = 1_735_689_600_000
 """2025-01-01: a clock that shows less was never set."""
 KNOWN_SESSIONS: Final = 500
+SESSIONS_SHOWN: Final = 20
 IN_USE: Final = "the journal is in use"
 """What a JournalError says of a folder that another agent holds."""
 MIB: Final = 1024 * 1024
@@ -252,9 +254,26 @@ async def run(config: Config) -> None:
                 dry=asked.dry,
             ),
         )
-        async with control.kept(journal.folder):
+        async with control.kept(journal.folder), _local_page(config, found, agent):
             connect(config, agent)
             await _until_told(agent)
+
+
+def _local_page(
+    config: Config, found: Hardware, agent: Agent
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Serves it where it is configured."""
+    part = config.local_page
+    if part is None:
+        return contextlib.nullcontext()
+    return LocalPage(
+        part.address,
+        part.port,
+        status=agent.status,
+        sessions=lambda: agent.journal.sessions(SESSIONS_SHOWN),
+        read=lambda device: registers_of(found, device),
+        devices=list(devices_of(found)),
+    ).kept()
 
 
 async def _journal_or_safe(config: Config, found: Hardware, clock: Clock) -> Journal:

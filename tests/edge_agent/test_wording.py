@@ -138,3 +138,12 @@ def test_the_language_is_that_of_the_environment(
 def test_an_unknown_language_names_those_there_are() -> None:
     with pytest.raises(UnknownLanguageError, match="'fr'; choose one of uz, ru, en, de"):
         wording("fr")
+
+
+def test_no_text_of_the_screens_is_left_over() -> None:
+    """A key that nobody shows any more is a translation that nobody can check."""
+    used = set().union(
+        *(strings_of(f"{name}.py") for name in ("shown", "page", "wording", "cli/viewing"))
+    )
+    there = {key.removeprefix("ui.") for key in catalogue("en") if key.startswith("ui.")}
+    assert there - used == set()

@@ -18,6 +18,7 @@ from edge_agent import control, main
 from edge_agent.config import load
 from edge_agent.control import NotRunningError, Request
 from edge_agent.hardware.registry import find_profile
+from karvon.demo.process import free_port
 from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.running import Places, Running
 
@@ -82,13 +83,13 @@ class Live:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[Live]:
+async def running(folder: Path, more: str = "") -> AsyncIterator[Live]:
     clock = asyncio.get_running_loop().time
     device = SimulatedCharger(find_profile("abb_terra_ac"), evses=1, unit=1, speed=1, now=clock())
     charger = Running(device=device, places=Places(tcp="127.0.0.1:0"), clock=clock)
     await charger.start()
     path = folder / "agent.toml"
-    path.write_text(CONFIG.format(port=charger.addresses["tcp"].rpartition(":")[2]))
+    path.write_text(CONFIG.format(port=charger.addresses["tcp"].rpartition(":")[2]) + more)
     agent = asyncio.create_task(main.run(load(path)))
     try:
         live = Live(path, charger, agent)
@@ -104,6 +105,14 @@ async def running(folder: Path) -> AsyncIterator[Live]:
 async def live(tmp_path: Path) -> AsyncIterator[Live]:
     async with running(tmp_path) as live:
         yield live
+
+
+@pytest.fixture
+async def paged(tmp_path: Path) -> AsyncIterator[tuple[Live, int]]:
+    """An agent with a local page, and the page's port."""
+    port = free_port()
+    async with running(tmp_path, f"[local_page]\nport = {port}\n") as live:
+        yield live, port
 
 
 class Tap:
