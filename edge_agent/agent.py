@@ -67,7 +67,7 @@ class Inbox:
     """What the uplink hears, handled in its order beside the uplink's own work."""
 
     def __init__(self) -> None:
-        self.link = "not connected yet"
+        self.link = links.NOT_YET
         self.up: bool | None = None
         self.changed_at: float | None = None
         """Of the running loop's clock; None before the first connection or failure."""
@@ -82,7 +82,7 @@ class Inbox:
     def link_changed(self, up: bool, reason: str) -> None:
         if up is not self.up:
             self.changed_at = asyncio.get_running_loop().time()
-        self.link, self.up = "connected" if up else reason, up
+        self.link, self.up = links.CONNECTED if up else reason, up
         log.info("uplink: %s", self.link)
 
     async def work(self, desk: Desk) -> None:
@@ -325,6 +325,7 @@ class Agent:
                 reason=self.inbox.link,
                 age_ms=None if since is None else round(since * 1000),
             ),
+            *([] if self.ocpp is None else [self._backend(self.ocpp)]),
             links.clock(now.quality),
             links.disk(self.journal.folder, self.disk.seen),
             links.journal(
@@ -336,6 +337,9 @@ class Agent:
                 billing=self.journal.pending_billing, telemetry=self.journal.pending_telemetry
             ),
         ]
+
+    def _backend(self, uplink: LinkedUplink) -> links.Link:
+        return links.ocpp(reason=uplink.link, refused=len(self.journal.refused))
 
     def _board(self, line: Line, now_ms: int, stuck: bool) -> links.Link:
         connectors = self.loop.station.connectors

@@ -16,6 +16,8 @@ import msgspec
 from edge_agent.hardware.modbus_port import FAILURES_BEFORE_LOST, LineHealth
 from protocols.agent_link import ClockQuality
 
+CONNECTED: Final = "connected"
+NOT_YET: Final = "not connected yet"
 LOW_BYTES: Final = 64 * 1024 * 1024
 """Less free disk than this is told before it is none."""
 
@@ -35,7 +37,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     """One of them."""
 
     kind: str
-    """bus, board, meter, mqtt, clock, disk, journal or queue."""
+    """bus, board, meter, mqtt, ocpp, clock, disk, journal or queue."""
     name: str
     state: LinkState
     code: str
@@ -157,6 +159,20 @@ def mqtt(*, there: bool, up: bool | None, reason: str, age_ms: int | None) -> Li
         state, code = LinkState.TROUBLE, "mqtt.down"
     why = "" if state is LinkState.OK else reason
     return Link(kind="mqtt", name="cloud", state=state, code=code, why=why, age_ms=age_ms)
+
+
+def ocpp(*, reason: str, refused: int) -> Link:
+    """`reason` is "connected", NOT_YET, or why it is not."""
+    state, code = LinkState.TROUBLE, "ocpp.down"
+    if reason == NOT_YET:
+        state, code = LinkState.WAITING, "ocpp.connecting"
+    elif refused:
+        code = "ocpp.refused"
+    elif reason == CONNECTED:
+        state, code = LinkState.OK, "ocpp.ok"
+    why = "" if reason == CONNECTED else reason
+    facts: dict[str, int | str] = {"refused": refused}
+    return Link(kind="ocpp", name="backend", state=state, code=code, why=why, facts=facts)
 
 
 def clock(quality: ClockQuality) -> Link:

@@ -92,9 +92,11 @@ def writable(board: ModbusBoard) -> dict[str, str]:
     names: dict[str, str] = {}
     if profile.setpoint is not None:
         names |= {LIMIT: LIMIT} | _alias(profile.setpoint.read_back, LIMIT)
-    if profile.failsafe is not None:
-        names |= {TIMEOUT: TIMEOUT} | _alias(profile.failsafe.timeout.read_back, TIMEOUT)
-        names |= {FALLBACK: FALLBACK} | _alias(profile.failsafe.fallback.read_back, FALLBACK)
+    block = profile.failsafe
+    if block is not None and block.timeout.write is not None:
+        names |= {TIMEOUT: TIMEOUT} | _alias(block.timeout.read_back, TIMEOUT)
+    if block is not None and block.fallback.write is not None:
+        names |= {FALLBACK: FALLBACK} | _alias(block.fallback.read_back, FALLBACK)
     return names
 
 

@@ -171,6 +171,7 @@ def _journal(folder: Path) -> dict[str, Any]:
                 "queue": view.queue,
                 "open_transactions": view.transactions,
                 "registers": lambda: list(view.registers().values()),
+                "refused": view.refused,
                 "sessions": lambda: view.sessions(SESSIONS),
             }
             known = {name: msgspec.to_builtins(each()) for name, each in read.items()}

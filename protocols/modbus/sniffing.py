@@ -225,6 +225,8 @@ def named(seen: Seen, binding: Binding, evses: Iterable[int]) -> list[tuple[int,
     found = []
     for evse in evses:
         for name, each in binding.fields().items():
+            if each.scale_from is not None:
+                continue  # its power of ten stands in another register, perhaps of another read
             span = binding.span(each, evse)
             start = span.address - seen.address
             same = (span.unit, span.function) == (seen.unit, seen.function)

@@ -111,6 +111,13 @@ def test_meter_cloud_clock_journal_and_queue_say_how_they_are() -> None:
         (True, True, "mqtt.ok"),
     ):
         assert links.mqtt(there=there, up=up, reason="r", age_ms=1).code == code
+    for reason, refused, code in (
+        (links.NOT_YET, 0, "ocpp.connecting"),
+        (links.CONNECTED, 0, "ocpp.ok"),
+        (links.CONNECTED, 2, "ocpp.refused"),
+        ("no route to host", 0, "ocpp.down"),
+    ):
+        assert links.ocpp(reason=reason, refused=refused).code == code
     assert links.clock(ClockQuality.UNSET).state is LinkState.WAITING
     assert links.clock(ClockQuality.SYNCED).state is LinkState.OK
     assert links.journal(failure="", reports=[], size_bytes=2048).facts == {"kib": 2}

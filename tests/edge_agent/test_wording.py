@@ -66,7 +66,7 @@ def test_a_translation_is_no_copy_of_the_english(language: str) -> None:
 
 
 def test_every_code_of_a_link_has_its_texts_and_every_text_a_link() -> None:
-    kinds = {"bus", "board", "meter", "mqtt", "clock", "disk", "journal", "queue"}
+    kinds = {"bus", "board", "meter", "mqtt", "ocpp", "clock", "disk", "journal", "queue"}
     said = {text for text in strings_of("links.py") if text.partition(".")[0] in kinds}
     said = {text for text in said if "." in text.strip(".") and " " not in text}
     built = {"bus.tcp_down", "bus.rtu_down", "clock.synced", "clock.cloud", "clock.unset"}
@@ -77,7 +77,16 @@ def test_every_code_of_a_link_has_its_texts_and_every_text_a_link() -> None:
 def test_what_is_not_well_says_why_and_what_to_do() -> None:
     english = catalogue("en")
     well = {key for key in english if key.endswith(".what")}
-    fine = {"bus.ok", "board.ok", "meter.ok", "mqtt.ok", "disk.ok", "journal.ok", "queue.ok"}
+    fine = {
+        "bus.ok",
+        "board.ok",
+        "meter.ok",
+        "mqtt.ok",
+        "ocpp.ok",
+        "disk.ok",
+        "journal.ok",
+        "queue.ok",
+    }
     fine |= {"clock.synced", "clock.cloud"}
     for code in {key.removesuffix(".what") for key in well} - fine:
         assert f"{code}.why" in english

@@ -8,13 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.hardware.registry import find_profile
+from edge_agent.hardware.registry import find_profile, profile_names
 from karvon.simulator import frames as independent
 from protocols.modbus.binding import Binding, WriteRequest
+from protocols.modbus.commands import failsafe_commands, limit_command, release_commands
 from protocols.modbus.frames import crc16, request_pdu, rtu_frame, spaced
 from protocols.modbus.planning import Span
 from protocols.modbus.sniffing import Kind, Seen, Sniffer, named, named_write
+from protocols.quantities import MilliAmperes
 
+LIMIT = MilliAmperes(10_000)
 WRITE = bytes.fromhex("11 06 00 01 00 03 9A 9B")
 """The specification's own example (MODBUS over serial line, function 06)."""
 
@@ -164,6 +167,17 @@ def test_a_flipped_bit_is_noise_and_the_next_frame_is_found() -> None:
     seen = all_of(bytes(spoiled) + WRITE)
     assert [each.kind for each in seen] == [Kind.NOISE, Kind.REQUEST]
     assert (seen[0].raw, seen[0].crc_fits) == (bytes(spoiled), False)
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_whatever_a_shipped_profile_lets_the_agent_write_has_a_name(name: str) -> None:
+    profile = find_profile(name)
+    binding = Binding(profile=profile, unit=1)
+    asked = [] if profile.setpoint is None else list(limit_command(binding, 1, LIMIT).writes)
+    asked += [*release_commands(binding, 1), *failsafe_commands(binding, 1, 60, LIMIT)]
+    for request in asked:
+        (seen,) = all_of(rtu(request.unit, request_pdu(request)))
+        assert named_write(seen, binding, [1]), spaced(seen.raw)
 
 
 def test_a_profile_gives_names_to_what_is_read_and_written() -> None:

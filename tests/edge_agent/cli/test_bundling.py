@@ -17,6 +17,7 @@ from edge_agent.cli.main import app
 Live = Any  # the fixture's class lives in conftest, which cannot be imported
 PASSWORD = "pa55-wörd/with+everything"
 PEM_LINE = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg"
+OCPP = "the-backends-own-password"
 CARD = "04A2B3C4D5E6F7"
 
 
@@ -46,11 +47,14 @@ def surround_with_secrets(config: Path) -> list[str]:
     (folder / "client.key").write_text(
         f"-----BEGIN PRIVATE KEY-----\n{PEM_LINE}\n-----END PRIVATE KEY-----\n"
     )
+    (folder / "ocpp.pw").write_text(f"{OCPP}\n")
     url = "mqtt://someone:url-password@127.0.0.1:1"
-    config.write_text(config.read_text() + f'[uplink]\nurl = "{url}"\n')
+    more = '[uplink.ocpp]\nurl = "wss://127.0.0.1:1/ocpp"\npassword = "ocpp.pw"\n'
+    more += 'carries = ["status"]\n'
+    config.write_text(config.read_text() + f'[uplink]\nurl = "{url}"\n{more}')
     coded = base64.b64encode(f"TAS-1:{PASSWORD}".encode()).decode()
     escaped = json.dumps(PASSWORD)[1:-1]
-    return [PASSWORD, escaped, coded, PEM_LINE, "url-password", CARD]
+    return [PASSWORD, escaped, coded, PEM_LINE, "url-password", CARD, OCPP]
 
 
 async def test_it_has_what_helps_and_no_secret(live: Live, tmp_path: Path) -> None:
@@ -60,6 +64,7 @@ async def test_it_has_what_helps_and_no_secret(live: Live, tmp_path: Path) -> No
     live.charger.control.execute({"do": "silence", "seconds": 3600})
     await live.until_link("board", "board.silent")
     live.say(f"tried {PASSWORD} and {base64.b64encode(f'TAS-1:{PASSWORD}'.encode()).decode()}")
+    live.say(f"{OCPP}, {base64.b64encode(f'TAS-1:{OCPP}'.encode()).decode()}")
     live.say(f"key {PEM_LINE}; id token {CARD}; mqtt://someone:url-password@127.0.0.1:1")
     target = tmp_path / "support.tar.gz"
     code, out, complaint = await bundle(live.config, target)
