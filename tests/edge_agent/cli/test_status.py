@@ -99,3 +99,10 @@ async def test_too_many_technicians_are_told_so_and_the_agent_goes_on(live: Live
 async def test_a_socket_that_vanishes_comes_back(live: Live) -> None:
     (live.folder / "control.sock").unlink()
     await live.until(lambda told: told["running"])
+
+
+async def test_a_device_that_is_switched_off_is_told_from_a_silent_one(live: Live) -> None:
+    await live.charger.close()
+    line = await live.until_link("bus", "bus.tcp_down")
+    assert (line["state"], line["facts"]["lost"]) == ("trouble", "1")
+    await live.until_link("board", "board.silent")
