@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from edge_agent import control
 from edge_agent.cli.main import app
 from edge_agent.control import Request
+from edge_agent.hardware.registry import PROFILES
 
 Live = Any  # the fixtures' classes live in conftest, which cannot be imported
 Line = Any
@@ -63,6 +64,10 @@ async def test_a_registers_own_name_is_understood_and_json_says_it_all(line: Lin
 
 
 async def test_a_device_that_applies_something_else_is_told(line: Line) -> None:
+    profile = line.config.with_name("impatient.yaml")
+    shipped = (PROFILES / "abb_terra_ac.yaml").read_text()
+    profile.write_text(shipped.replace("settle_ms: 2000", "settle_ms: 50"))
+    line.config.write_text(line.config.read_text().replace("abb_terra_ac", str(profile)))
     line.charger.control.execute({"do": "ceiling", "limit_ma": 10_000, "evse": 1})
     code, _, complaint = await call(line.config, "left", "limit", "16000", "--yes")
     assert code == 1
