@@ -10,8 +10,10 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
+from edge_agent import links
 from edge_agent.control import Readings
 from edge_agent.desk import Desk
+from edge_agent.disk import Disk
 from edge_agent.hardware.board import (
     BoardRefusedError,
     BoardUnreachableError,
@@ -67,7 +69,10 @@ class Inbox:
     """What the uplink hears, handled in its order beside the uplink's own work."""
 
     def __init__(self) -> None:
-        self.link = "not connected yet"
+        self.link = links.NOT_YET
+        self.up: bool | None = None
+        self.changed_at: float | None = None
+        """Of the running loop's clock; None before the first connection or failure."""
         self._queue: asyncio.Queue[Welcome | Command | UnknownCommand] = asyncio.Queue()
 
     async def welcomed(self, welcome: Welcome) -> None:
@@ -77,7 +82,9 @@ class Inbox:
         self._queue.put_nowait(command)
 
     def link_changed(self, up: bool, reason: str) -> None:
-        self.link = "connected" if up else reason
+        if up is not self.up:
+            self.changed_at = asyncio.get_running_loop().time()
+        self.link, self.up = links.CONNECTED if up else reason, up
         log.info("uplink: %s", self.link)
 
     async def work(self, desk: Desk) -> None:
@@ -121,9 +128,11 @@ class Agent:
         """Ends the agent; set by who runs it."""
         self._on_journal_error = on_journal_error
         self._meter_trouble = ""
+        self._meter_heard_ms: int | None = None
         self._upkeep_trouble = ""
         self._strain = Strain(loop.station.site.rules.limit)
         self._strained = ""
+        self.disk = Disk(journal.folder)
 
     def restart(self) -> None:
         """End, so that the service manager starts it anew."""
@@ -138,6 +147,7 @@ class Agent:
             "commands": lambda: self.inbox.work(self.desk),
             "upkeep": self._upkeep,
             "watchdog": self._watchdog,
+            "disk": self.disk.run,
         }
         if self.meter is not None:
             works["site meter"] = lambda: self._poll_meter(self.meter)
@@ -193,6 +203,7 @@ class Agent:
             log.warning("site meter answers again")
         self._meter_trouble = ""
         now = self.loop.clock.now()
+        self._meter_heard_ms = now.mono_ms
         known = [current for current in reading.current if current is not None]
         if known:
             pins = [max(known) if current is None else current for current in reading.current]
@@ -323,6 +334,9 @@ class Agent:
             "site": self._site(),
             "traffic": self.traffic.described() if self.traffic is not None else None,
             "evses": [self.loop.told[evse] for evse in sorted(self.loop.told)],
+            "links": self.linked(),
+            "sessions": self._open_sessions(),
+            "limits": self._limits(),
         }
 
     def _site(self) -> dict[str, Any] | None:
@@ -332,6 +346,76 @@ class Agent:
         described = station.site.described(station.views(now), now.mono_ms)
         link = self.site_link.described() if self.site_link is not None else {}
         return described | {"link": link}
+
+    def linked(self) -> list[links.Link]:
+        """Everything the agent depends on, and how it is now."""
+        now, lines, stuck = self.loop.clock.now(), self.loop.lines, self.stuck()
+        devices = [line.board for line in lines] + ([self.meter] if self.meter else [])
+        alarms = (*self.journal.reports, self._upkeep_trouble)
+        changed, heard = self.inbox.changed_at, self._meter_heard_ms
+        since = None if changed is None else asyncio.get_running_loop().time() - changed
+        return [
+            *links.buses(devices),
+            *(self._board(line, now.mono_ms, line.name in stuck) for line in lines),
+            links.meter(
+                there=self.meter is not None,
+                identity=self.meter.identity if self.meter else "",
+                trouble=self._meter_trouble,
+                age_ms=None if heard is None else now.mono_ms - heard,
+            ),
+            links.mqtt(
+                there=self.uplink is not None,
+                up=self.inbox.up,
+                reason=self.inbox.link,
+                age_ms=None if since is None else round(since * 1000),
+            ),
+            *([] if self.ocpp is None else [self._backend(self.ocpp)]),
+            links.clock(now.quality),
+            links.disk(self.journal.folder, self.disk.seen),
+            links.journal(
+                failure=self.loop.ledger.failure,
+                reports=[text for text in alarms if text],
+                size_bytes=self.journal.size_bytes,
+            ),
+            links.queue(
+                billing=self.journal.pending_billing, telemetry=self.journal.pending_telemetry
+            ),
+        ]
+
+    def _backend(self, uplink: LinkedUplink) -> links.Link:
+        return links.ocpp(reason=uplink.link, refused=len(self.journal.refused))
+
+    def _board(self, line: Line, now_ms: int, stuck: bool) -> links.Link:
+        connectors = self.loop.station.connectors
+        seen = links.BoardSeen(
+            name=line.name,
+            identity=line.board.identity,
+            opened=line.opened,
+            trouble=line.trouble,
+            lost=any(connectors[evse].state.lost for evse in line.numbers.values()),
+            age_ms=None if line.heard_ms is None else now_ms - line.heard_ms,
+            stuck=stuck,
+        )
+        return links.board(seen)
+
+    def _open_sessions(self) -> list[dict[str, Any]]:
+        """Open transactions as they are now, ahead of their last checkpoint."""
+        now, found = self.loop.clock.now(), []
+        for evse, connector in self.loop.station.connectors.items():
+            state = connector.state
+            if state.session is not None:
+                record = state.session.measured(state.meter, now, state.charging)
+                found.append({"evse": evse, "transaction": record})
+        return found
+
+    def _limits(self) -> list[dict[str, Any]]:
+        """Every limit that holds for each EVSE now, the smallest first."""
+        now, station = self.loop.clock.now(), self.loop.station
+        return [
+            {"evse": evse, "limit_ma": bound.limit, "set_by": bound.name}
+            for evse in sorted(station.connectors)
+            for bound in sorted(station.bounds(evse, now), key=lambda each: each.limit)
+        ]
 
     def watch(self) -> tuple[Readings, Callable[[], None]]:
         """Every reading from now on; a watcher that is too slow misses some."""

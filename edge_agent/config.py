@@ -5,6 +5,7 @@ Paths in it are relative to the folder it lies in. `edge_agent/example.toml` sho
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import tomllib
 from pathlib import Path
@@ -213,6 +214,14 @@ class MeteringPart(Part, frozen=True, kw_only=True):
     simulator whose time is accelerated."""
 
 
+class LocalPagePart(Part, frozen=True, kw_only=True):
+    """A read-only page for a technician beside the controller; without the table there is none."""
+
+    port: Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+    address: str = "127.0.0.1"
+    """Whoever reaches it sees the page, without login."""
+
+
 class Config(Part, frozen=True, kw_only=True):
     """The whole file."""
 
@@ -226,6 +235,7 @@ class Config(Part, frozen=True, kw_only=True):
     authorization: AuthorizationPart = AuthorizationPart()
     times: TimesPart = TimesPart()
     metering: MeteringPart = MeteringPart()
+    local_page: LocalPagePart | None = None
     base: str = ""
     """Not for the file: the folder it lies in."""
 
@@ -285,9 +295,18 @@ def _problems(config: Config) -> Any:
         yield "base: not a setting; paths are relative to the file's folder"
     if not config.boards:
         yield "boards: at least one [[boards]] is needed"
+    if config.local_page is not None:
+        yield from _address_problems(config.local_page.address)
     yield from _board_problems(config)
     yield from _uplink_problems(config)
     yield from _number_problems(config)
+
+
+def _address_problems(address: str) -> Any:
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        yield f"local_page.address: an address such as 127.0.0.1 or 0.0.0.0, not '{address}'"
 
 
 def _board_problems(config: Config) -> Any:

@@ -1,12 +1,15 @@
 """The agent's control socket: how a technician's commands reach the agent that runs.
 
 A unix socket in the journal's folder, readable by its owner only. One JSON object per line asks,
-one answers; `watch` goes on answering. An answer has `error` when it could not be done.
+one answers; `watch` goes on answering. An answer has `error` when it could not be done. Nothing
+that happens here reaches the agent's other tasks: clients are few, each answer has its deadline,
+and a socket that cannot be made is tried again while the agent goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -19,17 +22,35 @@ import msgspec
 from edge_agent.rules.station import RefusedError
 from protocols.agent_link import IdToken
 
+log = logging.getLogger(__name__)
 NAME: Final = "control.sock"
 MAX_LINE: Final = 65_536
+MOST_CLIENTS: Final = 8
+DEADLINE_S: Final = 60.0
+"""For an answer that reads devices."""
+IDLE_S: Final = 120.0
+"""A client that asks nothing for so long makes room for another."""
+SLOW_S: Final = 10.0
+"""A client that takes no bytes for so long is let go."""
+AGAIN_S: Final = 10.0
+"""Between two attempts to make the socket."""
+THERE_S: Final = 1.0
+"""Between two looks whether it is still there."""
+LONGEST_ANSWER: Final = 4 * 1024 * 1024
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked; a token for `token`, an EVSE where one is meant."""
+    """What is asked; a token for `token`, an EVSE or device where one is meant."""
 
     do: str
     token: str = ""
     type: str = "ISO14443"
     evse: int | None = None
+    device: str = ""
+    field: str = ""
+    value: int = 0
+    dry: bool = False
+    """For `write`: tell what would be sent, and send nothing."""
 
 
 Answer = Any
@@ -58,10 +79,13 @@ class Control:
         *,
         status: Callable[[], Answer],
         present: Callable[[IdToken, int | None], Awaitable[str]],
-        read: Callable[[], Awaitable[Answer]],
+        read: Callable[[str], Awaitable[Answer]],
         watch: Callable[[], tuple[Readings, Callable[[], None]]],
         recover: Callable[[int | None], Awaitable[str]] | None = None,
         retry: Callable[[], str] = lambda: "nothing was refused",
+        log: Callable[[], Answer] = list,
+        write: Callable[[Request], Awaitable[Answer]] | None = None,
+        again_s: float = AGAIN_S,
     ) -> None:
         self._status = status
         self._present = present
@@ -69,38 +93,76 @@ class Control:
         self._watch = watch
         self._recover = recover
         self._retry = retry
+        self._log = log
+        self._write = write
+        self._again_s = again_s
+        self._clients = 0
+        self._reading = asyncio.Lock()
+
+    @asynccontextmanager
+    async def kept(self, folder: Path) -> AsyncIterator[None]:
+        """Serve while the context lasts, again and again where it cannot be done at once."""
+        keeping = asyncio.create_task(self._keep(folder), name="control")
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+
+    async def _keep(self, folder: Path) -> None:
+        trouble = ""
+        while True:
+            try:
+                async with self.served(folder):
+                    trouble = ""
+                    while (folder / NAME).exists():  # noqa: ASYNC110  # nobody tells of a file gone
+                        await asyncio.sleep(THERE_S)
+            except OSError as error:
+                if str(error) != trouble:
+                    log.warning("no control socket in %s (%s); trying again", folder, error)
+                trouble = str(error)
+                await asyncio.sleep(self._again_s)
 
     @asynccontextmanager
     async def served(self, folder: Path) -> AsyncIterator[None]:
         """Listen while the context lasts; a socket that a dead agent left is replaced."""
         path = folder / NAME
         path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with _short(folder) as short:
-            old = os.umask(0o177)
-            try:
-                listener.bind(short)
-            finally:
-                os.umask(old)
+        listener = _bound(folder)
         server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_LINE)
         try:
             yield
         finally:
             server.close()
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients += 1
         try:
-            while line := await reader.readline():
+            if self._clients > MOST_CLIENTS:
+                text = f"{MOST_CLIENTS} technicians are connected already; close one and try again"
+                await _send(writer, {"error": text})
+                return
+            while line := await self._line(reader):
                 async for answer in self._answers(line):
-                    writer.write(msgspec.json.encode(answer) + b"\n")
-                    await writer.drain()
+                    await _send(writer, answer)
         except (ConnectionError, ValueError, asyncio.CancelledError):
             return  # the technician has gone, sent more than a line may hold, or the agent ends
+        except TimeoutError:
+            writer.transport.abort()  # it sleeps: closing would wait until it takes what is left
+        except Exception:  # the root of this task: a fault here must end nothing but this client
+            log.exception("control: a request failed")
         finally:
+            self._clients -= 1
             writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()
+
+    @staticmethod
+    async def _line(reader: asyncio.StreamReader) -> bytes:
+        async with asyncio.timeout(IDLE_S):
+            return await reader.readline()
 
     async def _answers(self, line: bytes) -> AsyncIterator[Answer]:
         try:
@@ -122,13 +184,26 @@ class Control:
             token = IdToken(request.token, request.type)
             return {"text": await self._present(token, request.evse)}
         if request.do == "read":
-            return await self._read()
-        if request.do == "recover" and self._recover is not None:
-            return {"text": await self._recover(request.evse)}
+            return await self._read_devices(request.device)
+        if request.do == "log":
+            return self._log()
         if request.do == "retry":
             return {"text": self._retry()}
-        known = "status, token, read, retry, recover or watch"
+        if request.do == "write" and self._write is not None:
+            return await self._write(request)
+        if request.do == "recover" and self._recover is not None:
+            return {"text": await self._recover(request.evse)}
+        known = "status, token, read, write, retry, recover, log or watch"
         raise RefusedError(f"there is no '{request.do}'; ask for {known}")
+
+    async def _read_devices(self, device: str) -> Answer:
+        """One technician at a time, so that the agent's own polls keep their turns on the line."""
+        try:
+            async with asyncio.timeout(DEADLINE_S), self._reading:
+                return await self._read(device)
+        except TimeoutError:
+            text = f"the devices were not read within {DEADLINE_S:g} s; look at the lines in status"
+            raise RefusedError(text) from None
 
     async def _watching(self) -> AsyncIterator[Answer]:
         queue, done = self._watch()
@@ -137,6 +212,29 @@ class Control:
                 yield await queue.get()
         finally:
             done()
+
+
+def _bound(folder: Path) -> socket.socket:
+    """A listening socket of the owner only. Raises OSError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _short(folder) as short:
+            old = os.umask(0o177)
+            try:
+                listener.bind(short)
+            finally:
+                os.umask(old)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+async def _send(writer: asyncio.StreamWriter, answer: Answer) -> None:
+    """Raises TimeoutError when the client takes nothing."""
+    writer.write(msgspec.json.encode(answer) + b"\n")
+    async with asyncio.timeout(SLOW_S):
+        await writer.drain()
 
 
 async def ask(folder: Path, request: Request) -> Any:
@@ -150,7 +248,7 @@ async def stream(folder: Path, request: Request) -> AsyncIterator[Any]:
     """The answers to a request as they come. Raises NotRunningError."""
     try:
         with _short(folder) as short:
-            reader, writer = await asyncio.open_unix_connection(short, limit=16 * MAX_LINE)
+            reader, writer = await asyncio.open_unix_connection(short, limit=LONGEST_ANSWER)
     except OSError as error:
         raise NotRunningError(f"no agent runs on {folder} ({error.strerror})") from error
     try:

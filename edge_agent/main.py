@@ -30,10 +30,13 @@ from edge_agent.control import Control
 from edge_agent.desk import Desk
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, Failsafe, Meter
 from edge_agent.hardware.modbus_board import ModbusBoard, ModbusMeter
+from edge_agent.hardware.modbus_device import ModbusDevice
 from edge_agent.hardware.modbus_port import PortPool
 from edge_agent.hardware.registry import BoardConfig, UnknownProfileError, open_board, open_meter
 from edge_agent.journal import Journal, JournalBudget, JournalError
 from edge_agent.ledger import Ledger
+from edge_agent.local_page import LocalPage
+from edge_agent.logtail import log_kept
 from edge_agent.loop import Line, Loop, LoopSettings
 from edge_agent.registers import RegisterDump, dump
 from edge_agent.rules.actions import ConnectorSettings
@@ -44,7 +47,7 @@ from edge_agent.rules.leases import Follower, Leader, LeaseRules
 from edge_agent.rules.phases import everywhere
 from edge_agent.rules.reserve import REACTION_MS
 from edge_agent.rules.site import SiteRules
-from edge_agent.rules.station import Station, StationSettings, Wiring
+from edge_agent.rules.station import RefusedError, Station, StationSettings, Wiring
 from edge_agent.rules.surplus import SurplusRules
 from edge_agent.rules.traffic import Level, TrafficRules
 from edge_agent.site_link import FollowerLink, LeaderLink, SiteLink
@@ -52,6 +55,7 @@ from edge_agent.traffic import TrafficKeeper
 from edge_agent.uplink.mqtt import MqttSettings, MqttUplink
 from edge_agent.uplink.session import SessionSettings
 from edge_agent.uplink.share import Share
+from edge_agent.writing import through_agent
 from protocols.modbus.document import ProfileError
 from protocols.quantities import MilliAmperes, WattHours
 from protocols.site_link import MIN_KEY_BYTES
@@ -60,6 +64,7 @@ log = logging.getLogger(__name__)
 SURELY_PAST_MS: Final = 1_735_689_600_000
 """2025-01-01: a clock that shows less was never set."""
 KNOWN_SESSIONS: Final = 500
+SESSIONS_SHOWN: Final = 20
 IN_USE: Final = "the journal is in use"
 """What a JournalError says of a folder that another agent holds."""
 MIB: Final = 1024 * 1024
@@ -314,15 +319,30 @@ def build(config: Config, found: Hardware, journal: Journal, clock: Clock) -> Ag
     )
 
 
-async def registers_of(found: Hardware) -> list[RegisterDump]:
-    """Every register of every device, read now."""
+SITE_METER: Final = "site meter"
+
+
+async def registers_of(found: Hardware, device: str = "") -> list[RegisterDump]:
+    """Every register of the named device, or of all, read now. Raises RefusedError."""
+    named = devices_of(found)
+    if device and device not in named:
+        have = ", ".join(named) or "no device with registers"
+        raise RefusedError(f"there is no device '{device}' here; this controller has {have}")
     dumps: list[RegisterDump] = []
-    for line in found.lines:
-        if isinstance(line.board, ModbusBoard):
-            dumps += await dump(line.name, line.board.device)
-    if isinstance(found.meter, ModbusMeter):
-        dumps += await dump("site meter", found.meter.device)
+    for name, each in named.items():
+        if device in {"", name}:
+            dumps += await dump(name, each)
     return dumps
+
+
+def devices_of(found: Hardware) -> dict[str, ModbusDevice]:
+    """What has registers, by its name in the configuration."""
+    named = {
+        line.name: line.board.device for line in found.lines if isinstance(line.board, ModbusBoard)
+    }
+    if isinstance(found.meter, ModbusMeter):
+        named[SITE_METER] = found.meter.device
+    return named
 
 
 async def run(config: Config) -> None:
@@ -330,19 +350,49 @@ async def run(config: Config) -> None:
     clock = Clock(ClockRules(uuid4(), SURELY_PAST_MS))
     clock.observe()
     found = hardware(config)
-    with contextlib.closing(await _journal_or_safe(config, found, clock)) as journal:
+    with (
+        contextlib.closing(await _journal_or_safe(config, found, clock)) as journal,
+        log_kept() as tail,
+    ):
         agent = build(config, found, journal, clock)
         control = Control(
             status=agent.status,
             present=agent.desk.present,
-            read=lambda: registers_of(found),
+            read=lambda device: registers_of(found, device),
             watch=agent.watch,
             recover=agent.desk.recover,
             retry=agent.retry_refused,
+            log=tail.lines,
+            write=lambda asked: through_agent(
+                agent.loop,
+                config,
+                board=asked.device,
+                field=asked.field,
+                value=asked.value,
+                evse=asked.evse,
+                dry=asked.dry,
+            ),
         )
-        async with control.served(journal.folder):
+        async with control.kept(journal.folder), _local_page(config, found, agent):
             connect(config, agent)
             await _until_told(agent)
+
+
+def _local_page(
+    config: Config, found: Hardware, agent: Agent
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Serves it where it is configured."""
+    part = config.local_page
+    if part is None:
+        return contextlib.nullcontext()
+    return LocalPage(
+        part.address,
+        part.port,
+        status=agent.status,
+        sessions=lambda: agent.journal.sessions(SESSIONS_SHOWN),
+        read=lambda device: registers_of(found, device),
+        devices=list(devices_of(found)),
+    ).kept()
 
 
 async def _journal_or_safe(config: Config, found: Hardware, clock: Clock) -> Journal:

@@ -30,6 +30,7 @@ from edge_agent.hardware.board import (
     PowerBoard,
 )
 from edge_agent.journal import JournalError, JournalView, RefusedFact
+from edge_agent.wording import DEFAULT, wording
 from protocols.agent_link import TransactionEvent
 
 START_IT = "start it with: karvon agent run"
@@ -92,6 +93,26 @@ def _print_status(answer: dict[str, Any]) -> None:
         for evse in answer["evses"]
     ]
     print_table(("EVSE", "status", "charging", "offered", "limited by", "error"), rows)
+    _print_links(answer.get("links", []))
+
+
+def _print_links(found: list[dict[str, Any]]) -> None:
+    """Each link in a line, and for each in trouble why and what to do."""
+    if not found:
+        return
+    words = wording(DEFAULT)
+    rows, advice = [], []
+    for link in found:
+        what, why, todo = words.told(link["code"], link["facts"])
+        state = words("state", link["state"])
+        age = words.age(link["age_ms"]) if link["age_ms"] is not None else ""
+        rows.append((words("kind", link["kind"]), link["name"], state, age, what))
+        if link["state"] == "trouble":
+            said = f" ({link['why']})" if link["why"] else ""
+            advice.append(f"{words('kind', link['kind'])} {link['name']}: {why}{said}; {todo}")
+    print_lines([""])
+    print_table(("link", "name", "state", "heard", "what"), rows)
+    print_lines(["", *advice] if advice else [])
 
 
 def _site_lines(site: dict[str, Any] | None) -> list[str]:

@@ -27,6 +27,9 @@ ConfigOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 EvseOption = Annotated[int | None, typer.Option("--evse", min=1, help="The EVSE that is meant.")]
+LanguageOption = Annotated[
+    str | None, typer.Option("--lang", help="uz, ru, en or de; else as LANG says.")
+]
 LimitOption = Annotated[int, typer.Option("--limit", min=1, help="How many at most.")]
 BeforeOption = Annotated[
     int | None, typer.Option("--before", help="Go on before this session number.")
@@ -112,6 +115,85 @@ def watch(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) -> 
     except KeyboardInterrupt:
         code = 0
     raise typer.Exit(code)
+
+
+@app.command()
+def write(
+    board: Annotated[str, typer.Argument(help="The board's name in the configuration.")],
+    field: Annotated[
+        str, typer.Argument(help="limit, failsafe_timeout, failsafe_fallback, or its register.")
+    ],
+    value: Annotated[int, typer.Argument(help="In mA or s; a limit of 0 pauses the vehicle.")],
+    config: ConfigOption = Path(DEFAULT),
+    evse: EvseOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would go out.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what a board's profile allows: shown in hex, confirmed, read back, compared."""
+    from edge_agent.cli import writing
+
+    asked = writing.Asked(board=board, field=field, value=value, evse=evse, yes=yes, dry=dry_run)
+    raise typer.Exit(writing.write(config, asked, as_json=as_json))
+
+
+@app.command()
+def sniff(
+    port: Annotated[Path, typer.Argument(help="The serial adapter to listen on.")],
+    config: ConfigOption = Path(DEFAULT),
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="Names registers; else as the configuration.")
+    ] = None,
+    baudrate: Annotated[int | None, typer.Option("--baudrate", min=300)] = None,
+    parity: Annotated[str | None, typer.Option("--parity", help="none, even or odd")] = None,
+    stopbits: Annotated[int | None, typer.Option("--stopbits", min=1, max=2)] = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", min=1, help="End after so many.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Listen on a serial line and tell what others say on it, until interrupted; sends nothing."""
+    from edge_agent.cli import sniffing
+
+    asked = sniffing.Asked(
+        port=port,
+        profile=profile,
+        baudrate=baudrate,
+        parity=parity,
+        stopbits=stopbits,
+        frames=frames,
+    )
+    raise typer.Exit(sniffing.sniff(config, asked, as_json=as_json))
+
+
+@app.command()
+def bundle(
+    file: Annotated[Path, typer.Argument(help="The .tar.gz to make; it must not exist yet.")],
+    config: ConfigOption = Path(DEFAULT),
+    as_json: JsonOption = False,
+) -> None:
+    """Pack what somebody needs who helps from afar; secrets are taken out."""
+    from edge_agent.cli import bundling
+
+    raise typer.Exit(bundling.bundle(config, file, as_json=as_json))
+
+
+@app.command()
+def view(config: ConfigOption = Path(DEFAULT), lang: LanguageOption = None) -> None:
+    """Look at everything live in this terminal: links, EVSEs, registers, sessions, log."""
+    from edge_agent.cli.output import complain
+    from edge_agent.wording import language_of
+
+    try:
+        from edge_agent.cli import viewing
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "textual":
+            raise
+        text = "view needs the package 'textual'; install it with: pip install 'karvon[edge]'"
+        raise typer.Exit(complain(text, UNREACHABLE)) from None
+    raise typer.Exit(viewing.view(config, lang or language_of(os.environ)))
 
 
 @app.command()

@@ -9,7 +9,19 @@ from typing import Any
 
 import msgspec
 
+from edge_agent.shown import amperes, duration, kwh
 from protocols.agent_link import ClockQuality, Stamp
+
+__all__ = [
+    "amperes",
+    "complain",
+    "duration",
+    "kwh",
+    "print_json",
+    "print_lines",
+    "print_table",
+    "when",
+]
 
 
 def complain(text: str, code: int) -> int:
@@ -43,20 +55,5 @@ def when(stamp: Stamp) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S}{doubt}"
 
 
-def kwh(watt_hours: int | None) -> str:
-    return "" if watt_hours is None else f"{watt_hours / 1000:.3f} kWh"
-
-
 def mib(size: int) -> str:
     return f"{size / 1024 / 1024:.1f} MiB"
-
-
-def amperes(milliamperes: int | None) -> str:
-    return "" if milliamperes is None else f"{milliamperes / 1000:.1f} A"
-
-
-def duration(milliseconds: int) -> str:
-    """Hours, minutes and seconds, e.g. `1:05:09`."""
-    minutes, seconds = divmod(milliseconds // 1000, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -19,6 +19,7 @@ from edge_agent.hardware.board import (
     PhaseVoltages,
 )
 from edge_agent.hardware.modbus_device import ModbusDevice, Wanted
+from edge_agent.hardware.modbus_port import LineHealth
 from protocols.modbus.binding import ForbiddenError
 from protocols.modbus.checks import POWER
 from protocols.modbus.commands import (
@@ -81,6 +82,9 @@ class ModbusBoard:
 
     async def close(self) -> None:
         await self.device.close()
+
+    def line_health(self) -> LineHealth:
+        return self.device.line_health()
 
     async def read(self) -> tuple[EvseReading, ...]:
         taken_at = self._clock()
@@ -345,6 +349,9 @@ class ModbusMeter:
 
     async def close(self) -> None:
         await self.device.close()
+
+    def line_health(self) -> LineHealth:
+        return self.device.line_health()
 
     async def read(self) -> MeterReading:
         taken_at = self._clock()

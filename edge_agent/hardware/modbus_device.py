@@ -9,7 +9,13 @@ from dataclasses import replace
 from typing import Final
 
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError
-from edge_agent.hardware.modbus_port import BUSY, DeviceExceptionError, ModbusLink, ModbusPort
+from edge_agent.hardware.modbus_port import (
+    BUSY,
+    DeviceExceptionError,
+    LineHealth,
+    ModbusLink,
+    ModbusPort,
+)
 from protocols.modbus.binding import Binding, Facts, WriteRequest, check_write, version
 from protocols.modbus.checks import writes
 from protocols.modbus.planning import Span, plan_reads
@@ -63,6 +69,9 @@ class ModbusDevice:
         words = [self.profile.maker, str(texts.get(self.profile.identity.model or "", ""))]
         words += [str(texts[name]) for name in told if name and texts.get(name) is not None]
         self.identity = " ".join(word for word in words if word)
+
+    def line_health(self) -> LineHealth:
+        return self._port.health()
 
     async def close(self) -> None:
         if self._attached:

@@ -110,6 +110,25 @@ class UnitHealth:
     slowest: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineHealth:
+    """How a line is doing, as far as its owner knows."""
+
+    line: str
+    kind: Literal["tcp", "rtu"]
+    open: bool
+    """Connected, or the serial line is held."""
+    failures: dict[int, int]
+    """Unit -> requests in a row that stayed without an answer."""
+    requests: int
+    """Since the start, answered or not."""
+    missed: int
+    """How many of them stayed without an answer."""
+    waiting: int
+    age_s: float | None
+    """Since the last answer of any unit."""
+
+
 class ModbusPort:
     """The owner of one line. `request` may be called from any task; answers come in order."""
 
@@ -126,8 +145,22 @@ class ModbusPort:
         self._misses = 0
         self._connect_at = 0.0
         self._backoff = 0.0
+        self._requests = self._missed_ever = 0
+        self._heard_at: float | None = None
         # One line per poll would bury what matters; this port says "lost" and "restored" itself.
         logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
+
+    def health(self) -> LineHealth:
+        return LineHealth(
+            line=self.link.line,
+            kind=self.link.kind,
+            open=self._connected,
+            failures={unit: health.failures for unit, health in sorted(self._units.items())},
+            requests=self._requests,
+            missed=self._missed_ever,
+            waiting=len(self._queue),
+            age_s=None if self._heard_at is None else self._clock() - self._heard_at,
+        )
 
     def attach(self) -> None:
         """Called by each device that shares the port."""
@@ -250,7 +283,8 @@ class ModbusPort:
         return client.write_registers(request.address, words, device_id=unit)
 
     def _answered(self, job: Job, health: UnitHealth, started: float) -> None:
-        now = self._clock()
+        now = self._heard_at = self._clock()
+        self._requests += 1
         written = isinstance(job.request, WriteRequest)
         gap = max(job.limits.gap_ms, job.limits.write_gap_ms if written else 0)
         health.free_at = now + gap / 1000
@@ -265,6 +299,8 @@ class ModbusPort:
     async def _missed(self, job: Job, health: UnitHealth, patience: float) -> None:
         health.failures += 1
         self._misses += 1
+        self._requests += 1
+        self._missed_ever += 1
         now = self._clock()
         if health.failures >= FAILURES_BEFORE_LOST and len(self._units) > 1:
             doubled = 2.0 ** (health.failures - FAILURES_BEFORE_LOST)
@@ -330,7 +366,7 @@ class ModbusPort:
             link.device,
             framer=FramerType.ASCII if link.framing == "ascii" else FramerType.RTU,
             baudrate=link.baudrate or 9600,
-            parity="N" if _is_pseudo(link.device) else (link.parity or "none")[0].upper(),
+            parity="N" if is_pseudo(link.device) else (link.parity or "none")[0].upper(),
             stopbits=link.stopbits or 1,
             timeout=60,
             retries=0,
@@ -358,7 +394,7 @@ class ModbusPort:
         return f"{self.link.line} unit {unit}"
 
 
-def _is_pseudo(device: str) -> bool:
+def is_pseudo(device: str) -> bool:
     """A pseudo terminal has no parity, and Linux refuses to set any."""
     return Path(device).resolve().is_relative_to("/dev/pts")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 from uuid import UUID
 
 import msgspec
@@ -13,8 +13,10 @@ import msgspec
 from edge_agent.journal import billing, telemetry
 from edge_agent.journal.deliveries import RefusedFact, read_refused
 from edge_agent.journal.files import JournalError, explain, size_of
-from edge_agent.records import Register, Transaction
+from edge_agent.records import LocalList, Register, Transaction
 from protocols.quantities import Milliseconds
+
+ALL_SESSIONS: Final = 1_000_000
 
 
 class Queue(msgspec.Struct, frozen=True):
@@ -96,6 +98,15 @@ class JournalView:
     def refused(self) -> list[RefusedFact]:
         """What an OCPP backend refused for good, oldest first."""
         return read_refused(self._billing)
+
+    def id_tokens(self) -> set[str]:
+        """Every id token that the journal knows: of sessions, and of the local list."""
+        found = {session.id_token for session in self.sessions(ALL_SESSIONS)}
+        found |= {one.id_token.value for one in self.transactions() if one.id_token is not None}
+        for body in self._kept("local_list"):
+            for entry in msgspec.json.decode(body, type=LocalList).entries:
+                found |= {entry.id_token.value, entry.group}
+        return {token for token in found if token}
 
     def queue(self) -> Queue:
         meta = dict(self._billing.execute("SELECT name, value FROM meta"))

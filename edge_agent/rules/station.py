@@ -140,6 +140,12 @@ class Station:
         running = self.connectors[evse].state.session
         return running is not None and running.stop is None
 
+    def bounds(self, evse: int, now: Stamp) -> list[Bound]:
+        """Every limit that would hold for this EVSE now, transaction or not."""
+        share = self._share(evse, now)
+        shared = [] if share is None else [Bound(share.limited_by, MilliAmperes(share.limit))]
+        return [*self._bounds(evse, now), *shared]
+
     def _bounds(self, evse: int, now: Stamp) -> list[Bound]:
         """What limits this EVSE by itself, whatever others take."""
         connector = self.connectors[evse]

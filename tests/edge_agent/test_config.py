@@ -39,6 +39,7 @@ def test_the_example_is_valid_and_shows_every_setting() -> None:
         configuration.AuthorizationPart,
         configuration.TimesPart,
         configuration.MeteringPart,
+        configuration.LocalPagePart,
     )
     names = {name for part in parts for name in part.__struct_fields__} - {"base", "kind"}
     assert [name for name in names if name not in text] == []

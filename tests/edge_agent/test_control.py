@@ -27,8 +27,8 @@ class Stub:
         self.presented.append((token, evse))
         return "accepted"
 
-    async def read(self) -> list[dict[str, int]]:
-        return [{"value": 7}]
+    async def read(self, device: str) -> list[dict[str, int | str]]:
+        return [{"value": 7, "device": device}]
 
     def watch(self) -> tuple[asyncio.Queue[Any], Callable[[], None]]:
         self.watchers += 1
@@ -45,6 +45,7 @@ class Stub:
             present=self.present,
             read=self.read,
             watch=self.watch,
+            again_s=0.01,
         )
 
 
@@ -52,7 +53,9 @@ async def test_a_technician_asks_and_is_answered(tmp_path: Path) -> None:
     stub = Stub()
     async with stub.control.served(tmp_path):
         assert await ask(tmp_path, Request(do="status")) == {"running": True}
-        assert await ask(tmp_path, Request(do="read")) == [{"value": 7}]
+        assert await ask(tmp_path, Request(do="read", device="left")) == [
+            {"value": 7, "device": "left"}
+        ]
         answer = await ask(tmp_path, Request(do="token", token="CARD", evse=2))
     assert answer == {"text": "accepted"}
     assert stub.presented == [(IdToken("CARD"), 2)]
@@ -63,7 +66,7 @@ async def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
         refused = await ask(tmp_path, Request(do="token", token="BLOCKED"))
         unknown = await ask(tmp_path, Request(do="dance"))
     assert refused == {"error": "this id token is blocked"}
-    assert "ask for status, token, read, retry, recover or watch" in unknown["error"]
+    assert "ask for status, token, read, write, retry, recover, log or watch" in unknown["error"]
 
 
 async def test_a_line_that_is_no_request_does_not_end_the_connection(tmp_path: Path) -> None:
@@ -89,6 +92,37 @@ async def test_watching_goes_on_and_ends_with_the_watcher(tmp_path: Path) -> Non
             stub.queue.put_nowait({"n": 3})
             await asyncio.sleep(0)
     assert stub.watchers == 0
+
+
+async def test_a_socket_that_cannot_be_made_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "later"
+    async with Stub().control.kept(folder), asyncio.timeout(60):
+        while not caplog.records:
+            await asyncio.sleep(0.01)
+        folder.mkdir()
+        while not (folder / "control.sock").exists():
+            await asyncio.sleep(0.01)
+        assert await ask(folder, Request(do="status")) == {"running": True}
+    assert not (folder / "control.sock").exists()
+    assert len(caplog.records) == 1
+
+
+async def test_a_fault_behind_one_request_ends_only_that_client(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stub = Stub()
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    control = Control(status=broken, present=stub.present, read=stub.read, watch=stub.watch)
+    async with control.served(tmp_path):
+        with pytest.raises(NotRunningError, match="without an answer"):
+            await ask(tmp_path, Request(do="status"))
+        assert await ask(tmp_path, Request(do="log")) == []
+    assert "a request failed" in caplog.text
 
 
 async def test_only_the_owner_may_use_the_socket(tmp_path: Path) -> None:

@@ -80,7 +80,11 @@ def test_sdist_and_wheel_carry_the_data_files(built: Path) -> None:
     tracked = run("git", "ls-files", "-z", cwd=PROJECT).split("\0")
     packages = ("karvon/", "protocols/", "edge_agent/", "cloud/")
     needed = {name for name in tracked if name.startswith(packages)}
-    data = {name for name in needed if name.endswith((".py", ".sql", ".yaml", ".json", ".mako"))}
+    data = {
+        name
+        for name in needed
+        if name.endswith((".py", ".sql", ".toml", ".yaml", ".json", ".mako"))
+    }
     assert data <= set(names)
     assert data <= packed
 
