@@ -55,7 +55,7 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         if "time_zone" in case.query:
             case.query["time_zone"] = "Asia/Tashkent"
     for name in list(case.headers or {}):
-        # beside a wrong If-Match too: what was done under a key is told again whatever else is asked
+        # a key beside a wrong If-Match too: what was done under it is told again whatever is asked
         meant = _valid(case, ParameterLocation.HEADER) or name.lower() == "idempotency-key"
         if meant and len(str(case.headers[name])) <= MOMENTARY_HEADERS.get(name.lower(), -1):
             del case.headers[name]
