@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import termios
 import time
 from collections import Counter
@@ -80,6 +81,7 @@ def sniff(path: Path, asked: Asked, *, as_json: bool) -> int:
     settings = f"{known.rtu.baudrate} baud, parity {known.rtu.parity}"
     complain(f"listening on {asked.port} at {settings}; Ctrl-C ends", 0)
     ended = ""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # sums are told at either end
     with line, contextlib.suppress(KeyboardInterrupt):
         ended = asyncio.run(listener.listen(line.fileno()))
     listener.sum_up()

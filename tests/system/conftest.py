@@ -192,7 +192,10 @@ class World:
         """One whole session by card."""
         station.plug(want_wh, 32_000)
         Stubborn(station).present(TOKEN)
-        self.network.wait_for(station.full, 60, f"the vehicle at {station.identity} to be full")
+        try:
+            self.network.wait_for(station.full, 60, f"the vehicle at {station.identity} to be full")
+        except DemoError as error:
+            raise DemoError(f"{error}; its agent: {station.agent.tail()}") from None
         self.leave(station)
 
     def leave(self, station: Station) -> None:

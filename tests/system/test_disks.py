@@ -55,7 +55,7 @@ def test_a_full_disk_ends_nothing_unsafely_and_heals(world, mounts: list[Path]) 
         _try_to_charge(world, station)
     for ballast in ballasts:
         ballast.unlink()
-    time.sleep(3)
+    time.sleep(6)
     world.charge(station)
     world.agree(station, sessions=2)
 

@@ -85,7 +85,7 @@ async def test_the_configuration_gives_names_and_people_get_lines_and_sums(
     async with asyncio.timeout(60):
         while "CRC fits nothing" not in seen or "firmware=1.8.2" not in seen:
             seen += (await child.stdout.readline()).decode()
-    child.send_signal(signal.SIGINT)
+    child.send_signal(signal.SIGTERM)
     code, out, _ = await finished(child)
     await board.close()
     assert code == 0
@@ -121,5 +121,5 @@ async def test_a_port_that_another_holds_is_left_alone(line: Line) -> None:
     first = await listening(line)
     second = await listening(line)
     assert (await finished(second))[0] == 3
-    first.send_signal(signal.SIGINT)
+    first.send_signal(signal.SIGTERM)
     assert (await finished(first))[0] == 0
