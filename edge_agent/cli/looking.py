@@ -253,19 +253,7 @@ def queue(path: Path, *, as_json: bool) -> int:
 
 async def retry(path: Path, *, as_json: bool) -> int:
     """What an OCPP backend refused is offered to it once more."""
-    try:
-        answer = await control.ask(_folder(load(path)), Request(do="retry"))
-    except ConfigError as error:
-        return complain(str(error), 2)
-    except NotRunningError as error:
-        return complain(f"{error}; {START_IT}", 3)
-    if as_json:
-        print_json(answer)
-    if "error" in answer:
-        return 1 if as_json else complain(answer["error"], 1)
-    if not as_json:
-        print_lines([answer["text"]])
-    return 0
+    return await _tell(path, Request(do="retry"), as_json=as_json)
 
 
 def _told(refused: RefusedFact) -> str:

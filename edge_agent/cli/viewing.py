@@ -140,8 +140,8 @@ class View(App[None]):
                     await self._ask_registers()
                 elif front == "log":
                     await self._ask_log()
-            except NotRunningError:
-                pass  # the head says so, and why
+            except NotRunningError as error:  # it ended since it told its status
+                self._head(self._away(str(error)))
             if front == "sessions":
                 await self._read_sessions()
             await asyncio.sleep(self.every_s)

@@ -97,7 +97,7 @@ async def test_a_leader_that_comes_later_is_found(make_rig: Callable[..., Rig]) 
     pair = Pair(make_rig)
     leader, follower = pair.links()
     async with running(follower.run()):
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # some of its datagrams have found nobody by then
         assert pair.follower.heard_ms is None
         async with running(leader.run()):
             await until(lambda: pair.follower.lease)
@@ -110,6 +110,6 @@ async def test_a_port_in_use_ends_the_task_so_that_it_is_supervised(
     one, _ = pair.links()
     two, _ = pair.links()
     async with running(one.run()):
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # it binds in its first turns, and tells nobody that it has
         with pytest.raises(OSError, match="in use"):
             await two.run()

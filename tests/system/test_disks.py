@@ -55,7 +55,7 @@ def test_a_full_disk_ends_nothing_unsafely_and_heals(world, mounts: list[Path]) 
         _try_to_charge(world, station)
     for ballast in ballasts:
         ballast.unlink()
-    time.sleep(6)
+    time.sleep(6)  # the agent looks each second whether its journal can be written again
     world.charge(station)
     world.agree(station, sessions=2)
 

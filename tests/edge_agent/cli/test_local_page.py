@@ -63,7 +63,7 @@ async def until(port: int, path: str, holds: Callable[[str], bool]) -> str:
                 body = ""  # it does not listen yet
             if holds(body):
                 return body
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # the page tells nobody when it changes
 
 
 async def test_it_shows_links_with_advice_in_every_language(paged: tuple[Live, int]) -> None:

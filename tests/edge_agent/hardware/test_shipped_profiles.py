@@ -27,6 +27,7 @@ from edge_agent.hardware.modbus_board import ModbusBoard, ModbusMeter
 from edge_agent.hardware.modbus_device import ModbusDevice
 from edge_agent.hardware.modbus_port import ModbusLink, PortPool
 from edge_agent.hardware.registry import find_profile, profile_names
+from karvon.profiles.trying import HandClock
 from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.meter import SimulatedMeter
 from karvon.simulator.running import Places, Running
@@ -268,22 +269,9 @@ def test_the_table_of_states_names_every_value_that_a_rule_knows() -> None:
                         assert found, f"{name}: {field}={value}"
 
 
-class Hand:
-    """A clock that the test turns: nothing here waits for real time."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
 @asynccontextmanager
 async def simulated(
-    name: str, hand: Hand, line: str | None = None, evses: int = 1
+    name: str, hand: HandClock, line: str | None = None, evses: int = 1
 ) -> AsyncIterator[tuple[ModbusDevice, SimulatedCharger | SimulatedMeter]]:
     profile = hurried(shipped(name))
     unit = unit_of(profile)
@@ -312,7 +300,7 @@ async def simulated(
 class Charge:
     """A vehicle at a simulated charger, the agent's side and the referee's."""
 
-    def __init__(self, found: ModbusDevice, device: SimulatedCharger, hand: Hand) -> None:
+    def __init__(self, found: ModbusDevice, device: SimulatedCharger, hand: HandClock) -> None:
         self.board = ModbusBoard(found, clock=hand, sleep=hand.sleep)
         self.device, self.hand = device, hand
 
@@ -415,7 +403,7 @@ async def whole_charge(charge: Charge) -> None:
 
 @pytest.mark.parametrize("name", CHARGERS)
 async def test_a_whole_charge_on_its_own_simulator(name: str) -> None:
-    hand = Hand()
+    hand = HandClock()
     async with simulated(name, hand) as (found, device):
         assert isinstance(device, SimulatedCharger)
         await whole_charge(Charge(found, device, hand))
@@ -423,7 +411,7 @@ async def test_a_whole_charge_on_its_own_simulator(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mennekes_compact", "evse_wb", "abl_emh1"])
 async def test_a_whole_charge_over_a_serial_line(name: str, tmp_path: Path) -> None:
-    hand = Hand()
+    hand = HandClock()
     async with simulated(name, hand, str(tmp_path / "line")) as (found, device):
         assert isinstance(device, SimulatedCharger)
         await whole_charge(Charge(found, device, hand))
@@ -467,7 +455,7 @@ async def test_nothing_flows_but_what_was_asked_for_last(
 ) -> None:
     """Any order of wishes: never more than the last limit, never without the last release."""
     for seed in range(sample_size(1, 200)):
-        hand, chance, wishes = Hand(), Random(f"{name} {seed}"), Wishes()
+        hand, chance, wishes = HandClock(), Random(f"{name} {seed}"), Wishes()
         async with simulated(name, hand) as (found, device):
             assert isinstance(device, SimulatedCharger)
             charge = Charge(found, device, hand)
@@ -489,7 +477,7 @@ async def test_nothing_flows_but_what_was_asked_for_last(
 
 @pytest.mark.parametrize("name", CHARGERS)
 async def test_without_the_agent_it_falls_back_as_the_profile_says(name: str) -> None:
-    hand = Hand()
+    hand = HandClock()
     async with simulated(name, hand) as (found, device):
         assert isinstance(device, SimulatedCharger)
         charge = Charge(found, device, hand)
@@ -517,7 +505,7 @@ async def test_without_the_agent_it_falls_back_as_the_profile_says(name: str) ->
 
 @pytest.mark.parametrize("name", METERS)
 async def test_a_meter_tells_what_its_simulator_counts(name: str) -> None:
-    hand = Hand()
+    hand = HandClock()
     async with simulated(name, hand) as (found, device):
         assert isinstance(device, SimulatedMeter)
         meter = ModbusMeter(found, clock=hand)
@@ -545,7 +533,7 @@ def test_one_poll_fits_into_the_agents_deadline(name: str) -> None:
 
 
 async def test_a_setting_that_the_device_needs_is_named_with_its_remedy() -> None:
-    hand = Hand()
+    hand = HandClock()
     async with simulated("phoenix_ev_cc_basic", hand) as (found, device):
         assert device.profile.simulator
         defaults = {**device.profile.simulator.defaults, "enable_mode": 1}
@@ -558,7 +546,7 @@ async def test_a_setting_that_the_device_needs_is_named_with_its_remedy() -> Non
 @pytest.mark.parametrize("name", [n for n in CHARGERS if shipped(n).evses.stride] + ["alfen_eve"])
 async def test_two_evses_of_one_device_are_each_their_own(name: str) -> None:
     """By a stride of addresses, or by a unit each."""
-    hand = Hand()
+    hand = HandClock()
     async with simulated(name, hand, evses=2) as (found, device):
         assert isinstance(device, SimulatedCharger)
         board = ModbusBoard(found, clock=hand, sleep=hand.sleep)
@@ -580,7 +568,7 @@ async def test_two_evses_of_one_device_are_each_their_own(name: str) -> None:
 
 async def test_a_limit_does_not_resume_what_is_withheld() -> None:
     """HCC3: its pause is resumed by a register of its own, and that must wait for the release."""
-    hand = Hand()
+    hand = HandClock()
     async with simulated("mennekes_hcc3", hand) as (found, device):
         assert isinstance(device, SimulatedCharger)
         charge = Charge(found, device, hand)
@@ -595,7 +583,7 @@ async def test_a_limit_does_not_resume_what_is_withheld() -> None:
 
 
 async def test_a_fallback_that_cannot_be_written_is_refused_with_what_to_do() -> None:
-    hand = Hand()
+    hand = HandClock()
     async with simulated("alfen_eve", hand) as (found, device):
         assert isinstance(device, SimulatedCharger)
         board = ModbusBoard(found, clock=hand, sleep=hand.sleep)
@@ -609,7 +597,7 @@ async def test_a_fallback_that_cannot_be_written_is_refused_with_what_to_do() ->
 
 async def test_no_fallback_is_not_taken_for_a_fallback_of_nothing() -> None:
     """Mennekes: 0 at 030Eh means "off", and 1 means "stop"."""
-    hand = Hand()
+    hand = HandClock()
     async with simulated("mennekes_compact", hand) as (found, device):
         assert isinstance(device, SimulatedCharger)
         board = ModbusBoard(found, clock=hand, sleep=hand.sleep)
