@@ -65,7 +65,7 @@ def _try_to_charge(world, station) -> None:
     station.plug(300, 32_000)
     with contextlib.suppress(DemoError):
         station.present(TOKEN)
-    time.sleep(2)
+    time.sleep(2)  # time to do the wrong thing: current without a record
     recorded = [session for session in witnesses.kept(station) if not session.over]
     assert recorded or station.current_ma() == 0, "it charges what it cannot record"
     assert station.agent.alive, station.agent.tail()
@@ -79,7 +79,7 @@ def test_a_disk_that_fills_during_a_session(world, mounts: list[Path]) -> None:
     world.begin(station)
     ballast = station.journal / "ballast"
     _fill(ballast)
-    time.sleep(5)
+    time.sleep(5)  # a stretch of the session that the disk refuses
     ballast.unlink()
     station.unplug()
     world.agree(station)
