@@ -93,10 +93,10 @@ def _bus(health: LineHealth) -> Link:
     lost = [unit for unit, count in health.failures.items() if count >= FAILURES_BEFORE_LOST]
     all_lost = bool(lost) and len(lost) == len(health.failures)
     state, code = LinkState.OK, "bus.ok"
-    if lost and not health.open:
+    if lost and health.refused:
         state, code = LinkState.TROUBLE, f"bus.{health.kind}_down"
     elif all_lost:
-        state, code = LinkState.TROUBLE, "bus.silent"
+        state, code = LinkState.TROUBLE, f"bus.{health.kind}_silent"
     elif lost:
         state, code = LinkState.TROUBLE, "bus.partly"
     elif not health.open:

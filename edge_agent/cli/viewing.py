@@ -121,6 +121,7 @@ class View(App[None]):
         self._device = (self._device + 1) % len(self._devices)
         self._find("registers").clear()
         self.query_one("#tabs", TabbedContent).active = "registers"
+        self._find("registers").focus()  # else a tab in which a table has the focus comes back
 
     # ------------------------------------------------------------------ asking
 

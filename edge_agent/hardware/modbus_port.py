@@ -118,6 +118,9 @@ class LineHealth:
     kind: Literal["tcp", "rtu"]
     open: bool
     """Connected, or the serial line is held."""
+    refused: bool
+    """The last attempt to open it failed. Closed alone says less: a silent device on TCP is
+    dialled anew after every few misses."""
     failures: dict[int, int]
     """Unit -> requests in a row that stayed without an answer."""
     requests: int
@@ -155,6 +158,7 @@ class ModbusPort:
             line=self.link.line,
             kind=self.link.kind,
             open=self._connected,
+            refused=self._backoff > 0,
             failures={unit: health.failures for unit, health in sorted(self._units.items())},
             requests=self._requests,
             missed=self._missed_ever,

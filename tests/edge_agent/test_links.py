@@ -20,14 +20,22 @@ MIB = 1024 * 1024
 class OnALine:
     """A device of which only the line is of interest."""
 
-    def __init__(self, failures: dict[int, int], *, open_: bool = True, kind: str = "rtu") -> None:
-        self.failures, self.open, self.kind = failures, open_, kind
+    def __init__(
+        self,
+        failures: dict[int, int],
+        *,
+        refused: bool = False,
+        open_: bool = True,
+        kind: str = "rtu",
+    ) -> None:
+        self.failures, self.refused, self.open, self.kind = failures, refused, open_, kind
 
     def line_health(self) -> LineHealth:
         return LineHealth(
             line="/dev/serial/by-id/usb",
             kind="tcp" if self.kind == "tcp" else "rtu",
             open=self.open,
+            refused=self.refused,
             failures=self.failures,
             requests=10,
             missed=3,
@@ -42,9 +50,10 @@ class OnALine:
         (OnALine({1: 0, 2: 2}), LinkState.OK, "bus.ok"),
         (OnALine({}, open_=False), LinkState.WAITING, "bus.closed"),
         (OnALine({1: 3, 2: 0}), LinkState.TROUBLE, "bus.partly"),
-        (OnALine({1: 3, 2: 9}), LinkState.TROUBLE, "bus.silent"),
-        (OnALine({1: 3}, open_=False), LinkState.TROUBLE, "bus.rtu_down"),
-        (OnALine({1: 3}, open_=False, kind="tcp"), LinkState.TROUBLE, "bus.tcp_down"),
+        (OnALine({1: 3, 2: 9}), LinkState.TROUBLE, "bus.rtu_silent"),
+        (OnALine({1: 3}, open_=False, kind="tcp"), LinkState.TROUBLE, "bus.tcp_silent"),
+        (OnALine({1: 3}, refused=True), LinkState.TROUBLE, "bus.rtu_down"),
+        (OnALine({1: 3}, refused=True, kind="tcp"), LinkState.TROUBLE, "bus.tcp_down"),
     ],
 )
 def test_a_line_says_who_is_lost(device: OnALine, state: LinkState, code: str) -> None:

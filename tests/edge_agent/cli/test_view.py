@@ -74,10 +74,17 @@ async def test_every_tab_shows_what_is_so_now(live: Live) -> None:
 async def test_trouble_is_pointed_at_with_why_and_what_to_do(live: Live) -> None:
     live.charger.control.execute({"do": "silence", "seconds": 3600})
     await live.until_link("board", "board.silent")
+    await live.until_link("bus", "bus.tcp_silent")
     view = view_of(live)
     async with view.run_test(size=(100, 30)) as pilot:
-        await until(pilot, lambda: "check the" in text(view, "told"))
+        await until(pilot, lambda: "check the unit number" in text(view, "told"))
+        assert "connected, but the device does not answer" in text(view, "told")
+        await pilot.press("tab", "down")
+        await until(pilot, lambda: "board left" in text(view, "told"))
         assert "no answer within" in text(view, "told")
+        await pilot.press("d")  # from within a table too
+        assert view.query_one("#tabs", TabbedContent).active == "registers"
+        await pilot.press("shift+tab")
         view.query_one("#tabs", TabbedContent).active = "log"
         box = view.query_one("#lines", RichLog)
         await until(pilot, lambda: any("board left" in line.text for line in box.lines))
