@@ -13,6 +13,7 @@ Fixtures that give real services (a test gets what is there, or is reported as N
 | `mosquitto`             | session  | that Mosquitto, with our shipped settings and ACL file   |
 | `broker`                | session  | the two above in turn: [nats], [mosquitto]               |
 | `faketime`              | session  | libfaketime, to preload                                  |
+| `stm32flash`            | session  | Debian's host for STM32 loaders                          |
 
 Brokers keep what earlier tests retained, Mosquitto also what earlier sessions did: listen to your
 own stations only.
@@ -207,6 +208,14 @@ def faketime() -> Path:
     if "faketime" not in state:
         _not_here("faketime", state)
     return Path(state["faketime"])
+
+
+@pytest.fixture(scope="session")
+def stm32flash() -> str:
+    state = _services()
+    if "stm32flash" not in state:
+        _not_here("stm32flash", state)
+    return str(state["stm32flash"])
 
 
 # -- brokers --------------------------------------------------------------------------------------

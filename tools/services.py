@@ -1,6 +1,7 @@
 """Real components for tests, on loopback and ports of their own: TimescaleDB and Mosquitto.
 
-Beside them libfaketime, for the agent without a clock.
+Beside them libfaketime, for the agent without a clock, and stm32flash, a host for loaders
+that is not ours.
 
 `start` makes them ready (idempotent), `stop` ends what was started here, `forget` also removes its
 data, `status` tells, `run -- COMMAND` wraps a command in them. Standard library only; Mosquitto's
@@ -156,6 +157,16 @@ def ensure_faketime() -> Path:
         if attempt == "look":
             install("libfaketime")
     raise LeftOutError("libfaketime is installed, but its library is not where it should be")
+
+
+def ensure_stm32flash() -> str:
+    """The program that our simulated loaders must please. Raises LeftOutError."""
+    if not shutil.which("stm32flash"):
+        install("stm32flash")
+    found = shutil.which("stm32flash")
+    if found is None:
+        raise LeftOutError("stm32flash is installed, but not in PATH")
+    return found
 
 
 def root_is_current() -> bool:
@@ -419,7 +430,7 @@ def start() -> list[str]:
             stop(["mosquitto"])
         state = load()
         kept = running(state)
-        if len(kept) == len(STOPPED_BY) and "faketime" in state:
+        if len(kept) == len(STOPPED_BY) and {"faketime", "stm32flash"} <= state.keys():
             return []
         state = {"left_out": [], **{name: state[name] for name in kept}}
         start_missing(state)
@@ -430,6 +441,7 @@ def start() -> list[str]:
 
 def start_missing(state: dict[str, Any]) -> None:
     part(state, "faketime", ensure_faketime)
+    part(state, "stm32flash", ensure_stm32flash)
     root = part(state, "trixie", ensure_root)
     state.pop("trixie", None)
     if "mosquitto" not in state:
