@@ -295,7 +295,7 @@ class Flasher:
         if found.loader and image.hw_ids and hw_id is None:
             raise RefusedError(
                 f"{image.version} is made for {', '.join(sorted(image.hw_ids))}, and only the "
-                "loader answers, which does not know what board it is on; nothing was erased. Read the "
+                "loader answers, which does not know its board; nothing was erased. Read the "
                 "name on the board and vouch for it with --hw-id"
             )
 
