@@ -50,13 +50,14 @@ class DirectLine:
 class PtyLine:
     """Serves a board on a pseudo terminal, in a thread; `path` is what a host opens.
 
-    With `octet_s` both directions take the time of a wire. A sleep that is too long is not made
-    good for: the host would have waited for a real board too.
+    With `octet_s` both directions take the time of a wire, neither more nor less: what one sleep of
+    ours took too long, the next is shorter.
     """
 
     def __init__(self, board: Board, *, octet_s: float = 0.0, link: Path | None = None) -> None:
         self._board = board
         self._octet_s = octet_s
+        self._overslept_s = 0.0
         # The far end stays open here: a host that closes it must not hang up the line.
         self._master, self._slave = os.openpty()
         tty.setraw(self._slave)
@@ -103,5 +104,9 @@ class PtyLine:
                 answer = answer[os.write(self._master, answer) :]
 
     def _take_time(self, octets: int) -> None:
-        if self._octet_s and octets:
-            time.sleep(octets * self._octet_s)
+        if not self._octet_s or not octets:
+            return
+        wanted = octets * self._octet_s - self._overslept_s
+        began = time.monotonic()
+        time.sleep(max(0.0, wanted))
+        self._overslept_s = time.monotonic() - began - wanted

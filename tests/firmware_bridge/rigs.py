@@ -7,9 +7,11 @@ from pathlib import Path
 from firmware_bridge.flashing import Flasher
 from firmware_bridge.journal import ImageStore, Journal
 from firmware_bridge.loader import FirmwareImage, Loader
+from firmware_bridge.modbus_loader import ModbusLoader
 from firmware_bridge.simulator.faults import Faults
 from firmware_bridge.simulator.flash import make_image
 from firmware_bridge.simulator.lines import DirectLine
+from firmware_bridge.simulator.modbus import DirectRegisters, ModbusBoard
 from firmware_bridge.simulator.stm32 import FLASH_AT, Stm32
 from firmware_bridge.stm32 import Stm32Loader
 
@@ -98,4 +100,37 @@ class Stm32Rig(Rig):
         return len(self.chip.erased)
 
     def loader_blocks(self, image: FirmwareImage) -> int:
+        return self.loader.blocks(image)
+
+
+class ModbusRig(Rig):
+    """Our loader behind registers."""
+
+    def __init__(self, **settings) -> None:
+        self.faults = Faults()
+        self.board = ModbusBoard(faults=self.faults, **settings)
+        self.connect()
+
+    def connect(self) -> None:
+        self.loader = ModbusLoader(DirectRegisters(self.board), pause=lambda _: None)
+
+    def image(self, version: str, *, hw_id: str = HW_ID, size: int = SIZE, **said) -> FirmwareImage:
+        return FirmwareImage(
+            octets=make_image(size, said.pop("says", version), hw_id=hw_id, **said),
+            version=version,
+            hw_ids=frozenset({hw_id}),
+        )
+
+    def cut(self) -> None:
+        self.board.cut()
+
+    def power_on(self) -> None:
+        self.faults.cut_at_block = self.faults.cut_at_erase = None
+        self.board.power_on()
+
+    def erased(self) -> int:
+        return len(self.board.erased)
+
+    def loader_blocks(self, image: FirmwareImage) -> int:
+        self.loader.identify()
         return self.loader.blocks(image)

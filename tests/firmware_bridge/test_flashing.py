@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from rigs import HW_ID, Rig, Stm32Rig
+from rigs import HW_ID, ModbusRig, Rig, Stm32Rig
 
 from firmware_bridge.boards import Boards
 from firmware_bridge.flashing import Progress, Result
@@ -16,7 +16,7 @@ from firmware_bridge.loader import (
     StoreError,
 )
 
-KINDS = [pytest.param(Stm32Rig, id="stm32")]
+KINDS = [pytest.param(Stm32Rig, id="stm32"), pytest.param(ModbusRig, id="modbus")]
 
 
 @pytest.fixture(params=KINDS)
