@@ -174,6 +174,9 @@ class Flasher:
             self.journal.store(entry)
             if entry.phase is Phase.FAULTED:
                 return Outcome(result=Result.FAULTED, version=None, reason=entry.reason)
+            if entry.image != entry.wanted and self._runs(self.images.get(entry.image)):
+                # A board that keeps two images may have gone back by itself.
+                return self._installed(entry)
 
     def _attempt(self, entry: Entry, image: FirmwareImage) -> Entry:
         entry = self._note(entry, Phase.REACH)
@@ -220,11 +223,12 @@ class Flasher:
             )
         if not seen.healthy:
             raise WrongApplicationError(f"{image.version} runs, and its self-test fails")
-        if self.protocols is not None and seen.protocol not in self.protocols:
-            spoken = ", ".join(map(str, sorted(self.protocols)))
+        spoken = self.protocols
+        if spoken is not None and seen.protocol is not None and seen.protocol not in spoken:
+            ours = ", ".join(map(str, sorted(spoken)))
             raise WrongApplicationError(
                 f"{image.version} speaks version {seen.protocol} of the board's protocol, and this "
-                f"agent speaks {spoken}"
+                f"agent speaks {ours}"
             )
 
     def _runs(self, image: FirmwareImage) -> bool:

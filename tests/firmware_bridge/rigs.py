@@ -12,11 +12,15 @@ from firmware_bridge.simulator.faults import Faults
 from firmware_bridge.simulator.flash import make_image
 from firmware_bridge.simulator.lines import DirectLine
 from firmware_bridge.simulator.modbus import DirectRegisters, ModbusBoard
+from firmware_bridge.simulator.smp import DirectTransport, SmpBoard, make_signed
 from firmware_bridge.simulator.stm32 import FLASH_AT, Stm32
+from firmware_bridge.smp import SmpLoader
 from firmware_bridge.stm32 import Stm32Loader
 
 HW_ID = "KPB-22"
 SIZE = 3000
+OPEN: list[SmpLoader] = []
+"""Each has an event loop, which the fixture `closed` closes."""
 
 
 class QuickTimes:
@@ -133,4 +137,40 @@ class ModbusRig(Rig):
 
     def loader_blocks(self, image: FirmwareImage) -> int:
         self.loader.identify()
+        return self.loader.blocks(image)
+
+
+class SmpRig(Rig):
+    """MCUboot, with an application from the factory: only an application takes images."""
+
+    def __init__(self, **settings) -> None:
+        self.faults = Faults()
+        self.board = SmpBoard(faults=self.faults, **settings)
+        self.board.load(make_signed(SIZE, "0.1.0"))
+        self.connect()
+
+    def connect(self) -> None:
+        self.loader = loader = SmpLoader(
+            lambda: DirectTransport(self.board), "none", hw_id=HW_ID, pause=lambda _: None
+        )
+        OPEN.append(loader)
+
+    def image(self, version: str, *, hw_id: str = HW_ID, size: int = SIZE, **said) -> FirmwareImage:
+        return FirmwareImage(
+            octets=make_signed(size, said.pop("says", version), hw_id=hw_id, **said),
+            version=version,
+            hw_ids=frozenset({hw_id}),
+        )
+
+    def cut(self) -> None:
+        self.board.cut()
+
+    def power_on(self) -> None:
+        self.faults.cut_at_block = self.faults.cut_at_swap = None
+        self.board.power_on()
+
+    def erased(self) -> int:
+        return len(self.board.uploads)
+
+    def loader_blocks(self, image: FirmwareImage) -> int:
         return self.loader.blocks(image)
