@@ -1,15 +1,16 @@
 """The plan that puts an image into a board, and is taken up again after a cut at any point.
 
-Each phase is on the disk before it begins. Until the image is sealed the board cannot start it, so
-what a cut leaves is a loader that waits. Then it begins again at erasing: AN3155 has no sessions.
-Where a loader does know what it has, as those of SMP and Modbus, it skips that by itself. What was
-cut after the seal is asked first whether it runs.
+From erasing on, each phase is on the disk before it begins. Until the image is sealed the board
+cannot start it, so what a cut leaves is a loader that waits. Then it begins again at erasing, since
+AN3155 has no sessions. Where a loader does know what it has, as those of SMP and Modbus, it skips
+that by itself. What was cut after the seal is asked first whether it runs.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
@@ -179,10 +180,7 @@ class Flasher:
                 return self._installed(entry)
 
     def _attempt(self, entry: Entry, image: FirmwareImage) -> Entry:
-        entry = self._note(entry, Phase.REACH)
-        found = self._reach()
-        self._refuse_wrong(image, found, known=entry.hw_id)
-        self.loader.check(image)
+        self._reach(image, entry.hw_id)
         total = self.loader.blocks(image)
         self._told(entry := self._note(entry, Phase.ERASE), image, 0, total)
         self.loader.erase(image)
@@ -197,11 +195,20 @@ class Flasher:
         self._await_application(image)
         return entry
 
-    def _reach(self) -> Identified:
-        """Its loader, whatever state the board is in."""
-        if not self.loader.probe():
+    def _reach(self, image: FirmwareImage, hw_id: str | None) -> None:
+        """Its loader, whatever state the board is in; and only if the image is made for it."""
+        entered = not self.loader.probe()
+        if entered:
             self.loader.enter()
-        return self.loader.identify()
+        try:
+            self._refuse_wrong(image, self.loader.identify(), known=hw_id)
+            self.loader.check(image)
+        except RefusedError:
+            # What ran before we came is still there.
+            if entered:
+                with suppress(BridgeError):
+                    self.loader.boot()
+            raise
 
     def _await_application(self, image: FirmwareImage) -> None:
         if not self.asks:

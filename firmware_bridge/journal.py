@@ -20,6 +20,7 @@ class Phase(StrEnum):
     """How far the plan has come; what is written down is what is about to be done."""
 
     REACH = "reach"
+    """Nothing of `image` was touched yet, in this try."""
     ERASE = "erase"
     WRITE = "write"
     VERIFY = "verify"
@@ -90,8 +91,9 @@ class ImageStore:
     def keep(self, image: FirmwareImage) -> None:
         """On the disk when this returns; the label last, so that what has one is whole."""
         name = image.sha256
-        if self._label(name).exists() and self._sound(name):
-            return
+        with contextlib.suppress(StoreError):
+            if self.get(name) == image:
+                return
         label = Label(
             version=image.version,
             hw_ids=sorted(image.hw_ids),
@@ -132,13 +134,6 @@ class ImageStore:
 
     def _label(self, name: str) -> Path:
         return self.folder / f"{name}.label"
-
-    def _sound(self, name: str) -> bool:
-        try:
-            self.get(name)
-        except StoreError:
-            return False
-        return True
 
 
 def _decoded(path: Path, octets: bytes, kind: type[T]) -> T:

@@ -155,11 +155,17 @@ class ModbusLoader:
             told(following)
 
     def verify(self, image: FirmwareImage, told: Told = unheard, *, sealed: bool = False) -> None:
-        """Whether all of it arrived; that it is right the loader finds out before it seals."""
-        status = self._status()
+        """Whether all of it arrived; that it is right the loader finds out before it seals.
+
+        `sealed`: whether the SHA-256 that the board tells of what is installed is the image's.
+        """
         total = self._header(image).blocks
-        state = State.COMPLETE if sealed else State.RECEIVING
-        if status.state is not state or status.following != total:
+        if sealed:
+            self._compare(image)
+            told(total)
+            return
+        status = self._status()
+        if status.state is not State.RECEIVING or status.following != total:
             raise VerifyError(
                 f"the loader has {status.following} of {total} blocks and is {status.state.name}"
             )
@@ -186,6 +192,15 @@ class ModbusLoader:
         """What is marked valid is started, now and always."""
 
     # -- requests -------------------------------------------------------------------------------
+
+    def _compare(self, image: FirmwareImage) -> None:
+        identity = self._surely("reading its identity", self._read_identity)
+        ours = bytes.fromhex(image.sha256)[: len(identity.build)]
+        if identity.build != ours:
+            raise VerifyError(
+                f"the board says that it holds {identity.version} with a SHA-256 that begins with "
+                f"{identity.build.hex()}, and the image's begins with {ours.hex()}"
+            )
 
     def _seen(self) -> Identity | None:
         for _ in range(2):

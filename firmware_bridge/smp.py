@@ -44,7 +44,7 @@ from firmware_bridge.port import LineSettings, is_pseudo
 BLOCK: Final = 256
 """Only for counting: how much one request takes is agreed with the board."""
 TRIES: Final = 5
-CONNECT_S: Final = 2.0
+CONNECT_S: Final = 0.3
 RESET_S: Final = 1.0
 """What a board may take from the answer until it resets."""
 REVERT_S: Final = 30.0

@@ -1,4 +1,4 @@
-"""`karvon`: dispatches to agent, cloud, simulator or demo, importing only that one."""
+"""`karvon`: dispatches to agent, cloud, bridge, simulator or demo, importing only that one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from karvon import __version__
 COMMANDS: Final = {
     "agent": ("karvon.agent", "edge", "the edge agent on a charger's controller"),
     "cloud": ("karvon.remote.cli", "cloud", "the cloud: run it, or speak with one that runs"),
+    "bridge": ("firmware_bridge.cli", "bridge", "firmware for power boards, by a technician"),
     "sim": ("karvon.simulator.cli", "edge", "simulated chargers and meters"),
     "demo": ("karvon.demo.cli", "edge,cloud", "a whole network on this machine"),
 }
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
             "karvon",
             "edge_agent",
             "cloud",
+            "firmware_bridge",
             "protocols",
         }:
             raise

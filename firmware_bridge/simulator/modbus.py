@@ -156,6 +156,7 @@ class ModbusBoard(ModbusUnit):
         self.hw_id = hw_id
         self.flash = Flash(pages * (PAGE,))
         self.valid = b"\xff" * 4
+        self.build = bytes(8)
         self.erased: list[int] = []
         self.programmed: list[int] = []
         self.mode = Mode.LOADER
@@ -210,7 +211,7 @@ class ModbusBoard(ModbusUnit):
             protocol=(protocol, 0),
             block_bytes=BLOCK_BYTES,
             flash_bytes=len(self.flash.octets),
-            build=hashlib.sha256(self.flash.octets).digest()[:8],
+            build=self.build if self.valid == VALID else bytes(8),
             healthy=healthy,
         ).encode()
 
@@ -303,7 +304,7 @@ class ModbusBoard(ModbusUnit):
         if hashlib.sha256(self.flash.octets[: header.length]).digest() != header.sha256:
             self._state = State.FAILED
             self._refuse(Fault.MISMATCH)
-        self.valid = VALID
+        self.valid, self.build = VALID, header.sha256[:8]
         self._state = State.COMPLETE
 
     def _refuse(self, fault: Fault) -> NoReturn:

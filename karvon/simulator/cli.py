@@ -1,4 +1,4 @@
-"""`karvon sim`: a charger or meter that answers Modbus as its profile says."""
+"""`karvon sim`: a charger or meter that answers Modbus as its profile says, or a board to flash."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,7 +22,7 @@ from protocols.modbus.loading import profile_schema
 from protocols.modbus.profile import Profile
 
 app = typer.Typer(
-    help="Simulated chargers and meters, made from device profiles.",
+    help="Simulated chargers and meters, made from device profiles, and boards to flash.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -98,6 +98,30 @@ def meter(
     device.load_w = load
     places = Places(tcp=tcp, pty=pty, control=control)
     _run(Running(device=device, places=_reachable(places)), as_json=as_json)
+
+
+@app.command()
+def board(
+    pty: Annotated[str, typer.Option("--pty", help="Path of a link to a serial line.")],
+    loader: Annotated[
+        Literal["stm32", "modbus", "smp"], typer.Option("--loader", help="What is in its ROM.")
+    ] = "stm32",
+    baudrate: Annotated[
+        int | None, typer.Option("--baudrate", min=1200, help="As slow as a wire; else at once.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a power board that waits in its loader, for `karvon bridge`, until interrupted."""
+    from karvon.simulator import bootloaders
+
+    try:
+        bootloaders.serve(loader, pty, baudrate, as_json=as_json)
+    except ModuleNotFoundError as error:
+        raise _refused(
+            f"the package '{error.name}' is not here; pip install 'karvon[bridge]'"
+        ) from error
+    except OSError as error:
+        raise _refused(f"cannot serve: {error}; choose another --pty") from error
 
 
 @app.command()

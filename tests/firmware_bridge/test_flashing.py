@@ -70,6 +70,7 @@ def test_ota_f40_another_board_is_refused_before_erasing(rig: Rig, tmp_path: Pat
         flasher.install(rig.image("2.0.0", hw_id="KPB-44"))
     assert rig.erased() == erased
     assert runs(rig) == "1.0.0"
+    assert flasher.recover() is None, "nothing was begun"
 
 
 def test_ota_f40_a_loader_that_does_not_know_its_board_needs_a_person(tmp_path: Path) -> None:
@@ -88,6 +89,8 @@ def test_ota_f40_another_chip_is_refused_before_erasing(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=r"has the chip 0x413 .* made for 0x410"):
         flasher.install(rig.image("1.1.0"))
     assert rig.erased() == erased
+    assert runs(rig) == "1.0.0", "the application is started again"
+    assert flasher.recover() is None, "nothing was begun"
 
 
 def test_ota_f40_an_image_made_for_nothing_is_refused(rig: Rig, tmp_path: Path) -> None:
