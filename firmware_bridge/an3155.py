@@ -158,6 +158,11 @@ def get_id() -> Talk[int]:
 def read(address: int, count: int) -> Talk[bytes]:
     """Up to BLOCK octets; nothing protects them on their way but reading them twice."""
     yield from _command(READ)
+    return (yield from _read_from(address, count))
+
+
+def _read_from(address: int, count: int) -> Talk[bytes]:
+    """The rest of Read, once the loader has agreed to it."""
     yield from _part(address.to_bytes(4, "big"))
     # The count's check is its complement, not its XOR, which would be itself.
     yield from _acknowledged(Ask(bytes((count - 1, (count - 1) ^ 0xFF)), 1, ORDINARY_S))
@@ -252,18 +257,23 @@ def agreed(what: str, command: Callable[[], Talk[T]]) -> Talk[T]:
 
 def protected(address: int) -> Talk[bool]:
     """Whether readout protection is set: then Read is always refused. Raises as `surely` does."""
+    trouble: Trouble = Nacked()
     for _ in range(TRIES):
         try:
             yield from _command(READ)
-        except Nacked:
+        except Trouble as error:
+            trouble = error
+            if isinstance(error, Lost):
+                yield from resync()
             continue
-        except Lost:
+        try:
+            yield from _read_from(address, 4)
+        except Trouble:
             yield from resync()
-            continue
-        yield from resync()  # it waits for the address
-        yield from surely(f"reading at {address:#010x}", lambda: read(address, 4))
         return False
-    return True
+    if isinstance(trouble, Nacked):
+        return True
+    raise _given_up("asking to read its flash", trouble)
 
 
 def write_surely(address: int, octets: bytes) -> Talk[None]:

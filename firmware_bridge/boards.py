@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from firmware_bridge.flashing import Flasher, Outcome, Result
-from firmware_bridge.loader import BridgeError, FirmwareImage, RefusedError
+from firmware_bridge.journal import forget_unneeded
+from firmware_bridge.loader import BridgeError, FirmwareImage, RefusedError, Running
 
 
 @dataclass(kw_only=True)
@@ -18,7 +19,7 @@ class Boards:
 
     def uniform(self) -> bool:
         """Whether each board runs, is well, and runs what all the others run."""
-        seen = [flasher.loader.version() for flasher in self.boards.values()]
+        seen = [_running(flasher) for flasher in self.boards.values()]
         well = all(one is not None and one.healthy for one in seen)
         return well and len({one.version for one in seen if one is not None}) == 1
 
@@ -47,6 +48,9 @@ class Boards:
             if together and outcomes[name].result is not Result.INSTALLED:
                 self._put_back(outcomes, because=name)
                 break
+        journals = [flasher.journal for flasher in self.boards.values()]
+        for flasher in self.boards.values():
+            forget_unneeded(journals, flasher.images)
         self.available(self.uniform())
         return outcomes
 
@@ -68,8 +72,15 @@ class Boards:
 
 
 def _has(flasher: Flasher, image: FirmwareImage) -> bool:
-    seen = flasher.loader.version()
+    seen = _running(flasher)
     return seen is not None and seen.healthy and seen.version == image.version
+
+
+def _running(flasher: Flasher) -> Running | None:
+    try:
+        return flasher.loader.version()
+    except BridgeError:
+        return None
 
 
 def _installed(flasher: Flasher, image: FirmwareImage) -> Outcome:
@@ -77,7 +88,7 @@ def _installed(flasher: Flasher, image: FirmwareImage) -> Outcome:
     try:
         return flasher.install(image)
     except RefusedError as error:
-        seen = flasher.loader.version()
+        seen = _running(flasher)
         result = Result.FAULTED if seen is None else Result.PREVIOUS
         version = None if seen is None else seen.version
         return Outcome(result=result, version=version, reason=str(error))

@@ -8,6 +8,7 @@ that by itself. What was cut after the seal is asked first whether it runs.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,9 +26,12 @@ from firmware_bridge.loader import (
     Loader,
     RefusedError,
     Running,
+    StoreError,
     TransferError,
     VerifyError,
 )
+
+logger = logging.getLogger(__name__)
 
 TRIES: Final = 3
 BLOCKS_A_NOTE: Final = 64
@@ -172,7 +176,7 @@ class Flasher:
                 entry = self._given_up(entry, str(error))
             else:
                 return self._installed(entry)
-            self.journal.store(entry)
+            entry = self._note(entry, entry.phase)
             if entry.phase is Phase.FAULTED:
                 return Outcome(result=Result.FAULTED, version=None, reason=entry.reason)
             if entry.image != entry.wanted and self._runs(self.images.get(entry.image)):
@@ -182,7 +186,10 @@ class Flasher:
     def _attempt(self, entry: Entry, image: FirmwareImage) -> Entry:
         self._reach(image, entry.hw_id)
         total = self.loader.blocks(image)
-        self._told(entry := self._note(entry, Phase.ERASE), image, 0, total)
+        entry = msgspec.structs.replace(entry, phase=Phase.ERASE, block=0)
+        # The one note that must be on the disk: without it nobody would know of a half image.
+        self.journal.store(entry)
+        self._told(entry, image, 0, total)
         self.loader.erase(image)
         entry = self._note(entry, Phase.WRITE)
         self.loader.write(image, lambda done: self._wrote(entry, image, done, total))
@@ -313,8 +320,14 @@ class Flasher:
     # -- notes ----------------------------------------------------------------------------------
 
     def _note(self, entry: Entry, phase: Phase, block: int = 0) -> Entry:
+        """How far it is. A disk that is full now must not leave the board with half an image: what
+        stands in the journal then, an earlier phase, is taken up just as well.
+        """
         entry = msgspec.structs.replace(entry, phase=phase, block=block)
-        self.journal.store(entry)
+        try:
+            self.journal.store(entry)
+        except StoreError as error:
+            logger.warning("%s", error)
         return entry
 
     def _wrote(self, entry: Entry, image: FirmwareImage, done: int, total: int) -> None:

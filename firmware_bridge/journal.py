@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -172,6 +173,15 @@ def _write(path: Path, octets: bytes) -> None:
         raise _unusable(path, error) from error
 
 
-def state_of(entry: Entry | None) -> dict[str, Any]:
-    """For scripts."""
-    return {} if entry is None else msgspec.to_builtins(entry)
+def forget_unneeded(journals: Iterable[Journal], images: ImageStore) -> None:
+    """Remove images that no board runs, waits for, or would go back to.
+
+    `journals`: of all boards whose images are there. Where one of them cannot be read, all stay.
+    """
+    needed: set[str] = set()
+    with contextlib.suppress(StoreError):
+        for journal in journals:
+            entry = journal.load()
+            if entry is not None:
+                needed |= {entry.image, entry.wanted, entry.previous or entry.image}
+        images.forget_others(needed)

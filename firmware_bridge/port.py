@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import termios
@@ -74,6 +75,10 @@ class SerialLine:
                 timeout=0,
                 exclusive=True,
             )
+            # A USB adapter otherwise keeps a lone octet for up to 16 ms, and each ACK is one. Not
+            # every port can be told.
+            with contextlib.suppress(OSError, ValueError, NotImplementedError):
+                self._port.set_low_latency_mode(low_latency_settings=True)
             self._fd: int = self._port.fileno()
         except (OSError, ValueError, termios.error) as error:
             raise LineError(

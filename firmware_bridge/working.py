@@ -17,7 +17,7 @@ from rich.progress import Progress as Bars
 
 from firmware_bridge.cli import Kind, Parity
 from firmware_bridge.flashing import Flasher, Outcome, Progress, Result
-from firmware_bridge.journal import ImageStore, Journal, Phase
+from firmware_bridge.journal import ImageStore, Journal, Phase, forget_unneeded
 from firmware_bridge.loader import (
     BridgeError,
     FirmwareImage,
@@ -151,7 +151,10 @@ def flash(
             before = _image(where, previous[0], text)
         began = time.monotonic()
         with opened(where) as loader, _bars(shown=not as_json) as watch:
-            outcome = kept.flasher(where, loader, watch).install(image, before)
+            flasher = kept.flasher(where, loader, watch)
+            outcome = flasher.install(image, before)
+            journals = [Journal(path) for path in sorted(kept.state.glob("*.json"))]
+            forget_unneeded(journals, flasher.images)
         return _outcome(outcome, time.monotonic() - began, as_json=as_json)
 
     return _guarded(work, as_json=as_json)

@@ -7,9 +7,10 @@ from rigs import HW_ID, ModbusRig, Rig, SmpRig, Stm32Rig
 
 from firmware_bridge.boards import Boards
 from firmware_bridge.flashing import Progress, Result
-from firmware_bridge.journal import ImageStore, Journal, Phase
+from firmware_bridge.journal import ImageStore, Journal, Phase, forget_unneeded
 from firmware_bridge.loader import (
     FirmwareImage,
+    LineError,
     LoaderSilentError,
     ProtectedError,
     RefusedError,
@@ -341,6 +342,19 @@ def test_ota_f48_a_swapped_board_of_another_kind_is_not_touched(tmp_path: Path) 
     assert heard == [False, False]
 
 
+def test_a_line_that_is_gone_keeps_the_charger_unavailable(tmp_path: Path) -> None:
+    heard: list[bool] = []
+    rigs, boards = three(tmp_path, heard)
+
+    def gone() -> None:
+        raise LineError("it went away")
+
+    boards.boards["1"].loader.version = gone  # type: ignore[method-assign]
+    outcomes = boards.reconcile(rigs[0].image("1.0.0"))
+    assert (outcomes["1"].result, outcomes["1"].reason) == (Result.FAULTED, "it went away")
+    assert heard == [False, False]
+
+
 def test_what_was_cut_is_taken_up_at_the_agents_start(tmp_path: Path) -> None:
     heard: list[bool] = []
     rigs, boards = three(tmp_path, heard)
@@ -386,3 +400,43 @@ def test_a_disk_that_takes_nothing_stops_the_plan_before_erasing(tmp_path: Path)
     with pytest.raises(StoreError, match="cannot use"):
         flasher.install(rig.image("1.1.0"))
     assert rig.erased() == erased
+
+
+class FullDisk(Journal):
+    """Takes so many notes, and then no more."""
+
+    def __init__(self, path: Path, notes: int) -> None:
+        super().__init__(path)
+        self._left = notes
+
+    def store(self, entry) -> None:
+        if self._left == 0:
+            raise StoreError("the disk is full")
+        self._left -= 1
+        super().store(entry)
+
+
+def test_a_disk_that_is_full_in_the_middle_leaves_no_half_image(rig: Rig, tmp_path: Path) -> None:
+    flasher = settled(rig, tmp_path)
+    flasher.journal = FullDisk(tmp_path / "board.json", 1)
+    with pytest.raises(StoreError, match="the disk is full"):
+        flasher.install(rig.image("1.1.0"))
+    assert runs(rig) == "1.1.0"
+    again = rig.flasher(tmp_path).recover()
+    assert again is not None
+    assert (again.result, runs(rig)) == (Result.INSTALLED, "1.1.0")
+
+
+def test_images_that_no_board_needs_are_removed(tmp_path: Path) -> None:
+    rig = Stm32Rig()
+    flasher = settled(rig, tmp_path)
+    for version in ("1.1.0", "1.2.0", "1.3.0"):
+        flasher.install(rig.image(version))
+    boards = Boards(boards={"1": flasher}, available=lambda _: None)
+    boards.install(rig.image("1.4.0"))
+    kept = {path.stem for path in (tmp_path / "images").iterdir()}
+    assert kept == {rig.image(version).sha256 for version in ("1.3.0", "1.4.0")}
+    (tmp_path / "other.json").write_text("{")
+    flasher.images.keep(rig.image("1.5.0"))
+    forget_unneeded([flasher.journal, Journal(tmp_path / "other.json")], flasher.images)
+    assert len(list((tmp_path / "images").iterdir())) == 6, "nobody knows what the other needs"
