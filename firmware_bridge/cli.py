@@ -60,6 +60,10 @@ ChecksumOption = Annotated[
     str | None,
     typer.Option("--terra-ac-checksum", help="crc32 or sum, by who has ABB's document: unlocks."),
 ]
+PinsOption = Annotated[
+    str | None,
+    typer.Option("--pins", help="STM32: what drives BOOT0 and reset: rts,dtr; ! if inverted."),
+]
 VersionOption = Annotated[
     str | None, typer.Option("--version", help="The image's version; MCUboot images tell it.")
 ]
@@ -96,13 +100,14 @@ def probe(
     baudrate: BaudrateOption = None,
     parity: ParityOption = None,
     unit: UnitOption = 1,
+    pins: PinsOption = None,
     hw_id: HwIdOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Look who answers: the application or a loader, its chip or board. Changes nothing."""
     from firmware_bridge import working
 
-    where = working.Where(device, loader, baudrate, parity, unit, hw_id)
+    where = working.Where(device, loader, baudrate, parity, unit, pins, hw_id)
     raise typer.Exit(working.probe(where, as_json=as_json))
 
 
@@ -121,6 +126,7 @@ def flash(
     baudrate: BaudrateOption = None,
     parity: ParityOption = None,
     unit: UnitOption = 1,
+    pins: PinsOption = None,
     hw_id: HwIdOption = None,
     board: BoardOption = "board",
     state: StateOption = DEFAULT_STATE,
@@ -134,7 +140,7 @@ def flash(
     """
     from firmware_bridge import working
 
-    where = working.Where(device, loader, baudrate, parity, unit, hw_id, terra_ac_checksum)
+    where = working.Where(device, loader, baudrate, parity, unit, pins, hw_id, terra_ac_checksum)
     said = working.Said(version, made_for or [], chip or [], address, protocol)
     raise typer.Exit(
         working.flash(
@@ -158,12 +164,13 @@ def verify(
     baudrate: BaudrateOption = None,
     parity: ParityOption = None,
     unit: UnitOption = 1,
+    pins: PinsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare what is in the board with a file. Changes nothing."""
     from firmware_bridge import working
 
-    where = working.Where(device, loader, baudrate, parity, unit, None)
+    where = working.Where(device, loader, baudrate, parity, unit, pins, None)
     said = working.Said(version or "0.0.0", [], [], address, None)
     raise typer.Exit(working.verify(where, image, said, as_json=as_json))
 
@@ -175,6 +182,7 @@ def recover(
     baudrate: BaudrateOption = None,
     parity: ParityOption = None,
     unit: UnitOption = 1,
+    pins: PinsOption = None,
     hw_id: HwIdOption = None,
     board: BoardOption = "board",
     state: StateOption = DEFAULT_STATE,
@@ -184,5 +192,5 @@ def recover(
     """Take up a flashing that was cut, or try a faulted board again; needs no file."""
     from firmware_bridge import working
 
-    where = working.Where(device, loader, baudrate, parity, unit, hw_id, terra_ac_checksum)
+    where = working.Where(device, loader, baudrate, parity, unit, pins, hw_id, terra_ac_checksum)
     raise typer.Exit(working.recover(where, working.Kept(state, board), as_json=as_json))

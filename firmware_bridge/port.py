@@ -15,7 +15,8 @@ from typing import Final, Literal, Protocol, TypeVar
 import serial
 
 from firmware_bridge.an3155 import Ask
-from firmware_bridge.loader import LineError
+from firmware_bridge.loader import LineError, RefusedError
+from firmware_bridge.pins import Modem, Wiring
 
 BITS: Final = {"none": 10, "even": 11, "odd": 11}
 """On the wire for one octet: start, eight of data, parity, one stop."""
@@ -61,20 +62,24 @@ def is_pseudo(device: str) -> bool:
 
 
 class SerialLine:
-    """A serial port that is ours alone while it is open. Raises LineError."""
+    """A serial port that is ours alone while it is open. Raises LineError.
 
-    def __init__(self, settings: LineSettings) -> None:
+    To open it raises RTS and DTR, as with any program; with `wiring` they are set so that the
+    board they are wired to runs on as it does.
+    """
+
+    def __init__(self, settings: LineSettings, wiring: Wiring | None = None) -> None:
         self.settings = settings
         parity = "N" if is_pseudo(settings.device) else settings.parity[0].upper()
         try:
-            # Modem lines stay as they are: they may be wired to BOOT0 and reset, or be missing.
             self._port = serial.Serial(
-                settings.device,
-                settings.baudrate,
-                parity=parity,
-                timeout=0,
-                exclusive=True,
+                baudrate=settings.baudrate, parity=parity, timeout=0, exclusive=True
             )
+            self._port.port = settings.device
+            if wiring is not None:
+                for pin, high in ((wiring.boot0, False), (wiring.reset, True)):
+                    setattr(self._port, pin.modem, pin.on(high=high))
+            self._port.open()
             # A USB adapter otherwise keeps a lone octet for up to 16 ms, and each ACK is one. Not
             # every port can be told.
             with contextlib.suppress(OSError, ValueError, NotImplementedError):
@@ -123,6 +128,16 @@ class SerialLine:
             self._port.reset_input_buffer()
         except (OSError, termios.error) as error:
             raise self._gone(error) from error
+
+    def set_modem(self, name: Modem, *, on: bool) -> None:
+        """Raises RefusedError where the port has no modem lines."""
+        try:
+            setattr(self._port, name, on)
+        except (OSError, termios.error) as error:
+            raise RefusedError(
+                f"{self.settings.device} has no {name.upper()} to set ({error}); leave out --pins, "
+                "and set BOOT0 and reset by hand"
+            ) from error
 
     def _gone(self, why: object) -> LineError:
         device = self.settings.device

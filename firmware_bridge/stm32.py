@@ -28,6 +28,7 @@ from firmware_bridge.loader import (
     VerifyError,
     unheard,
 )
+from firmware_bridge.pins import BootPins
 from firmware_bridge.port import Line, hold
 
 T = TypeVar("T")
@@ -51,7 +52,11 @@ def nobody_asks() -> Running | None:
 
 
 class Stm32Loader:
-    """AN3155 on one line. `enter` brings the board into its ROM, by its application or its pins."""
+    """AN3155 on one line. `enter` asks the application to bring the board into its ROM.
+
+    `pins`, where they are wired, do that if it does not help, and start the application afterwards:
+    a reset is cleaner than Go, which leaves the chip as the ROM used it.
+    """
 
     def __init__(
         self,
@@ -60,8 +65,10 @@ class Stm32Loader:
         enter: Callable[[], None] = no_way_in,
         version: Callable[[], Running | None] = nobody_asks,
         hw_id: str | None = None,
+        pins: BootPins | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._pins = pins
         self._line = line
         self._enter = enter
         self._version = version
@@ -83,9 +90,16 @@ class Stm32Loader:
         return True
 
     def enter(self) -> None:
-        self._enter()
-        self._pause(START_S)
-        self._hold(an3155.sync())
+        try:
+            self._enter()
+            self._pause(START_S)
+            self._hold(an3155.sync())
+        except LoaderSilentError:
+            if self._pins is None:
+                raise
+            self._pins.start(loader=True)
+            self._pause(START_S)
+            self._hold(an3155.sync())
 
     def identify(self) -> Identified:
         abilities = self._hold(an3155.agreed("asking for its abilities", an3155.get))
@@ -162,6 +176,9 @@ class Stm32Loader:
 
     def boot(self) -> None:
         """Go. Its ACK may be lost with the loader itself; whether it runs, its application says."""
+        if self._pins is not None:
+            self._pins.start(loader=False)
+            return
         try:
             self._hold(an3155.go(self._start))
         except Nacked as error:

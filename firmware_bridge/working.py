@@ -56,6 +56,7 @@ class Where:
     baudrate: int | None
     parity: Parity | None
     unit: int
+    pins: str | None
     hw_id: str | None
     terra_ac_checksum: str | None = None
 
@@ -209,12 +210,18 @@ def opened(where: Where) -> Iterator[Loader]:
     if tcp and where.loader in {Kind.STM32, Kind.SMP}:
         raise UsageError(f"--device {where.device}: {where.loader.value} needs a serial line")
     if where.loader is Kind.STM32:
+        from firmware_bridge.pins import BootPins, Wiring, WiringError
         from firmware_bridge.port import SerialLine
         from firmware_bridge.stm32 import Stm32Loader
 
-        line = SerialLine(where.line)
         try:
-            yield Stm32Loader(line, hw_id=where.hw_id)
+            wiring = None if where.pins is None else Wiring.parse(where.pins)
+        except WiringError as error:
+            raise UsageError(f"--pins: {error}") from error
+        line = SerialLine(where.line, wiring)
+        pins = None if wiring is None else BootPins(line, wiring)
+        try:
+            yield Stm32Loader(line, hw_id=where.hw_id, pins=pins)
         finally:
             line.close()
     elif where.loader is Kind.SMP:

@@ -247,7 +247,8 @@ def test_ota_f42_the_command_is_killed_and_recovered(tmp_path: Path, sample_size
                 stdout=subprocess.DEVNULL,
             )
             killer.host = host
-            assert host.wait(60) == -9
+            with host:
+                assert host.wait(60) == -9
             kills.count("a block of a board's image")
             file.unlink()
             done = subprocess.run(
@@ -271,8 +272,10 @@ def test_a_board_to_try_it_on(cli: Cli, kind: str) -> None:
         assert served.stdout is not None
         assert json.loads(served.stdout.readline()) == {"loader": kind, "pty": str(link)}
         cli.device = str(link)
-        code, out, err = cli("probe", "--loader", kind, "--json", state=False)
-        served.terminate()
+        try:
+            code, out, err = cli("probe", "--loader", kind, "--json", state=False)
+        finally:
+            served.terminate()
         assert served.wait(60) == 0
     assert code == 0, err
     expected = {"stm32": "STM32 ROM loader 3.1", "modbus": "Modbus loader 1.0.0"}

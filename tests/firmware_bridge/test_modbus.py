@@ -195,7 +195,7 @@ def test_ota_f41_through_a_terminal_with_noise(tmp_path: Path) -> None:
     """pymodbus is the host: it takes the simulated unit's framing for a device's."""
     board = ModbusBoard(faults=Faults(lose_in={900}, spoil_in={1500}, spoil_out={300, 400}))
     with PtyLine(board) as line:
-        registers = PymodbusRegisters(LineSettings(device=line.path), 1, timeout_s=0.5)
+        registers = PymodbusRegisters(LineSettings(device=line.path), 1, timeout_s=0.8)
         flasher = Flasher(
             loader=ModbusLoader(registers),
             journal=Journal(tmp_path / "board.json"),

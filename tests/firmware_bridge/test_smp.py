@@ -216,7 +216,7 @@ def test_ota_f41_through_a_terminal_with_noise(tmp_path: Path, caplog) -> None:
             lambda: serial_transport(settings),
             line.path,
             hw_id=HW_ID,
-            timeout_s=0.4,
+            timeout_s=0.8,
             pause=lambda _: None,
         )
         flasher = Flasher(
