@@ -255,6 +255,16 @@ def agreed(what: str, command: Callable[[], Talk[T]]) -> Talk[T]:
     )
 
 
+def differing(address: int, octets: bytes) -> Talk[bytes | None]:
+    """What stands there instead, told twice alike; None: the same. Raises as `agreed` does."""
+    what = f"reading {len(octets)} bytes at {address:#010x}"
+    found = yield from surely(what, lambda: read(address, len(octets)))
+    if found != octets:
+        # Nothing protects an answer on its way here: a difference may be noise.
+        found = yield from agreed(what, lambda: read(address, len(octets)))
+    return None if found == octets else found
+
+
 def protected(address: int) -> Talk[bool]:
     """Whether readout protection is set: then Read is always refused. Raises as `surely` does."""
     trouble: Trouble = Nacked()
@@ -291,7 +301,7 @@ def write_surely(address: int, octets: bytes) -> Talk[None]:
         else:
             return
         yield from resync()
-        found = yield from surely(what, lambda: read(address, len(octets)))
+        found = yield from agreed(what, lambda: read(address, len(octets)))
         if found == octets:
             return
         if found.strip(b"\xff"):

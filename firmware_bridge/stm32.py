@@ -192,13 +192,9 @@ class Stm32Loader:
         """The ROM starts what is in the flash, now and always."""
 
     def _compare(self, address: int, octets: bytes) -> None:
-        what = f"reading {len(octets)} bytes at {address:#010x}"
-        found = b""
-        # Nothing protects what is read on its way here: one difference may be noise.
-        for _ in range(2):
-            found = self._hold(an3155.surely(what, lambda: an3155.read(address, len(octets))))
-            if found == octets:
-                return
+        found = self._hold(an3155.differing(address, octets))
+        if found is None:
+            return
         wrong = next(
             i for i, pair in enumerate(zip(found, octets, strict=True)) if len({*pair}) > 1
         )

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from firmware_bridge import an3155
 from firmware_bridge.chips import CHIPS
 from firmware_bridge.loader import (
+    BridgeError,
     FirmwareImage,
     LoaderSilentError,
     ProtectedError,
@@ -108,6 +109,56 @@ def test_ota_f41_an_octet_lost_or_spoiled_anywhere(sample_size, record_property)
             tried += 1
     assert tried >= 390
     record_property("octets lost or spoiled", tried)
+
+
+SPOTS = st.sets(st.integers(0, 6000), max_size=12)
+
+
+@given(
+    lose_in=SPOTS,
+    spoil_in=SPOTS,
+    lose_out=SPOTS,
+    spoil_out=SPOTS,
+    refuse=st.sets(st.integers(0, 60), max_size=4),
+    extended=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_ota_f41_whatever_the_noise_nothing_wrong_is_taken_for_right(
+    lose_in: set[int],
+    spoil_in: set[int],
+    lose_out: set[int],
+    spoil_out: set[int],
+    refuse: set[int],
+    extended: bool,
+) -> None:
+    """It ends, with the image or an error; what is beside the image is never touched."""
+    octets = make_image(1300, "1.2.3")
+    faults = Faults(
+        lose_in=lose_in,
+        spoil_in=spoil_in,
+        lose_out=lose_out,
+        spoil_out=spoil_out,
+        refuse=refuse,
+    )
+    chip = Stm32(pid=0x410, pages=SMALL, extended=extended, faults=faults)
+    chip.flash.octets[2048:] = b"\x11" * (6 * 1024)
+    loader = loader_of(chip)
+    try:
+        if not loader.probe():
+            return
+        loader.identify()
+        loader.check(image_of(octets))
+        loader.erase(image_of(octets))
+        loader.write(image_of(octets))
+        loader.verify(image_of(octets))
+        loader.seal(image_of(octets))
+        loader.verify(image_of(octets), sealed=True)
+    except BridgeError:
+        assert faults != Faults(), "without noise it works"
+    else:
+        assert chip.flash.octets[:1300] == octets
+    finally:
+        assert chip.flash.octets[2048:] == b"\x11" * (6 * 1024)
 
 
 def put_stubbornly(chip: Stm32, image: FirmwareImage) -> None:
