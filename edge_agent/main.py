@@ -447,22 +447,7 @@ def _uplink(config: Config, agent: Agent) -> Uplink | None:
     """The way to the cloud, where one is configured. Raises ConfigError."""
     if config.uplink is None or not config.mqtt_carries:
         return None
-    known = read_credentials(config.path(config.uplink.credentials))
-    url = config.uplink.url or known.mqtt_url
-    if not url:
-        raise ConfigError("uplink.url: neither the configuration nor the credentials name a broker")
-    try:
-        settings = MqttSettings.at(
-            url,
-            password=known.password,
-            ca_file=ca_file(config, config.uplink),
-            longest_retry_s=config.uplink.longest_retry_s,
-        )
-        own = config.path(config.uplink.credentials).with_name(station_key.NAME)
-        if own.exists():
-            settings = replace(settings, certificate_file=own)
-    except ValueError as error:
-        raise ConfigError(f"uplink.url: {error}") from error
+    settings = mqtt_settings(config, config.uplink)
     session = SessionSettings(
         station=config.station,
         agent_version=agent.version,
@@ -476,6 +461,25 @@ def _uplink(config: Config, agent: Agent) -> Uplink | None:
     if agent.traffic is not None:
         agent.traffic.apply = _thinning(agent, uplink)
     return uplink
+
+
+def mqtt_settings(config: Config, part: UplinkPart) -> MqttSettings:
+    """Where the broker is, and what proves who we are. Raises ConfigError."""
+    known = read_credentials(config.path(part.credentials))
+    url = part.url or known.mqtt_url
+    if not url:
+        raise ConfigError("uplink.url: neither the configuration nor the credentials name a broker")
+    try:
+        settings = MqttSettings.at(
+            url,
+            password=known.password,
+            ca_file=ca_file(config, part),
+            longest_retry_s=part.longest_retry_s,
+        )
+    except ValueError as error:
+        raise ConfigError(f"uplink.url: {error}") from error
+    own = config.path(part.credentials).with_name(station_key.NAME)
+    return replace(settings, certificate_file=own) if own.exists() else settings
 
 
 def ca_file(config: Config, part: UplinkPart) -> Path | None:
