@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
+from edge_agent import faultpoints
 from edge_agent.private import write_private
 from edge_agent.station_key import KeyFileError, keep_certificate, kept_pair
 
@@ -88,6 +89,7 @@ def claim(cloud: str, station: str, code: str | None, credentials: Path) -> Join
     pair = kept_pair(credentials.parent, station)
     asked = {"station": station, "code": code, "csr": pair.request}
     status, body = _post(cloud, "claims", asked)
+    faultpoints.reach(faultpoints.CLAIM_ANSWERED)
     if status == ACCEPTED:
         return _read(body, Waiting, cloud)
     answer = _read(body, Claim, cloud)

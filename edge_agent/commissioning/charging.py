@@ -96,6 +96,7 @@ async def _charge(work: Work, target: Target) -> Charged | None:
     """None: no vehicle came. Whatever happens, the contactor is asked to open at the end."""
     board = target.line.board
     failsafe = work.config.failsafe
+    await asyncio.sleep(POLL_S)  # the last connection's requests need their pause
     await board.open()
     try:
         reading = await _until_plugged(work, board, target)

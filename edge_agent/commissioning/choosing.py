@@ -12,6 +12,7 @@ import msgspec
 from edge_agent.commissioning import detecting
 from edge_agent.commissioning.detecting import Candidates, Found
 from edge_agent.commissioning.dialog import CommissionError
+from edge_agent.commissioning.opening import open_gently
 from edge_agent.commissioning.progress import Check, Device
 from edge_agent.commissioning.work import Work
 from edge_agent.hardware.addresses import hosts_in, parse_link, written
@@ -154,7 +155,7 @@ async def _seen(work: Work, use: Use, name: str) -> Device:
     evses = range(1, use.evses + 1) if use.profile.kind == "charger" else range(1)
     device = ModbusDevice(use.profile, use.link, PortPool().port(use.link), evses=evses)
     try:
-        await device.open()
+        await open_gently(device)
         identity = use.profile.identity
         wanted = [each for each in (identity.serial, identity.firmware) if each]
         values = await device.read([(device.evses[0], each) for each in wanted])

@@ -19,6 +19,7 @@ from edge_agent import control, faultpoints, joining, station_key
 from edge_agent.alone import alone
 from edge_agent.commissioning import progress as state
 from edge_agent.commissioning.dialog import CommissionError, Dialog
+from edge_agent.commissioning.opening import open_gently
 from edge_agent.commissioning.progress import Check, Progress, now_text
 from edge_agent.commissioning.reporting import put
 from edge_agent.config import Config, UplinkPart
@@ -212,7 +213,7 @@ async def _put_back(
 ) -> tuple[str, bool]:
     """What the charger shows afterwards, and whether that is what it had before."""
     try:
-        await board.open()
+        await open_gently(board)
         had = None if before is None else _shown(before.raw)
         await board.put_back_failsafe(had)
         shown = await board.failsafe_now()

@@ -87,6 +87,8 @@ class Progress(msgspec.Struct, kw_only=True):
     """As shown to the installer."""
     claimed: str = ""
     """The cloud's address, once the claim is through."""
+    claiming: str = ""
+    """Digest of the code that is being used: what it gave may be on disk although this is not."""
     claim_code: str = ""
     """What an operator has to approve before it counts."""
     certificate_until: str | None = None

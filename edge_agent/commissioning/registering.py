@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from edge_agent import faultpoints, joining, station_key
 from edge_agent.commissioning.dialog import CommissionError
@@ -78,6 +81,15 @@ async def _claim(work: Work) -> dict[str, Any]:
     code = work.options.code or progress.claim_code or None
     if code is None:
         code = dialog.ask("--code", "ask_code", _code)
+    digest = hashlib.sha256(code.encode()).hexdigest()
+    if progress.claiming == digest and _is_kept(credentials, cloud, progress.station):
+        held = station_key.held_in(credentials.parent)
+        progress.claimed, progress.claim_code = cloud, ""
+        progress.certificate_until = None if held is None else held.until.isoformat()
+        work.save()
+        return {"credentials": part.credentials}
+    progress.claiming = digest
+    work.save()
     try:
         joined = await asyncio.to_thread(joining.claim, cloud, progress.station, code, credentials)
     except JoinError as error:
@@ -92,6 +104,16 @@ async def _claim(work: Work) -> dict[str, Any]:
     work.save()
     dialog.say("claimed", station=joined.station, cloud=cloud)
     return {"credentials": part.credentials}
+
+
+def _is_kept(credentials: Path, cloud: str, station: str) -> bool:
+    """All of a claim's answer is on disk: the draft of the key is what goes last."""
+    try:
+        known = msgspec.json.decode(credentials.read_bytes(), type=joining.Credentials)
+    except (OSError, msgspec.DecodeError):
+        return False
+    draft = credentials.with_name(station_key.DRAFT)
+    return (known.cloud, known.station) == (cloud, station) and not draft.exists()
 
 
 def _code(text: str) -> str:

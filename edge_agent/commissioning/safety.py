@@ -15,6 +15,7 @@ from edge_agent.commissioning.meaning import (
     meaning,
     overload,
 )
+from edge_agent.commissioning.opening import open_gently
 from edge_agent.commissioning.progress import Armed, Before, Check
 from edge_agent.commissioning.work import Work
 from edge_agent.config import BoardPart, Config
@@ -77,7 +78,7 @@ async def _note_before(work: Work, lines: list[Line], parts: dict[str, BoardPart
             continue
         board = _board(line)
         try:
-            await board.open()
+            await open_gently(board)
             shown = await board.failsafe_now()
         except TROUBLE as error:
             raise CommissionError(f"{line.name}: {error}", 3) from error
@@ -93,7 +94,7 @@ async def _note_before(work: Work, lines: list[Line], parts: dict[str, BoardPart
 async def _armed(work: Work, line: Line, wanted: Failsafe) -> Armed:
     board = _board(line)
     try:
-        await board.open()
+        await open_gently(board)
         shown = await board.arm_failsafe(wanted)
     except TROUBLE as error:
         raise CommissionError(f"{line.name}: {error}") from error

@@ -175,6 +175,8 @@ class ModbusBoard:
         """
         exact = before is not None and await self._put_back(before.raw)
         if not exact:
+            if before is not None:
+                await self._put_back_fallback(before.raw)
             await self.restore_failsafe()
         self._timeout_s = None
         return exact
@@ -196,6 +198,22 @@ class ModbusBoard:
             if shown is None or not set(shown.raw) >= {(evse, *half) for half in was.items()}:
                 return False
         return bool(raw)
+
+    async def _put_back_fallback(self, raw: tuple[tuple[int, str, int], ...]) -> None:
+        """The current at least, with the timeout as it stands, where it may be written."""
+        now = await self.failsafe_now()
+        if now is None or now.timeout_s is None:
+            return
+        for evse, half, value in raw:
+            if half != "fallback":
+                continue
+            try:
+                writes = failsafe_commands(
+                    self.device.binding, evse, now.timeout_s, MilliAmperes(value)
+                )
+                await self.device.write(*writes)
+            except (*IMPOSSIBLE, BoardRefusedError):
+                continue  # what the profile restores has to do
 
     async def _failsafe_shown(self, evse: int, register: FailsafeRegister) -> int | None:
         """Seconds, or mA per phase, as the device has it; None where it does not tell."""

@@ -227,6 +227,8 @@ class SimulatedCharger:
             "energy_wh": evse.lifetime_nj / NANOJOULES_PER_WH,
             "session_wh": evse.shown_nj / NANOJOULES_PER_WH,
             "error": evse.error,
+            "failsafe_s": evse.timeout_s,
+            "failsafe_ma": evse.fallback,
         }
 
     def limit(self, evse: SimEvse) -> int:
