@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
@@ -28,11 +29,18 @@ class Renewing:
     """Looks now and then; what goes wrong is told in `trouble` and tried again."""
 
     def __init__(
-        self, credentials: Path, clock: Clock, *, first_s: float = FIRST_S, look_s: float = LOOK_S
+        self,
+        credentials: Path,
+        clock: Clock,
+        *,
+        renew: Callable[[Credentials, Path], str] = joining.renew,
+        first_s: float = FIRST_S,
+        look_s: float = LOOK_S,
     ) -> None:
         self.trouble = ""
         self._credentials = credentials
         self._clock = clock
+        self._renew = renew
         self._first_s, self._look_s = first_s, look_s
 
     async def run(self) -> None:
@@ -51,7 +59,7 @@ class Renewing:
                 self.trouble = ""
                 return False
             known = msgspec.json.decode(self._credentials.read_bytes(), type=Credentials)
-            until = await asyncio.to_thread(joining.renew, known, folder)
+            until = await asyncio.to_thread(self._renew, known, folder)
         except (JoinError, station_key.KeyFileError, OSError, msgspec.DecodeError) as error:
             self.trouble = f"the station's certificate was not renewed: {error}"
             log.warning("%s", self.trouble)

@@ -45,7 +45,7 @@ async def commission(work: Work) -> bool:
     work.save()
     for number, step in enumerate(STEPS, start=1):
         if step not in progress.done:
-            await _do(work, step, number)
+            await do_step(work, step, number)
     people, programs = write(work)
     _sum_up(work)
     dialog.say("report_saved", path=people, json=programs)
@@ -58,7 +58,7 @@ def _name(text: str) -> str:
     return text.strip()
 
 
-async def _do(work: Work, step: str, number: int) -> None:
+async def do_step(work: Work, step: str, number: int) -> None:
     """A step whose checks fail is tried again at the next start; the others go on meanwhile."""
     work.dialog.step(number, len(STEPS), f"step_{step}")
     checks = await WORKS[step](work)
