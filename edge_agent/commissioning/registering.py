@@ -150,8 +150,6 @@ def _backend(work: Work, *, claimed: bool) -> dict[str, Any]:
         table |= {"certificate": station_key.NAME, "key": station_key.NAME}
     if options.ocpp_ca is not None:
         table["ca"] = str(options.ocpp_ca.absolute())
-    elif profile == 3 and claimed:
-        table["ca"] = "ca.pem"
     return {**table, "security_profile": profile}
 
 

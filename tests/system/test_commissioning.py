@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import ssl
@@ -16,6 +17,8 @@ import pytest
 
 from edge_agent import faultpoints, station_key
 from edge_agent.commissioning.progress import STEPS
+from edge_agent.commissioning.reaching import log_in_to_backend
+from edge_agent.config import OcppPart, load
 from karvon.demo.lines import ask
 from karvon.demo.network import Network
 from karvon.demo.process import Child, free_port, wait_for
@@ -50,7 +53,7 @@ def karvon(*args: str, fault: str = "") -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     with Network(tmp_path_factory.mktemp("commissioning")) as made:
-        made.start_cloud()
+        made.start_cloud({"KARVON_OCPP_TLS_PORT": str(free_port())})
         yield made
 
 
@@ -185,12 +188,35 @@ def test_the_key_is_made_here_and_proves_the_station_to_whom_trusts_the_clouds_a
     second = (tmp_path / station_key.NAME).read_bytes()
     assert second != first
     assert _private_part(second) != _private_part(first)
+    assert "profile 3" in asyncio.run(_logged_in(network, tmp_path))
     listed = list(network.rest.items("/ocpp-certificates", station=OTHER))
     assert len(listed) == 2
     assert joining.retire(joining.Credentials(**known)) == OTHER
     with pytest.raises(joining.JoinError, match="401"):
         joining.retire(joining.Credentials(**known))
     assert is_gone(network, OTHER)
+
+
+async def _logged_in(network: Network, folder: Path) -> str:
+    """At the cloud's OCPP port, by the certificate alone."""
+    part = OcppPart(
+        url=f"{_ready(network)['ocpps_url']}",
+        certificate=station_key.NAME,
+        key=station_key.NAME,
+        ca=str(network.data / "ocpp-tls" / "ca.pem"),
+    )
+    path = folder / "agent.toml"
+    text = f'station = "{OTHER}"\njournal = {{ folder = "journal" }}\n'
+    board = '[[boards]]\nname = "left"\nprofile = "abb_terra_ac"\nlink = { host = "127.0.0.1" }\n'
+    path.write_text(text + board)
+    return await log_in_to_backend(load(path), part)
+
+
+def _ready(network: Network) -> dict[str, Any]:
+    """What the cloud said when it was ready."""
+    line = network.cloud.ready()
+    assert line["ocpps_url"].startswith("wss://")
+    return line
 
 
 def _private_part(pem: bytes) -> bytes:
