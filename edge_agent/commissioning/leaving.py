@@ -123,7 +123,7 @@ async def _drained(leave: Leave) -> list[Check]:
     status = await _status(leave)
     if status is None:
         return []
-    _refuse_open(leave, [one["evse"] for one in status["evses"] if one.get("session")])
+    _refuse_open(leave, [one["evse"] for one in status["evses"] if one.get("transaction")])
     if not await _comes(leave, lambda: _is_drained(leave), "draining"):
         left = _pending(await _status(leave))
         if left and not leave.force:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tomllib
 from collections.abc import Callable
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from edge_agent import control, main
 from edge_agent.commissioning import progress
 from edge_agent.commissioning.dialog import CommissionError
 from edge_agent.commissioning.leaving import Leave, decommission
 from edge_agent.commissioning.progress import STEPS
 from edge_agent.commissioning.running import commission
 from edge_agent.config import load
+from edge_agent.control import NotRunningError, Request
 from edge_agent.wording import LANGUAGES
 from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.vehicle import Vehicle
@@ -276,6 +279,48 @@ async def test_a_charger_that_does_not_answer_keeps_the_keys_until_somebody_insi
     checks = await decommission(leave(bench, force=True))
     assert [check.verdict for check in checks].count("fail") == 1
     assert not secret.exists()
+
+
+async def test_nobody_is_taken_out_of_service_while_somebody_charges(
+    bench: Bench, use: Use
+) -> None:
+    """Said by the running agent, and by its journal once it has ended."""
+    charger = await bench.device("abb_terra_ac")
+    device = charger.device
+    assert isinstance(device, SimulatedCharger)
+    work = bench.work(use=(use(charger),), fuse="63", alone=True)
+    assert await commission(work)
+    times = "[times]\npoll_s = 0.1\ndeadline_s = 1\nlost_after_s = 0.5\n"
+    allow = '[authorization]\nunknown = "allow"\n'
+    bench.path.write_text(bench.path.read_text() + times + allow)
+    agent = asyncio.create_task(main.run(load(bench.path)))
+    try:
+        await _until(bench, lambda status: bool(status["evses"]))
+        device.plug(Vehicle(wants_wh=None, max_current=16_000, phases=3, reaction_ms=0), 1)
+        await _until(bench, lambda status: status["evses"][0]["charging_state"] != "Idle")
+        await control.ask(bench.journal, Request(do="token", token="CARD", evse=1))
+        await _until(bench, lambda status: bool(status["evses"][0].get("transaction")))
+        with pytest.raises(CommissionError, match="a transaction is open on EVSE 1"):
+            await decommission(leave(bench))
+    finally:
+        agent.cancel()
+        await asyncio.gather(agent, return_exceptions=True)
+    with pytest.raises(CommissionError, match="a transaction is open on EVSE 1"):
+        await decommission(leave(bench))
+    assert bench.path.exists()
+    checks = await decommission(leave(bench, force=True))
+    assert any("have not reached the cloud" in check.text for check in checks)
+
+
+async def _until(bench: Bench, holds: Callable[[dict[str, Any]], bool]) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                if holds(await control.ask(bench.journal, Request(do="status"))):
+                    return
+            except NotRunningError:
+                pass  # the agent has not made its socket yet
+            await asyncio.sleep(0.05)
 
 
 def test_a_state_that_cannot_be_read_is_told_with_the_way_out(tmp_path: Path) -> None:
