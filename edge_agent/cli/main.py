@@ -266,7 +266,9 @@ def commission(
     ] = None,
     use: Annotated[
         list[str] | None,
-        typer.Option("--use", help="[NAME=]PROFILE@ADDRESS[#EVSES] instead of a scan; repeatable."),
+        typer.Option(
+            "--use", help="[NAME=]PROFILE[+OPTION]@ADDRESS[#EVSES] instead of a scan; repeatable."
+        ),
     ] = None,
     failsafe_timeout: Annotated[
         int | None, typer.Option("--failsafe-timeout", help="Seconds without the agent.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
@@ -20,35 +20,50 @@ from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError
 from edge_agent.hardware.modbus_device import ModbusDevice
 from edge_agent.hardware.modbus_port import ModbusLink, PortPool
 from edge_agent.hardware.registry import UnknownProfileError, find_profile
+from protocols.modbus.describing import options_of
 from protocols.modbus.document import ProfileError
 from protocols.modbus.profile import Profile
 
 USE: Final = re.compile(
-    r"(?:(?P<name>[\w .-]+)=)?(?P<profile>[^@=]+)@(?P<address>[^#]+)(?:#(?P<evses>[1-9][0-9]?))?"
+    r"(?:(?P<name>[\w .-]+)=)?(?P<profile>[^@=+]+)(?P<options>(?:\+\w+)*)"
+    r"@(?P<address>[^#]+)(?:#(?P<evses>[1-9][0-9]?))?"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A device that is used: what `--use NAME=PROFILE@ADDRESS#EVSES` says."""
+    """A device that is used: what `--use NAME=PROFILE+OPTION@ADDRESS#EVSES` says."""
 
     name: str | None
     profile: Profile
     link: ModbusLink
     evses: int
+    options: tuple[str, ...] = ()
+    """The profile's, where the device does not tell by itself what holds for it."""
 
     @classmethod
     def of(cls, text: str) -> Use:
         """Raises ValueError."""
         match = USE.fullmatch(text.strip())
         if match is None:
-            raise ValueError(f"'{text}' is not [NAME=]PROFILE@ADDRESS[#EVSES]")
+            raise ValueError(f"'{text}' is not [NAME=]PROFILE[+OPTION]@ADDRESS[#EVSES]")
         try:
             profile = find_profile(match["profile"])
         except (UnknownProfileError, ProfileError) as error:
             raise ValueError(str(error)) from error
         link = detecting.completed(parse_link(match["address"]), profile)
-        return cls(match["name"], profile, link, int(match["evses"] or profile.evses.count))
+        options = tuple(filter(None, match["options"].split("+")))
+        _check_options(profile, options)
+        evses = int(match["evses"] or profile.evses.count)
+        return cls(match["name"], profile, link, evses, options)
+
+
+def _check_options(profile: Profile, options: tuple[str, ...]) -> None:
+    known = options_of(profile)
+    for option in options:
+        if option not in known:
+            has = ", ".join(known) or "none"
+            raise ValueError(f"profile {profile.profile} has no option '{option}', but {has}")
 
 
 async def devices(work: Work) -> list[Check]:
@@ -123,7 +138,29 @@ def _chosen(work: Work, found: Sequence[Found]) -> list[Use]:
     default = ",".join(str(n) for n, one in enumerate(found, 1) if one in likeliest.values())
     numbers = dialog.ask("--use", "which", lambda text: _numbers(text, len(found)), default=default)
     picked = [found[number - 1] for number in numbers]
-    return [Use.of(f"{one.profile}@{one.address}") for one in picked]
+    return [_with_options(work, Use.of(f"{one.profile}@{one.address}")) for one in picked]
+
+
+def _with_options(work: Work, use: Use) -> Use:
+    """What only the installer can see, such as a switch inside; a script says it with --use."""
+    known = options_of(use.profile)
+    if not known:
+        return use
+
+    def read(text: str) -> tuple[str, ...]:
+        options = tuple(part for part in text.replace(",", " ").split() if part != "-")
+        _check_options(use.profile, options)
+        return options
+
+    options = work.dialog.ask(
+        "--use",
+        "ask_options",
+        read,
+        default="-",
+        profile=use.profile.profile,
+        known=", ".join(known),
+    )
+    return replace(use, options=options)
 
 
 def _numbers(text: str, most: int) -> list[int]:
@@ -153,7 +190,8 @@ def _named(uses: Sequence[Use]) -> dict[str, Use]:
 async def _seen(work: Work, use: Use, name: str) -> Device:
     """Open it as the agent will."""
     evses = range(1, use.evses + 1) if use.profile.kind == "charger" else range(1)
-    device = ModbusDevice(use.profile, use.link, PortPool().port(use.link), evses=evses)
+    port, options = PortPool().port(use.link), frozenset(use.options)
+    device = ModbusDevice(use.profile, use.link, port, evses=evses, options=options)
     try:
         await open_gently(device)
         identity = use.profile.identity
@@ -184,12 +222,13 @@ def _tables(work: Work, named: dict[str, Use]) -> dict[str, Any]:
     for name, use in named.items():
         link = _link_table(use.link)
         if use.profile.kind == "meter":
-            meter = {"profile": use.profile.profile, "link": link}
+            meter = {"profile": use.profile.profile, "link": link, "options": list(use.options)}
             continue
         numbers = list(range(number, number + use.evses))
         number += use.evses
         board = {"name": name, "profile": use.profile.profile, "evses": numbers, "link": link}
-        boards.append({**known.get(name, {}), **board})
+        told = {"options": list(use.options)} if use.options else {}
+        boards.append({**known.get(name, {}), **board, **told})
     tables: dict[str, Any] = {"station": work.progress.station, "boards": boards}
     there = work.plain.get("site")
     if meter is not None:

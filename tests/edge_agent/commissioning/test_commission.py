@@ -13,6 +13,7 @@ import pytest
 
 from edge_agent import control, main
 from edge_agent.commissioning import progress
+from edge_agent.commissioning.choosing import Use
 from edge_agent.commissioning.dialog import CommissionError
 from edge_agent.commissioning.leaving import Leave, decommission
 from edge_agent.commissioning.progress import STEPS
@@ -24,7 +25,7 @@ from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.vehicle import Vehicle
 
 Bench = Any  # the fixture's class lives in conftest, which cannot be imported
-Use = Callable[..., str]
+Named = Callable[..., str]
 
 
 def watchdog(running: Any) -> tuple[int, int | None]:
@@ -103,7 +104,7 @@ async def test_nobody_guesses_between_devices_that_fit_alike(bench: Bench) -> No
     assert not bench.path.exists()
 
 
-async def test_the_installer_is_asked_what_no_option_says(bench: Bench, use: Use) -> None:
+async def test_the_installer_is_asked_what_no_option_says(bench: Bench, use: Named) -> None:
     charger = await bench.device("abb_terra_ac")
     answers = (
         "soon",
@@ -127,7 +128,23 @@ async def test_the_installer_is_asked_what_no_option_says(bench: Bench, use: Use
     assert any("Main fuse" in question for question in bench.asked)
 
 
-async def test_a_charger_without_failsafe_is_told_loudly(bench: Bench, use: Use) -> None:
+def test_a_device_is_named_with_its_options_and_evses() -> None:
+    use = Use.of("left one=phoenix_ev_cc_eth+wallbe@tcp://192.0.2.10:503/255#2")
+    assert (use.name, use.profile.profile) == ("left one", "phoenix_ev_cc_eth")
+    assert (use.options, use.evses) == (("wallbe",), 2)
+    assert (use.link.host, use.link.port, use.link.unit) == ("192.0.2.10", 503, 255)
+    wrong = {
+        "abb_terra_ac": "is not",
+        "abb@tcp://192.0.2.10": "abb_",
+        "abb_terra_ac+fast@tcp://192.0.2.10": "no option 'fast'",
+        "abb_terra_ac@http://192.0.2.10": "no address",
+    }
+    for text, why in wrong.items():
+        with pytest.raises(ValueError, match=why):
+            Use.of(text)
+
+
+async def test_a_charger_without_failsafe_is_told_loudly(bench: Bench, use: Named) -> None:
     charger = await bench.device("phoenix_charx")
     work = bench.work(use=(use(charger),), fuse="63", alone=True)
     assert await commission(work)
@@ -136,7 +153,7 @@ async def test_a_charger_without_failsafe_is_told_loudly(bench: Bench, use: Use)
 
 
 async def test_an_old_configuration_is_kept_and_what_it_said_besides_stays(
-    bench: Bench, use: Use
+    bench: Bench, use: Named
 ) -> None:
     charger = await bench.device("abb_terra_ac")
     old = 'station = "TAS-1"\n[journal]\nfolder = "journal"\n[times]\nevent_s = 77\n'
@@ -153,7 +170,7 @@ async def test_an_old_configuration_is_kept_and_what_it_said_besides_stays(
 
 
 async def test_a_configuration_that_the_loader_refuses_is_never_put_in_place(
-    bench: Bench, use: Use
+    bench: Bench, use: Named
 ) -> None:
     charger = await bench.device("abb_terra_ac")
     wrong = 'station = "TAS-1"\nunknown = 1\n[journal]\nfolder = "journal"\n'
@@ -169,7 +186,7 @@ async def test_a_configuration_that_the_loader_refuses_is_never_put_in_place(
 
 
 async def test_a_finished_step_is_not_done_again_and_a_failed_one_is(
-    bench: Bench, use: Use
+    bench: Bench, use: Named
 ) -> None:
     charger = await bench.device("abb_terra_ac")
     options = {"use": (use(charger),), "fuse": "63", "ocpp_url": "ws://127.0.0.1:9/ocpp"}
@@ -185,7 +202,7 @@ async def test_a_finished_step_is_not_done_again_and_a_failed_one_is(
 
 
 async def test_a_test_charge_shows_current_and_energy_and_ends_with_an_open_contactor(
-    bench: Bench, use: Use
+    bench: Bench, use: Named
 ) -> None:
     charger = await bench.device("abb_terra_ac", speed=600)
     device = charger.device
@@ -203,7 +220,7 @@ async def test_a_test_charge_shows_current_and_energy_and_ends_with_an_open_cont
 
 
 async def test_without_a_vehicle_the_test_charge_fails_and_the_rest_goes_on(
-    bench: Bench, use: Use
+    bench: Bench, use: Named
 ) -> None:
     charger = await bench.device("abb_terra_ac")
     work = bench.work(use=(use(charger),), fuse="63", alone=True, charge=True, wait_s=1)
@@ -215,7 +232,7 @@ async def test_without_a_vehicle_the_test_charge_fails_and_the_rest_goes_on(
 
 @pytest.mark.parametrize("language", LANGUAGES)
 async def test_the_report_is_in_the_installers_language(
-    bench: Bench, use: Use, language: str
+    bench: Bench, use: Named, language: str
 ) -> None:
     charger = await bench.device("abb_terra_ac")
     work = bench.work(use=(use(charger),), fuse="63", alone=True, language=language)
@@ -233,7 +250,7 @@ def leave(bench: Bench, **more: Any) -> Leave:
 
 @pytest.mark.parametrize("profile", ["abb_terra_ac", "vestel_evc04", "delta_ac_max"])
 async def test_decommissioning_gives_a_charger_back_what_it_had(
-    bench: Bench, use: Use, profile: str
+    bench: Bench, use: Named, profile: str
 ) -> None:
     charger = await bench.device(profile)
     had = watchdog(charger)
@@ -250,7 +267,7 @@ async def test_decommissioning_gives_a_charger_back_what_it_had(
 
 
 async def test_what_was_before_the_first_commissioning_outlives_a_restart(
-    bench: Bench, use: Use
+    bench: Bench, use: Named
 ) -> None:
     charger = await bench.device("vestel_evc04")
     had = watchdog(charger)
@@ -264,7 +281,7 @@ async def test_what_was_before_the_first_commissioning_outlives_a_restart(
 
 
 async def test_a_charger_that_does_not_answer_keeps_the_keys_until_somebody_insists(
-    bench: Bench, use: Use
+    bench: Bench, use: Named
 ) -> None:
     charger = await bench.device("abb_terra_ac")
     work = bench.work(use=(use(charger),), fuse="63", alone=True)
@@ -282,7 +299,7 @@ async def test_a_charger_that_does_not_answer_keeps_the_keys_until_somebody_insi
 
 
 async def test_nobody_is_taken_out_of_service_while_somebody_charges(
-    bench: Bench, use: Use
+    bench: Bench, use: Named
 ) -> None:
     """Said by the running agent, and by its journal once it has ended."""
     charger = await bench.device("abb_terra_ac")
