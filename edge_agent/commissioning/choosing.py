@@ -216,9 +216,14 @@ async def _seen(work: Work, use: Use, name: str) -> Device:
 
 
 def _tables(work: Work, named: dict[str, Use]) -> dict[str, Any]:
-    """The configuration's tables; what a board of that name had besides stays."""
+    """The configuration's tables; what a board of that name had besides stays.
+
+    Boards that no scan finds stay, too.
+    """
     known = {one.get("name"): one for one in work.plain.get("boards", []) if isinstance(one, dict)}
-    boards, number, meter = [], 1, None
+    boards = [one for one in known.values() if one.get("kind", "modbus") != "modbus"]
+    number = 1 + max((max(one.get("evses", [1])) for one in boards), default=0)
+    meter = None
     for name, use in named.items():
         link = _link_table(use.link)
         if use.profile.kind == "meter":

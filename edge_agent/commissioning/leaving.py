@@ -194,6 +194,8 @@ async def _failsafe_put_back(leave: Leave, known: Progress | None) -> list[Check
     parts = {part.name: part for part in leave.config.boards}
     for line in hardware(leave.config).lines:
         if not isinstance(line.board, ModbusBoard):
+            text = leave.dialog.text("failsafe_unknown")
+            checks.append(_check(line.name, "warn", text))
             continue
         before = None if known is None else known.failsafe_before(written(parts[line.name].link))
         try:

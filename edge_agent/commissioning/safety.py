@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from edge_agent import faultpoints
@@ -27,6 +27,7 @@ from edge_agent.loop import Line
 from edge_agent.main import hardware
 from edge_agent.rules.phases import ROTATIONS, Lines, everywhere
 from edge_agent.shown import amperes
+from protocols.modbus.profile import Evses, Profile
 from protocols.quantities import MilliAmperes
 
 TROUBLE: Final = (BoardRefusedError, BoardUnreachableError)
@@ -35,7 +36,7 @@ TROUBLE: Final = (BoardRefusedError, BoardUnreachableError)
 async def failsafe(work: Work) -> list[Check]:
     """Note what the chargers have, set what the installer wants, read it back."""
     config, dialog = work.config, work.dialog
-    lines = [line for line in hardware(config).lines if isinstance(line.board, ModbusBoard)]
+    lines = hardware(config).lines
     parts = {part.name: part for part in config.boards}
     await _note_before(work, lines, parts)
     given = work.options.failsafe_timeout
@@ -64,19 +65,25 @@ def _usual_timeout(config: Config) -> int:
     """Some devices have one of their own that cannot be changed."""
     fixed = [
         block.timeout.fixed
-        for block in (find_profile(part.profile).failsafe for part in config.boards)
+        for block in (_profile(part).failsafe for part in config.boards if part.profile)
         if block is not None and block.timeout.write is None and block.timeout.fixed
     ]
     return max([config.failsafe.timeout_s, *fixed])
 
 
-async def _note_before(work: Work, lines: list[Line], parts: dict[str, BoardPart]) -> None:
+def _profile(part: BoardPart) -> Profile:
+    return find_profile(part.profile)
+
+
+async def _note_before(work: Work, lines: Sequence[Line], parts: dict[str, BoardPart]) -> None:
     """Once for each device, whatever happens afterwards: it is what decommissioning puts back."""
     for line in lines:
         address = written(parts[line.name].link)
         if work.progress.failsafe_before(address) is not None:
             continue
-        board = _board(line)
+        board = line.board
+        if not isinstance(board, ModbusBoard):
+            continue  # what the agent sets in a board of another kind does not outlive it
         try:
             await open_gently(board)
             shown = await board.failsafe_now()
@@ -92,7 +99,7 @@ async def _note_before(work: Work, lines: list[Line], parts: dict[str, BoardPart
 
 
 async def _armed(work: Work, line: Line, wanted: Failsafe) -> Armed:
-    board = _board(line)
+    board = line.board
     try:
         await open_gently(board)
         shown = await board.arm_failsafe(wanted)
@@ -106,12 +113,6 @@ async def _armed(work: Work, line: Line, wanted: Failsafe) -> Armed:
     return Armed(
         board=line.name, has=True, timeout_s=shown.timeout_s, current_ma=int(shown.fallback)
     )
-
-
-def _board(line: Line) -> ModbusBoard:
-    if not isinstance(line.board, ModbusBoard):
-        raise TypeError(f"board {line.name} has no registers")
-    return line.board
 
 
 def _failsafe_checks(dialog: Dialog, armed: list[Armed]) -> Iterator[Check]:
@@ -176,7 +177,7 @@ def _limited(
     dialog: Dialog, part: BoardPart, most: dict[str, str], turned: dict[str, str]
 ) -> dict[str, Any]:
     """The settings of one board."""
-    highest = find_profile(part.profile).evses.max_current_ma
+    highest = _evses(part).max_current_ma
 
     def within(text: str) -> int:
         current = current_of(text)
@@ -208,10 +209,15 @@ def _limited(
     return {"cable_ma": cable, "phase_rotation": lines}
 
 
+def _evses(part: BoardPart) -> Evses:
+    """What the profile says of them; where there is none, the usual."""
+    return _profile(part).evses if part.profile else Evses()
+
+
 def outlets(config: Config) -> list[Outlet]:
     found = []
     for part in config.boards:
-        evses = find_profile(part.profile).evses
+        evses = _evses(part)
         highest = min(evses.max_current_ma, part.cable_ma or evses.max_current_ma)
         found += [
             Outlet(evse=number, most=highest, phases=evses.phases, rotation=part.phase_rotation)
