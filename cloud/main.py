@@ -36,7 +36,7 @@ from cloud.communication.gateway import Gateway
 from cloud.communication.gateway_views import GatewayViews
 from cloud.communication.link import AgentLink
 from cloud.communication.ocpp_commands import OcppCommands
-from cloud.communication.pki import Pki, PkiSettings
+from cloud.communication.pki import Pki, PkiSettings, key_digest
 from cloud.communication.receiver import Receiver
 from cloud.communication.security import OcppSecurity
 from cloud.communication.transfers import Allowed
@@ -114,9 +114,12 @@ class CommandLink:
 class Link(CommandLink):
     """The agent link as the modules above communication ask for it."""
 
-    def __init__(self, commands: Commands, credentials: Credentials) -> None:
+    def __init__(
+        self, commands: Commands, credentials: Credentials, security: OcppSecurity
+    ) -> None:
         super().__init__(commands)
         self._credentials = credentials
+        self._security = security
 
     async def presence(self, cursor: Cursor, stations: Collection[int]) -> dict[int, Presence]:
         return await communication_store.presence(cursor, stations)
@@ -130,6 +133,18 @@ class Link(CommandLink):
         await communication_store.forget_station(cursor, station_id)
         await configuration_store.forget_station(cursor, station_id)
         await diagnostics_store.forget_station(cursor, station_id)
+
+    async def owner(self, cursor: Cursor, username: str, password: str) -> Known | None:
+        return await self._credentials.owner(cursor, username, password)
+
+    def key_digest(self, csr: str, identity: str) -> bytes:
+        return key_digest(csr, identity)
+
+    async def certificate(
+        self, tenant: TenantId, station_id: int, identity: str, csr: str
+    ) -> str | None:
+        made = await self._security.sign_joining(Known(station_id, tenant), identity, csr)
+        return None if made is None else made.row.pem
 
     async def publish_credentials(self) -> None:
         await self._credentials.publish()
@@ -200,7 +215,9 @@ class Modules:
         directory, lists = Directory(), Lists()
         commands = Commands(database, directory, lists, utc_now)
         credentials = Credentials(database, broker.accounts, utc_now)
-        link = Link(commands, credentials)
+        authority = None if pki is None else pki.authority
+        security = OcppSecurity(database, directory, authority, utc_now)
+        link = Link(commands, credentials, security)
         settings = Settings(Policy(config.registration), broker.endpoint, DEFAULT_TENANT)
         stations = Stations(database, link, settings, utc_now)
         directory.stations = stations
@@ -216,9 +233,7 @@ class Modules:
             transactions=transactions,
             commands=commands,
             credentials=credentials,
-            security=OcppSecurity(
-                database, directory, None if pki is None else pki.authority, utc_now
-            ),
+            security=security,
             gateway_views=GatewayViews(database, directory),
             ocpp_commands=OcppCommands(database, authorization, transactions, utc_now),
             answers=answers,

@@ -23,6 +23,7 @@ from edge_agent.hardware.board import (
 )
 from edge_agent.journal import Journal, JournalError
 from edge_agent.loop import Line, Loop
+from edge_agent.renewing import Renewing
 from edge_agent.rules.actions import StopAsked
 from edge_agent.rules.fuse import Strain
 from edge_agent.rules.site import SiteLoad
@@ -124,6 +125,7 @@ class Agent:
         self.site_link = site_link
         self.traffic = traffic
         self.ocpp: LinkedUplink | None = None
+        self.renewing: Renewing | None = None
         self.end: Callable[[], object] = lambda: None
         """Ends the agent; set by who runs it."""
         self._on_journal_error = on_journal_error
@@ -159,6 +161,8 @@ class Agent:
             works["traffic"] = self.traffic.run
         if self.ocpp is not None:
             works["OCPP uplink"] = self.ocpp.run
+        if self.renewing is not None:
+            works["certificate"] = self.renewing.run
         try:
             async with asyncio.TaskGroup() as group:
                 for name, work in works.items():
@@ -274,7 +278,9 @@ class Agent:
         site = self.site_link.trouble() if self.site_link is not None else ""
         traffic = self.traffic.trouble() if self.traffic is not None else ""
         ledger = self.loop.ledger.failure
-        now = (ledger, self._upkeep_trouble, meter, self._strained, site, traffic, self._refused())
+        key = self.renewing.trouble if self.renewing is not None else ""
+        refused = self._refused()
+        now = (ledger, self._upkeep_trouble, meter, self._strained, site, traffic, refused, key)
         locked = (
             f"EVSE {evse}: {connector.state.locked}"
             for evse, connector in self.loop.station.connectors.items()

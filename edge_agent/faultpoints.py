@@ -14,6 +14,13 @@ BEFORE_PERSIST: Final = "agent.before_persist"
 AFTER_PERSIST: Final = "agent.after_persist"
 BEFORE_PUBLISH: Final = "agent.before_publish"
 AFTER_ACK: Final = "agent.after_ack"
+COMMISSION_STEP: Final = "commission.before_step_is_kept"
+"""A step of a commissioning has had its effect; that it is done stands nowhere yet."""
+COMMISSION_NOTED: Final = "commission.failsafe_noted"
+CLAIM_ANSWERED: Final = "claim.answered"
+"""The cloud has used the code up; nothing of its answer is on disk."""
+COMMISSION_CLAIMED: Final = "commission.claimed"
+DECOMMISSION_STEP: Final = "decommission.step_done"
 
 
 class Armed:

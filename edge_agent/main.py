@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import msgspec
 
+from edge_agent import station_key
 from edge_agent.agent import Agent, Inbox, Uplink
 from edge_agent.clock import Clock
 from edge_agent.config import (
@@ -33,12 +34,14 @@ from edge_agent.hardware.modbus_board import ModbusBoard, ModbusMeter
 from edge_agent.hardware.modbus_device import ModbusDevice
 from edge_agent.hardware.modbus_port import PortPool
 from edge_agent.hardware.registry import BoardConfig, UnknownProfileError, open_board, open_meter
+from edge_agent.joining import Credentials
 from edge_agent.journal import Journal, JournalBudget, JournalError
 from edge_agent.ledger import Ledger
 from edge_agent.local_page import LocalPage
 from edge_agent.logtail import log_kept
 from edge_agent.loop import Line, Loop, LoopSettings
 from edge_agent.registers import RegisterDump, dump
+from edge_agent.renewing import Renewing
 from edge_agent.rules.actions import ConnectorSettings
 from edge_agent.rules.authorization import Authorizer, OfflinePolicy
 from edge_agent.rules.clock import ClockRules
@@ -423,6 +426,9 @@ def connect(config: Config, agent: Agent) -> None:
     agent.uplink = _uplink(config, agent)
     if agent.uplink is not None:
         agent.desk.watch = agent.uplink.watch
+    if config.uplink is not None:
+        credentials = config.path(config.uplink.credentials)
+        agent.renewing = Renewing(credentials, agent.loop.clock)
     if config.ocpp is not None:
         from edge_agent.uplink.ocpp import assembly  # its schemas cost memory where unused
 
@@ -441,19 +447,7 @@ def _uplink(config: Config, agent: Agent) -> Uplink | None:
     """The way to the cloud, where one is configured. Raises ConfigError."""
     if config.uplink is None or not config.mqtt_carries:
         return None
-    known = read_credentials(config.path(config.uplink.credentials))
-    url = config.uplink.url or known.mqtt_url
-    if not url:
-        raise ConfigError("uplink.url: neither the configuration nor the credentials name a broker")
-    try:
-        settings = MqttSettings.at(
-            url,
-            password=known.password,
-            ca_file=ca_file(config, config.uplink),
-            longest_retry_s=config.uplink.longest_retry_s,
-        )
-    except ValueError as error:
-        raise ConfigError(f"uplink.url: {error}") from error
+    settings = mqtt_settings(config, config.uplink)
     session = SessionSettings(
         station=config.station,
         agent_version=agent.version,
@@ -467,6 +461,25 @@ def _uplink(config: Config, agent: Agent) -> Uplink | None:
     if agent.traffic is not None:
         agent.traffic.apply = _thinning(agent, uplink)
     return uplink
+
+
+def mqtt_settings(config: Config, part: UplinkPart) -> MqttSettings:
+    """Where the broker is, and what proves who we are. Raises ConfigError."""
+    known = read_credentials(config.path(part.credentials))
+    url = part.url or known.mqtt_url
+    if not url:
+        raise ConfigError("uplink.url: neither the configuration nor the credentials name a broker")
+    try:
+        settings = MqttSettings.at(
+            url,
+            password=known.password,
+            ca_file=ca_file(config, part),
+            longest_retry_s=part.longest_retry_s,
+        )
+    except ValueError as error:
+        raise ConfigError(f"uplink.url: {error}") from error
+    own = config.path(part.credentials).with_name(station_key.NAME)
+    return replace(settings, certificate_file=own) if own.exists() else settings
 
 
 def ca_file(config: Config, part: UplinkPart) -> Path | None:
@@ -485,15 +498,6 @@ async def _until_told(agent: Agent) -> None:
         loop.add_signal_handler(number, running.cancel)
     with contextlib.suppress(asyncio.CancelledError):
         await running
-
-
-class Credentials(msgspec.Struct, frozen=True):
-    """What a claim gave this controller; a file of its owner only."""
-
-    password: str
-    username: str = ""
-    station: str = ""
-    mqtt_url: str = ""
 
 
 def read_credentials(path: Path) -> Credentials:

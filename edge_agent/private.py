@@ -16,6 +16,35 @@ def write_private(path: Path, content: bytes) -> None:
         out.flush()
         os.fsync(out.fileno())
     draft.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """A new name survives a power cut only once its folder is on disk, too."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def wipe(path: Path) -> bool:
+    """Overwrite a secret with noise, then remove it; False where there was none. Raises OSError.
+
+    On flash the old cells may live on until the controller of the card reuses them: what matters is
+    revoked at the other end as well.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    with os.fdopen(handle, "wb") as out:
+        out.write(os.urandom(os.fstat(handle).st_size))
+        out.flush()
+        os.fsync(out.fileno())
+    path.unlink()
+    sync_folder(path.parent)
+    return True
 
 
 def why_not_private(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 from uuid import UUID
 
 from cloud.kernel.database import Cursor, TenantId
@@ -22,6 +22,10 @@ class CommandNotFound(KarvonError):
 class CommandUnderWay(KarvonError):
     kind = Kind.CONFLICT
     code = "command.under_way"
+
+
+LONGEST_CSR: Final = 5500
+"""OCPP's own limit for a signing request, in characters."""
 
 
 class CertificateRefused(KarvonError):

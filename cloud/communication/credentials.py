@@ -18,13 +18,15 @@ from typing import Final, Protocol
 import bcrypt
 
 from cloud.communication import store
-from cloud.communication.api import Credential
+from cloud.communication.api import Credential, Known
 from cloud.communication.store import StoredCredential
 from cloud.kernel.database import Cursor, Database, TenantId
 from protocols.agent_link import escape
 
 MOSQUITTO_ITERATIONS: Final = 101
 """mosquitto_passwd's own default."""
+LONGEST: Final = 72
+"""What bcrypt looks at; ours are shorter."""
 
 
 class BrokerAccounts(Protocol):
@@ -53,6 +55,14 @@ class Credentials:
         )
         await store.put_credential(cursor, tenant, station_id, stored, self._clock())
         return credential
+
+    async def owner(self, cursor: Cursor, username: str, password: str) -> Known | None:
+        """The station whose credential this is; hashing is cheap here, see above."""
+        known = await store.credential(cursor, username)
+        if known is None or len(password) > LONGEST or not password.isascii():
+            return None
+        right = bcrypt.checkpw(password.encode(), known.bcrypt.encode())
+        return Known(known.station_id, known.tenant_id) if right else None
 
     async def publish(self) -> None:
         """Hand the whole list to the broker (after the commit that changed it)."""

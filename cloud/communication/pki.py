@@ -7,6 +7,7 @@ certificate is judged at each connection, so that nobody need fetch a list.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from cloud.communication.api import CertificateRefused
+from cloud.communication.api import LONGEST_CSR, CertificateRefused
 from cloud.kernel.config import CloudConfig
 from cloud.kernel.embedded.tls import (
     CLOCK_SLACK,
@@ -32,8 +33,6 @@ from cloud.kernel.embedded.tls import (
     signing_key,
 )
 
-LONGEST_CSR: Final = 5500
-"""OCPP's own limit."""
 RSA_BITS: Final = (2048, 8192)
 _DIGESTS: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
@@ -75,7 +74,7 @@ class CertificateAuthority:
         The subject is made by us: what else a request asks for (other names, uses, a longer life)
         is not granted.
         """
-        key = _asked_for(csr_pem, identity)
+        key = requested_key(csr_pem, identity)
         issuer = self._chain[0]
         subject = x509.Name(
             [
@@ -109,8 +108,8 @@ class CertificateAuthority:
         )
 
 
-def _asked_for(csr_pem: str, identity: str) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
-    """The key of a request that the station may make."""
+def requested_key(csr_pem: str, identity: str) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
+    """The key of a request that the station may make. Raises CertificateRefused."""
     if len(csr_pem) > LONGEST_CSR:
         raise _refused("length", f"a request has at most {LONGEST_CSR} characters")
     try:
@@ -132,6 +131,13 @@ def _asked_for(csr_pem: str, identity: str) -> ec.EllipticCurvePublicKey | rsa.R
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVES):
         return key
     raise _refused("key", "the key must be RSA of 2048 bits or more, or on P-256, P-384 or P-521")
+
+
+def key_digest(csr_pem: str, identity: str) -> bytes:
+    """SHA-256 of the key that a request names and is signed with. Raises CertificateRefused."""
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    spki = requested_key(csr_pem, identity).public_bytes(serialization.Encoding.DER, form)
+    return hashlib.sha256(spki).digest()
 
 
 def _refused(why: str, detail: str) -> CertificateRefused:

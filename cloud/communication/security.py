@@ -228,6 +228,12 @@ class OcppSecurity:
             )
         return await self._sign(station, identity, csr, "station")
 
+    async def sign_joining(
+        self, station: Known, identity: str, csr: str
+    ) -> NamedCertificate | None:
+        """For a station that has just claimed its credentials; None where nobody can sign here."""
+        return await self._sign(station, identity, csr, "claim") if self._authority else None
+
     async def _sign(self, station: Known, identity: str, csr: str, by: str) -> NamedCertificate:
         now, signer = self._clock(), self._signer()
         try:

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import BaseModel, Field
 
 from cloud.communication import security_store as store
+from cloud.communication.api import LONGEST_CSR
 from cloud.communication.passwords import LONGEST, SHORTEST, Form
-from cloud.communication.pki import LONGEST_CSR
 from cloud.communication.security import (
     NamedCertificate,
     NewPassword,

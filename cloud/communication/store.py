@@ -171,6 +171,24 @@ class StoredCredential:
     mosquitto: str
 
 
+@dataclass(frozen=True)
+class OwnedCredential:
+    """Whose credential it is."""
+
+    station_id: int
+    tenant_id: TenantId
+    bcrypt: str
+
+
+async def credential(cursor: Cursor, username: str) -> OwnedCredential | None:
+    return await row(
+        cursor,
+        OwnedCredential,
+        "SELECT station_id, tenant_id, bcrypt FROM communication.credential WHERE username = %s",
+        (username,),
+    )
+
+
 async def put_credential(
     cursor: Cursor, tenant: TenantId, station_id: int, credential: StoredCredential, now: datetime
 ) -> None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Protocol
 from uuid import UUID
 
-from cloud.communication.api import Credential, Presence
+from cloud.communication.api import Credential, Known, Presence
 from cloud.kernel.database import Cursor, TenantId
 from protocols.agent_link import Action
 
@@ -28,6 +28,23 @@ class Link(Protocol):
 
     async def forget(self, cursor: Cursor, station_id: int) -> None:
         """Void the station's credential and forget its connection."""
+        ...
+
+    async def owner(self, cursor: Cursor, username: str, password: str) -> Known | None:
+        """The station whose credential this is; None: nobody's."""
+        ...
+
+    def key_digest(self, csr: str, identity: str) -> bytes:
+        """Of the key in a signing request. Raises CertificateRefused."""
+        ...
+
+    async def certificate(
+        self, tenant: TenantId, station_id: int, identity: str, csr: str
+    ) -> str | None:
+        """A client certificate and its chain (PEM); None where this cloud has no authority.
+
+        Raises CertificateRefused.
+        """
         ...
 
     async def publish_credentials(self) -> None:

@@ -6,8 +6,9 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Final
 
 _ALPHABET = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
 """No letters that a technician on a ladder takes for digits."""
@@ -43,10 +44,16 @@ class Verdict(StrEnum):
     UNKNOWN = "unknown"
 
 
+REPEAT: Final = timedelta(days=1)
+"""So long the controller that used a code may use it again: the answer may never have arrived."""
+
+
 @dataclass(frozen=True)
 class ClaimCode:
     digest: bytes
     expires_at: datetime
+    used_by: bytes | None = None
+    """Digest of the key that it was used with; only that key's owner may repeat it."""
 
 
 def new_code() -> str:
@@ -67,8 +74,12 @@ def judge(
     claim: ClaimCode | None,
     code: str | None,
     now: datetime,
+    key: bytes | None = None,
 ) -> Verdict:
-    """What to do with a claim for a station of that standing (None: unheard of)."""
+    """What to do with a claim for a station of that standing (None: unheard of).
+
+    `key` is the digest of the key that the claim asks a certificate for.
+    """
     if standing is None:
         return {
             Policy.OPEN: Verdict.CREATE,
@@ -76,6 +87,8 @@ def judge(
             Policy.KNOWN: Verdict.UNKNOWN,
         }[policy]
     if claim is None or code is None or not hmac.compare_digest(claim.digest, digest(code)):
+        return Verdict.WRONG_CODE
+    if claim.used_by is not None and claim.used_by != key:
         return Verdict.WRONG_CODE
     if now >= claim.expires_at:
         return Verdict.EXPIRED

@@ -7,8 +7,10 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from cloud.kernel.database import Cursor
+from cloud.kernel.errors import Unauthorized
 from cloud.kernel.etags import (
     ETAG_RESPONSES,
     Guarded,
@@ -28,6 +30,7 @@ from cloud.stations.service import StationDetail, Stations, Waiting
 from cloud.stations.store import Filters
 from cloud.stations.views import (
     AvailabilityRequest,
+    CertificateView,
     ClaimCodeView,
     ClaimRequest,
     ClaimView,
@@ -36,6 +39,8 @@ from cloud.stations.views import (
     FleetEvseView,
     LimitRequest,
     NewStationView,
+    RenewalRequest,
+    RetiredView,
     SiteChange,
     SiteRequest,
     SiteView,
@@ -60,6 +65,20 @@ Text = Annotated[str | None, Query(max_length=100, description="part of identity
 Part = Annotated[str | None, Query(max_length=100)]
 StationListing = Annotated[Listing, Depends(listing(store.STATIONS))]
 EvseListing = Annotated[Listing, Depends(listing(store.EVSES))]
+
+
+_basic = HTTPBasic(auto_error=False, description="What a claim gave: its username and password")
+
+
+async def _login(
+    login: Annotated[HTTPBasicCredentials | None, Depends(_basic)],
+) -> HTTPBasicCredentials:
+    if login is None:
+        raise Unauthorized("log in with the username and password of the claim (HTTP Basic)")
+    return login
+
+
+LoggedIn = Annotated[HTTPBasicCredentials, Depends(_login)]
 
 
 def router(stations: Stations, clock: Callable[[], datetime]) -> APIRouter:
@@ -271,8 +290,7 @@ def _add_claims(routes: APIRouter, stations: Stations) -> None:
     async def claim(
         http: Request, response: Response, request: ClaimRequest
     ) -> ClaimView | WaitingView:
-        asker = http.client.host if http.client else "?"
-        outcome = await stations.claim(asker, request.station, request.code)
+        outcome = await stations.claim(_asker(http), request.station, request.code, request.csr)
         if isinstance(outcome, Waiting):
             response.status_code = 202
             return WaitingView(
@@ -286,7 +304,25 @@ def _add_claims(routes: APIRouter, stations: Stations) -> None:
             username=outcome.credential.username,
             password=outcome.credential.password,
             ca_pem=outcome.endpoint.ca_pem,
+            certificate=outcome.certificate,
         )
+
+    @routes.post("/claims/certificate")
+    async def renew(http: Request, request: RenewalRequest, login: LoggedIn) -> CertificateView:
+        """A claimed station's next client certificate, before the last one ends."""
+        stations.slow_down(_asker(http))
+        signed = await stations.renew(login.username, login.password, request.csr)
+        return CertificateView(certificate=signed)
+
+    @routes.post("/claims/retirement")
+    async def retire(http: Request, login: LoggedIn) -> RetiredView:
+        """A claimed station leaves the fleet: its credentials are void, its history stays."""
+        stations.slow_down(_asker(http))
+        return RetiredView(station=await stations.retire(login.username, login.password))
+
+
+def _asker(http: Request) -> str:
+    return http.client.host if http.client else "?"
 
 
 def _add_pending(routes: APIRouter, stations: Stations, clock: Callable[[], datetime]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from cloud.communication.api import Credential, Known, Presence, Resident
 from cloud.kernel.database import Cursor, Database, TenantId
-from cloud.kernel.errors import KarvonError
+from cloud.kernel.errors import KarvonError, Unauthorized, Unavailable
 from cloud.kernel.etags import Expected, version_of
 from cloud.kernel.http import Caller
 from cloud.kernel.limiter import Limiter
@@ -87,6 +87,10 @@ class Admitted:
     identity: str
     credential: Credential
     endpoint: AgentEndpoint
+    key: int
+    tenant: TenantId
+    certificate: str | None = None
+    """For the key of its signing request (PEM, with the chain)."""
 
 
 @dataclass(frozen=True)
@@ -400,32 +404,51 @@ class Stations:
 
     # ------------------------------------------------------------------ joining
 
-    async def claim(self, asker: str, identity: str, code: str | None) -> Admitted | Waiting:
-        """Let a station in, or put it on the list. Raises ClaimRefused and TooManyClaims."""
+    async def claim(
+        self, asker: str, identity: str, code: str | None, csr: str | None = None
+    ) -> Admitted | Waiting:
+        """Let a station in, or put it on the list; with `csr` it gets a certificate, too.
+
+        Raises ClaimRefused, TooManyClaims and, before the code is used, CertificateRefused.
+        """
         now = self._clock()
-        if not self._limiter.allow(asker, now):
-            raise TooManyClaims("too many claims from this address; try again in a minute")
+        self.slow_down(asker)
+        key = None if csr is None else self._link.key_digest(csr, identity)
         async with self._database.commit_unit() as cursor:
-            outcome = await self._claim(cursor, identity, code, now)
+            outcome = await self._claim(cursor, identity, code, now, key)
         if isinstance(outcome, KarvonError):
             raise outcome
         if isinstance(outcome, Admitted):
             await self._link.publish_credentials()
+            if csr is not None:
+                signed = await self._link.certificate(outcome.tenant, outcome.key, identity, csr)
+                return replace(outcome, certificate=signed)
         return outcome
 
+    def slow_down(self, asker: str) -> None:
+        """Nobody guesses fast. Raises TooManyClaims."""
+        if not self._limiter.allow(asker, self._clock()):
+            raise TooManyClaims("too many claims from this address; try again in a minute")
+
     async def _claim(
-        self, cursor: Cursor, identity: str, code: str | None, now: datetime
+        self,
+        cursor: Cursor,
+        identity: str,
+        code: str | None,
+        now: datetime,
+        key: bytes | None,
     ) -> Admitted | Waiting | KarvonError:
         station = await store.station(cursor, identity, lock=True)
         held = await store.claim(cursor, station.id) if station else None
         standing = Standing(station.registration) if station else None
-        verdict = registration.judge(self._settings.policy, standing, held, code, now)
+        verdict = registration.judge(self._settings.policy, standing, held, code, now, key)
         if verdict is Verdict.CREATE:
-            return await self._admit(cursor, await self._unannounced(cursor, identity, now))
+            return await self._admit(cursor, await self._unannounced(cursor, identity, now), None)
         if verdict is Verdict.ENLIST:
             return await self._enlist(cursor, identity, now)
         if verdict is Verdict.LET_IN and station is not None:
-            return await self._admit(cursor, station)
+            used = None if held is None or key is None else replace(held, used_by=key)
+            return await self._admit(cursor, station, used)
         if verdict is Verdict.WAIT:
             return Waiting(identity, None)
         return _refusal(verdict, identity)
@@ -446,12 +469,46 @@ class Stations:
             raise TooManyClaims(f"two claims for {identity!r} at one moment; try again")
         return made
 
-    async def _admit(self, cursor: Cursor, station: Station) -> Admitted:
-        now = self._clock()
-        credential = await self._link.issue(cursor, station.tenant_id, station.id, station.identity)
-        await store.use_claim(cursor, station.id)
+    async def _admit(self, cursor: Cursor, station: Station, used: ClaimCode | None) -> Admitted:
+        now, tenant = self._clock(), station.tenant_id
+        credential = await self._link.issue(cursor, tenant, station.id, station.identity)
+        await store.use_claim(cursor, tenant, station.id, used, now + registration.REPEAT)
         await store.set_registration(cursor, station.id, Standing.REGISTERED, now, now)
-        return Admitted(station.identity, credential, self._settings.endpoint)
+        return Admitted(station.identity, credential, self._settings.endpoint, station.id, tenant)
+
+    # ------------------------------------------------------------------ for itself
+
+    async def renew(self, username: str, password: str, csr: str) -> str:
+        """A new certificate for the controller that logs in so.
+
+        Raises Unauthorized, CertificateRefused, and Unavailable without an authority.
+        """
+        async with self._database.commit_unit() as cursor:
+            station = await self._itself(cursor, username, password)
+        signed = await self._link.certificate(station.tenant_id, station.id, station.identity, csr)
+        if signed is None:
+            raise Unavailable("this cloud holds no authority that could sign certificates")
+        return signed
+
+    async def retire(self, username: str, password: str) -> str:
+        """The controller takes its own station out of the fleet, as `delete_station` does.
+
+        Returns the station's identity. Raises Unauthorized.
+        """
+        async with self._database.commit_unit() as cursor:
+            station = await self._itself(cursor, username, password)
+            await self._link.forget(cursor, station.id)
+            await store.delete_station(cursor, station, self._clock(), "station")
+        await self._link.publish_credentials()
+        return station.identity
+
+    async def _itself(self, cursor: Cursor, username: str, password: str) -> Station:
+        owner = await self._link.owner(cursor, username, password)
+        found = [] if owner is None else await store.stations_by_id(cursor, [owner.id])
+        held = await store.station(cursor, found[0].identity, lock=True) if found else None
+        if held is None:
+            raise Unauthorized("no station has this name and password; was it retired already?")
+        return held
 
     async def _enlist(self, cursor: Cursor, identity: str, now: datetime) -> Waiting | KarvonError:
         if await store.count_pending(cursor) >= MOST_PENDING:

@@ -495,14 +495,19 @@ async def set_claim(
         " expires_at = excluded.expires_at",
         (station_id, tenant, claim.digest, now, claim.expires_at),
     )
+    await _forget_used(cursor, station_id)
 
 
 async def claim(cursor: Cursor, station_id: int) -> ClaimCode | None:
+    """The code that is good, or the one that was used last."""
     return await row(
         cursor,
         ClaimCode,
-        "SELECT digest, expires_at FROM stations.claim WHERE station_id = %s",
-        (station_id,),
+        "SELECT digest, expires_at, NULL::bytea AS used_by FROM stations.claim"
+        " WHERE station_id = %(id)s UNION ALL"
+        " SELECT digest, expires_at, used_by FROM stations.used_claim WHERE station_id = %(id)s"
+        " ORDER BY used_by NULLS FIRST LIMIT 1",
+        {"id": station_id},
     )
 
 
@@ -513,8 +518,26 @@ async def extend_claim(cursor: Cursor, station_id: int, expires_at: datetime) ->
     )
 
 
-async def use_claim(cursor: Cursor, station_id: int) -> None:
+async def use_claim(
+    cursor: Cursor, tenant: TenantId, station_id: int, used: ClaimCode | None, until: datetime
+) -> None:
+    """The code is used up, but for the owner of `used.used_by`, who may repeat it until then."""
     await cursor.execute("DELETE FROM stations.claim WHERE station_id = %s", (station_id,))
+    if used is None or used.used_by is None:
+        await _forget_used(cursor, station_id)
+        return
+    await cursor.execute(
+        "INSERT INTO stations.used_claim (station_id, tenant_id, digest, used_by, expires_at)"
+        " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (station_id) DO UPDATE SET"
+        " digest = excluded.digest, used_by = excluded.used_by, expires_at = CASE"
+        " WHEN used_claim.digest = excluded.digest THEN used_claim.expires_at"
+        " ELSE excluded.expires_at END",
+        (station_id, tenant, used.digest, used.used_by, until),
+    )
+
+
+async def _forget_used(cursor: Cursor, station_id: int) -> None:
+    await cursor.execute("DELETE FROM stations.used_claim WHERE station_id = %s", (station_id,))
 
 
 # --------------------------------------------------------------------------- EVSEs and states

@@ -65,6 +65,7 @@ async def give(
         (tenant, site, station.id),
     )
     await cursor.execute("DELETE FROM stations.claim WHERE station_id = %s", (station.id,))
+    await cursor.execute("DELETE FROM stations.used_claim WHERE station_id = %s", (station.id,))
     await cursor.execute(
         "WITH one AS (SELECT %(station)s::int AS station_id, %(tenant)s::int AS tenant_id),"
         " evse AS (UPDATE stations.evse t SET tenant_id = one.tenant_id FROM one"

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, Field
 
+from cloud.communication.api import LONGEST_CSR
 from cloud.kernel.imports import RowReport
 from cloud.kernel.rest import LARGEST_ID, Body, Flag, Zone
 from cloud.stations.imports import Entry, Verdict
@@ -323,6 +324,24 @@ class NewStationView(StationView):
 class ClaimRequest(Body):
     station: Identity
     code: str | None = Field(None, max_length=100)
+    csr: str | None = Field(
+        None,
+        max_length=LONGEST_CSR,
+        description="PEM, its common name the station: a client certificate is made for its key,"
+        " and whoever holds that key may repeat the claim for a day",
+    )
+
+
+class RenewalRequest(Body):
+    csr: str = Field(max_length=LONGEST_CSR, description="PEM, its common name the station")
+
+
+class CertificateView(BaseModel):
+    certificate: str = Field(description="PEM, with the chain below the authority's")
+
+
+class RetiredView(BaseModel):
+    station: str
 
 
 class ClaimView(BaseModel):
@@ -331,6 +350,9 @@ class ClaimView(BaseModel):
     username: str
     password: str = Field(description="shown only now")
     ca_pem: str
+    certificate: str | None = Field(
+        None, description="for the request's key; null without one, or without an authority here"
+    )
 
 
 class WaitingView(BaseModel):

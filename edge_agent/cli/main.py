@@ -239,5 +239,172 @@ def claim(
     raise typer.Exit(claiming.claim(config, cloud, code, as_json=as_json))
 
 
+@app.command()
+def commission(
+    config: ConfigOption = Path(DEFAULT),
+    station: Annotated[
+        str | None, typer.Option("--station", help="The station's identity, as in the cloud.")
+    ] = None,
+    journal: Annotated[
+        Path | None, typer.Option("--journal", help="The journal's folder; else as configured.")
+    ] = None,
+    port: Annotated[
+        list[str] | None, typer.Option("--port", help="A serial adapter to scan; repeatable.")
+    ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option("--host", help="Scan 192.0.2.10, 192.0.2.10-20 or a network; repeatable."),
+    ] = None,
+    tcp_port: Annotated[int, typer.Option("--tcp-port", min=1, max=65_535)] = 502,
+    unit: Annotated[
+        list[int] | None,
+        typer.Option("--unit", min=0, max=255, help="Units to ask; else the profiles' usual."),
+    ] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option("--profile", help="Look for these devices only; repeatable."),
+    ] = None,
+    use: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--use", help="[NAME=]PROFILE[+OPTION]@ADDRESS[#EVSES] instead of a scan; repeatable."
+        ),
+    ] = None,
+    failsafe_timeout: Annotated[
+        int | None, typer.Option("--failsafe-timeout", help="Seconds without the agent.")
+    ] = None,
+    failsafe_current: Annotated[
+        str | None, typer.Option("--failsafe-current", help="What a charger then gives: 6, 0.")
+    ] = None,
+    fuse: Annotated[
+        str | None, typer.Option("--fuse", help="The main fuse: 63, or 63/63/50 per line.")
+    ] = None,
+    connector_max: Annotated[
+        list[str] | None,
+        typer.Option("--connector-max", help="16, or BOARD=16; the cable's most; repeatable."),
+    ] = None,
+    rotation: Annotated[
+        list[str] | None,
+        typer.Option("--rotation", help="RST, or BOARD=STR: how it is wired; repeatable."),
+    ] = None,
+    cloud: Annotated[
+        str | None, typer.Option("--cloud", help="The cloud's address, https://...")
+    ] = None,
+    code: Annotated[str | None, typer.Option("--code", help="The single-use claim code.")] = None,
+    ocpp_url: Annotated[
+        str | None, typer.Option("--ocpp-url", help="An OCPP backend: ws://... or wss://...")
+    ] = None,
+    ocpp_version: Annotated[str | None, typer.Option("--ocpp-version", help="1.6 or 2.0.1")] = None,
+    ocpp_identity: Annotated[
+        str | None, typer.Option("--ocpp-identity", help="Else the station's.")
+    ] = None,
+    ocpp_profile: Annotated[
+        int | None, typer.Option("--ocpp-profile", min=0, max=3, help="OCPP security profile.")
+    ] = None,
+    ocpp_password: Annotated[
+        Path | None, typer.Option("--ocpp-password-file", help="A file with the password.")
+    ] = None,
+    ocpp_ca: Annotated[
+        Path | None, typer.Option("--ocpp-ca", help="The backend's authority, PEM.")
+    ] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="No cloud and no backend.")] = False,
+    charge: Annotated[
+        bool | None, typer.Option("--charge/--no-charge", help="A test charge with a vehicle.")
+    ] = None,
+    charge_s: Annotated[
+        int, typer.Option("--charge-seconds", min=1, max=3600, help="Since current flows.")
+    ] = 60,
+    wait_s: Annotated[
+        int, typer.Option("--wait", min=1, max=3600, help="Seconds for a vehicle to be plugged in.")
+    ] = 120,
+    evse: EvseOption = None,
+    sticker: Annotated[
+        str | None,
+        typer.Option("--sticker", help="What the QR code says: https://example/{station}"),
+    ] = None,
+    installer: Annotated[
+        str | None, typer.Option("--installer", help="Who answers for it, for the report.")
+    ] = None,
+    reports: Annotated[
+        Path | None, typer.Option("--reports", help="A folder; else beside the configuration.")
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew instead of going on.")
+    ] = False,
+    lang: LanguageOption = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Ask nobody: options, else what is usual.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Put this controller into service, step by step; killed or interrupted, it goes on."""
+    from edge_agent.cli import commissioning
+    from edge_agent.commissioning.work import Options
+
+    options = Options(
+        station=station,
+        ports=tuple(port or ()),
+        hosts=tuple(host or ()),
+        tcp_port=tcp_port,
+        units=tuple(unit or ()),
+        profiles=tuple(profile or ()),
+        use=tuple(use or ()),
+        failsafe_timeout=failsafe_timeout,
+        failsafe_current=failsafe_current,
+        fuse=fuse,
+        connector_max=tuple(connector_max or ()),
+        rotation=tuple(rotation or ()),
+        cloud=cloud,
+        code=code,
+        ocpp_url=ocpp_url,
+        ocpp_version=ocpp_version,
+        ocpp_identity=ocpp_identity,
+        ocpp_profile=ocpp_profile,
+        ocpp_password=ocpp_password,
+        ocpp_ca=ocpp_ca,
+        alone=alone,
+        charge=charge,
+        charge_s=charge_s,
+        wait_s=wait_s,
+        evse=evse,
+        sticker=sticker,
+        installer=installer,
+        reports=reports,
+    )
+    done = commissioning.commission(
+        config,
+        options,
+        journal=journal,
+        restart=restart,
+        language=lang,
+        yes=yes,
+        as_json=as_json,
+    )
+    raise typer.Exit(done)
+
+
+@app.command()
+def decommission(
+    config: ConfigOption = Path(DEFAULT),
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Even if something is lost or a charger does not answer."),
+    ] = False,
+    wait_s: Annotated[
+        float, typer.Option("--wait", min=0, help="Seconds for the queue, and for the agent's end.")
+    ] = 60.0,
+    lang: LanguageOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take this controller out of service: failsafe as before, station retired, keys wiped."""
+    from edge_agent.cli import commissioning
+
+    done = commissioning.leave_service(
+        config, force=force, wait_s=wait_s, language=lang, yes=yes, as_json=as_json
+    )
+    raise typer.Exit(done)
+
+
 def main() -> None:
     app(prog_name="karvon agent")

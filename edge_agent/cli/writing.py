@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from edge_agent import control, writing
+from edge_agent.alone import alone
 from edge_agent.cli.output import complain, print_json, print_lines
 from edge_agent.config import Config, ConfigError, load
 from edge_agent.control import NotRunningError, Request
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError
-from edge_agent.journal.journal import LOCK
 from edge_agent.main import hardware
 from edge_agent.rules.station import RefusedError
 from edge_agent.writing import Plan, Written
@@ -138,36 +135,8 @@ async def _directly(
         ask(plan)
         if asked.dry:
             return plan
-        with _alone(folder):
+        with alone(folder):
             async with asyncio.timeout(DEADLINE_S):
                 return await writing.carry_out(config, at, plan)
     finally:
         await at.board.close()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the journal's lock, as an agent would. Raises RefusedError when one has it."""
-    lock = folder / LOCK
-    if not lock.exists():
-        yield  # no agent has ever run on this folder
-        return
-    try:
-        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise RefusedError(f"{lock}: {error.strerror}; run this as the agent's user") from error
-    try:
-        _take(handle)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _take(lock: int) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RefusedError(
-            "an agent runs but does not answer on its socket; wait until it has started, or stop it"
-            " (systemctl stop karvon-agent)"
-        ) from None

@@ -88,6 +88,16 @@ class Failsafe:
     fallback: MilliAmperes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailsafeShown:
+    """What a board tells of its fallback now; None: it does not tell this half of it."""
+
+    timeout_s: int | None
+    fallback: MilliAmperes | None
+    raw: tuple[tuple[int, str, int], ...] = ()
+    """(EVSE, half, value in s or mA) as far as it tells, for putting it back."""
+
+
 class PowerBoard(Protocol):
     """One power board, with one or more EVSEs. Every method may raise BoardUnreachableError."""
 

@@ -13,6 +13,7 @@ from edge_agent.hardware.board import (
     EvseInfo,
     EvseReading,
     Failsafe,
+    FailsafeShown,
     IecState,
     MeterReading,
     Phases,
@@ -139,6 +140,80 @@ class ModbusBoard:
         self._check_failsafe(block, armed, failsafe)
         self._timeout_s = armed.timeout_s
         return armed
+
+    async def failsafe_now(self) -> FailsafeShown | None:
+        """What the device has set, before anything of ours; None where it has no fallback."""
+        block = self.device.profile.failsafe
+        if block is None:
+            return None
+        raw = []
+        for evse in self.device.evses:
+            for half, register in (("timeout", block.timeout), ("fallback", block.fallback)):
+                value = await self._failsafe_told(evse, register)
+                if value is not None:
+                    raw.append((evse, half, value))
+        told = {half: [value for _, one, value in raw if one == half] for _, half, _ in raw}
+        return FailsafeShown(
+            timeout_s=max(told["timeout"]) if "timeout" in told else None,
+            fallback=MilliAmperes(max(told["fallback"])) if "fallback" in told else None,
+            raw=tuple(raw),
+        )
+
+    async def _failsafe_told(self, evse: int, register: FailsafeRegister) -> int | None:
+        """As it stands there, also where that means something else than a number."""
+        if register.read_back is None:
+            return register.fixed
+        value = await self._number(evse, register.read_back)
+        in_ma = self._in_ma(register.read_back, Value(value))
+        return value if in_ma is None else in_ma
+
+    async def put_back_failsafe(self, before: FailsafeShown | None) -> bool:
+        """Leave the device as it was before the agent; False where only its neutral values can be.
+
+        What it had may be no value that the agent may write (0: no supervision); then the profile's
+        own way to take the supervision off is used.
+        """
+        exact = before is not None and await self._put_back(before.raw)
+        if not exact:
+            if before is not None:
+                await self._put_back_fallback(before.raw)
+            await self.restore_failsafe()
+        self._timeout_s = None
+        return exact
+
+    async def _put_back(self, raw: tuple[tuple[int, str, int], ...]) -> bool:
+        block = self.device.profile.failsafe
+        for evse in self.device.evses if block else ():
+            was = {half: value for one, half, value in raw if one == evse}
+            if was.keys() != {"timeout", "fallback"}:
+                return False
+            try:
+                writes = failsafe_commands(
+                    self.device.binding, evse, was["timeout"], MilliAmperes(was["fallback"])
+                )
+                await self.device.write(*writes)
+            except (*IMPOSSIBLE, BoardRefusedError):
+                return False
+            shown = await self.failsafe_now()
+            if shown is None or not set(shown.raw) >= {(evse, *half) for half in was.items()}:
+                return False
+        return bool(raw)
+
+    async def _put_back_fallback(self, raw: tuple[tuple[int, str, int], ...]) -> None:
+        """The current at least, with the timeout as it stands, where it may be written."""
+        now = await self.failsafe_now()
+        if now is None or now.timeout_s is None:
+            return
+        for evse, half, value in raw:
+            if half != "fallback":
+                continue
+            try:
+                writes = failsafe_commands(
+                    self.device.binding, evse, now.timeout_s, MilliAmperes(value)
+                )
+                await self.device.write(*writes)
+            except (*IMPOSSIBLE, BoardRefusedError):
+                continue  # what the profile restores has to do
 
     async def _failsafe_shown(self, evse: int, register: FailsafeRegister) -> int | None:
         """Seconds, or mA per phase, as the device has it; None where it does not tell."""

@@ -227,6 +227,8 @@ class SimulatedCharger:
             "energy_wh": evse.lifetime_nj / NANOJOULES_PER_WH,
             "session_wh": evse.shown_nj / NANOJOULES_PER_WH,
             "error": evse.error,
+            "failsafe_s": evse.timeout_s,
+            "failsafe_ma": evse.fallback,
         }
 
     def limit(self, evse: SimEvse) -> int:
@@ -381,10 +383,12 @@ class SimulatedCharger:
         # A board has one watchdog, whatever EVSE it was written through.
         for evse in self.evses.values():
             if self._same(target.write, block.timeout):
-                self._in_range(block.timeout, raw)
+                if target.write.value is None:  # what the profile restores may be no timeout: off
+                    self._in_range(block.timeout, raw)
                 evse.timeout_s = nearest(exact(raw) * exact(target.write.scale))
             elif self._same(target.write, block.fallback):
-                if raw not in {block.fallback.none_raw, block.fallback.stop_raw}:
+                meant = {block.fallback.none_raw, block.fallback.stop_raw, target.write.value}
+                if raw not in meant:
                     self._in_range(block.fallback, raw)
                 # a restoring write carries no unit: the fallback's own says what its number means
                 evse.fallback = self._fallback(

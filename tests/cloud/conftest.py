@@ -27,10 +27,10 @@ from cloud.authorization.service import Authorization
 from cloud.communication import asks_rest, security_rest
 from cloud.communication import rest as communication_rest
 from cloud.communication.answers import Answers
-from cloud.communication.api import Credential, Presence
+from cloud.communication.api import Credential, Known, Presence
 from cloud.communication.calls import Calls
 from cloud.communication.commands import Commands
-from cloud.communication.pki import CertificateAuthority, Pki, PkiSettings
+from cloud.communication.pki import CertificateAuthority, Pki, PkiSettings, key_digest
 from cloud.communication.security import OcppSecurity
 from cloud.communication.transfers import Allowed
 from cloud.configuration import rest as configuration_rest
@@ -129,6 +129,7 @@ class FakeLink:
         self.published = 0
         self.on_send: Callable[[Cursor], Awaitable[None]] | None = None
         self.forgotten: list[int] = []
+        self.issued: dict[str, Known] = {}
 
     async def presence(self, cursor: Cursor, stations: Collection[int]) -> dict[int, Presence]:
         return {station: self.present[station] for station in stations if station in self.present}
@@ -136,7 +137,20 @@ class FakeLink:
     async def issue(
         self, cursor: Cursor, tenant: TenantId, station_id: int, identity: str
     ) -> Credential:
+        self.issued[escape(identity)] = Known(station_id, tenant)
         return Credential(escape(identity), f"secret-{station_id}")
+
+    async def owner(self, cursor: Cursor, username: str, password: str) -> Known | None:
+        known = self.issued.get(username)
+        return known if known is not None and password == f"secret-{known.id}" else None
+
+    def key_digest(self, csr: str, identity: str) -> bytes:
+        return key_digest(csr, identity)
+
+    async def certificate(
+        self, tenant: TenantId, station_id: int, identity: str, csr: str
+    ) -> str | None:
+        return certificate_authority().sign(csr, identity, Clock()()).pem
 
     async def forget(self, cursor: Cursor, station_id: int) -> None:
         self.forgotten.append(station_id)
@@ -279,4 +293,11 @@ def world(database: Database) -> World:
 @pytest.fixture
 async def admin(world: World) -> AsyncIterator[httpx.AsyncClient]:
     async with await world.client(Role.ADMIN) as client:
+        yield client
+
+
+@pytest.fixture
+async def anybody(world: World) -> AsyncIterator[httpx.AsyncClient]:
+    """A client without a key."""
+    async with await world.client(None) as client:
         yield client

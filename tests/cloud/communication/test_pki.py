@@ -31,8 +31,8 @@ from cloud.communication.admission import (
     StationFacts,
     decide,
 )
-from cloud.communication.api import CertificateRefused
-from cloud.communication.pki import LONGEST_CSR, Pki, PkiSettings
+from cloud.communication.api import LONGEST_CSR, CertificateRefused
+from cloud.communication.pki import Pki, PkiSettings
 from cloud.communication.tls import client_certificate, load_server_certificate, server_context
 from cloud.kernel.embedded.tls import AuthorityFiles
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -242,12 +241,6 @@ async def test_a_command_for_an_evse_that_is_not_there_is_refused(
 # --------------------------------------------------------------------------- joining
 
 
-@pytest.fixture
-async def anybody(world: Any) -> AsyncIterator[httpx.AsyncClient]:
-    async with await world.client(None) as client:
-        yield client
-
-
 async def test_a_code_lets_in_once(
     world: Any, admin: httpx.AsyncClient, anybody: httpx.AsyncClient
 ) -> None:
@@ -263,6 +256,7 @@ async def test_a_code_lets_in_once(
         "username": "CP=2E1",
         "password": let_in.json()["password"],
         "ca_pem": "-----BEGIN CERTIFICATE-----",
+        "certificate": None,
     }
     assert world.link.published == 1
     assert (await anybody.post("/api/v1/claims", json=claim)).status_code == 403

@@ -306,7 +306,7 @@ KEPT = {
     "transactions.transaction", "transactions.event", "transactions.conflict",  # the start's tenant
     "kernel.event", "kernel.dead_letter",  # what happened, happened to the tenant of that time
     "stations.former",
-    "stations.claim",  # void
+    "stations.claim", "stations.used_claim",  # void
     "communication.frame",  # names id tokens
     "communication.command",  # stays with the tenant that gave it
     "authorization.list_push",  # made anew

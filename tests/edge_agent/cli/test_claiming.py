@@ -67,7 +67,8 @@ def test_a_station_on_the_list_is_told_the_code_to_come_back_with(
     waits = {"station": "TAS-0001", "status": "pending", "code": "AB2-CD3", "detail": "waits"}
     url, asked = answering(202, waits)
     assert claim(config, url, None, as_json=False) == 1
-    assert asked == [{"station": "TAS-0001", "code": None}]
+    assert {**asked[0], "csr": ""} == {"station": "TAS-0001", "code": None, "csr": ""}
+    assert asked[0]["csr"].startswith("-----BEGIN CERTIFICATE REQUEST-----")
     assert "--code AB2-CD3" in capsys.readouterr().out
     assert not (config.parent / "credentials.json").exists()
 

@@ -256,7 +256,8 @@ class FakeCloud(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        good = self.path == "/api/v1/claims" and asked == {"station": "TAS-1", "code": "GOOD"}
+        wanted = {"station": "TAS-1", "code": "GOOD", "csr": asked.get("csr")}
+        good = self.path == "/api/v1/claims" and asked == wanted
         answer: dict[str, Any] = {"title": "Refused", "detail": "the code was used already"}
         if good:
             answer = {
