@@ -13,7 +13,7 @@ from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 
-from edge_agent.hardware.modbus_port import FAILURES_BEFORE_LOST, LineHealth
+from edge_agent.hardware.line import FAILURES_BEFORE_LOST, LineHealth
 from protocols.agent_link import ClockQuality
 
 CONNECTED: Final = "connected"

@@ -19,7 +19,8 @@ import serial
 
 from edge_agent.cli.output import complain, print_json, print_lines
 from edge_agent.config import Config, ConfigError, Device, load
-from edge_agent.hardware.modbus_port import EXCEPTIONS, is_pseudo
+from edge_agent.hardware.line import is_pseudo
+from edge_agent.hardware.modbus_port import EXCEPTIONS
 from edge_agent.hardware.registry import UnknownProfileError, find_profile
 from edge_agent.registers import BASE_UNITS
 from protocols.modbus.binding import Binding, Facts

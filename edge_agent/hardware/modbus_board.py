@@ -18,8 +18,8 @@ from edge_agent.hardware.board import (
     Phases,
     PhaseVoltages,
 )
+from edge_agent.hardware.line import LineHealth
 from edge_agent.hardware.modbus_device import ModbusDevice, Wanted
-from edge_agent.hardware.modbus_port import LineHealth
 from protocols.modbus.binding import ForbiddenError
 from protocols.modbus.checks import POWER
 from protocols.modbus.commands import (

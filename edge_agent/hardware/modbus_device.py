@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Final
 
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError
+from edge_agent.hardware.line import LineHealth
 from edge_agent.hardware.modbus_port import (
     BUSY,
     DeviceExceptionError,
-    LineHealth,
     ModbusLink,
     ModbusPort,
 )
