@@ -37,10 +37,15 @@ class Device(Part, frozen=True, kw_only=True):
     options: tuple[str, ...] = ()
 
 
-class BoardPart(Device, frozen=True, kw_only=True):
+class BoardPart(Part, frozen=True, kw_only=True):
     """A power board and the station's EVSE numbers behind it, in the board's own order."""
 
     name: str
+    link: ModbusLink
+    kind: Literal["modbus", "serial_board"] = "modbus"
+    """serial_board: one of our own on a plain serial line, which needs no profile."""
+    profile: str = ""
+    options: tuple[str, ...] = ()
     evses: tuple[int, ...] = (1,)
     cable_ma: int | None = None
     """The weakest cable behind this board; None: as strong as the board."""
@@ -317,12 +322,29 @@ def _board_problems(config: Config) -> Any:
         names.add(board.name)
         if not board.evses:
             yield f"boards[{index}].evses: name at least one EVSE number"
+        yield from _kind_problems(index, board)
         for number in board.evses:
             if number < 1:
                 yield f"boards[{index}].evses: EVSE numbers start at 1, not {number}"
             if number in numbers:
                 yield f"boards[{index}].evses: EVSE {number} is there already"
             numbers.add(number)
+
+
+def _kind_problems(index: int, board: BoardPart) -> Any:
+    """A Modbus device needs a profile that says what it is; a board of our own says it itself."""
+    serial = board.kind == "serial_board"
+    if not serial and not board.profile:
+        yield f"boards[{index}].profile: name the profile of this device"
+    if serial and board.profile:
+        yield f'boards[{index}].profile: kind = "serial_board" needs none; take it out'
+    if serial != (board.link.kind == "serial"):
+        wanted = '"serial" for kind = "serial_board"' if serial else '"tcp" or "rtu"'
+        yield f'boards[{index}].link.kind: {wanted}, not "{board.link.kind}"'
+    if serial and not board.link.device:
+        yield f"boards[{index}].link.device: name the line, best by /dev/serial/by-id/…"
+    if not serial and board.link.rts != "none":
+        yield f'boards[{index}].link.rts: only for kind = "serial_board"'
 
 
 def _uplink_problems(config: Config) -> Any:

@@ -93,25 +93,33 @@ def hardware(config: Config) -> Hardware:
     meter = None
     if config.site is not None and config.site.meter is not None:
         try:
-            meter = open_meter(_board_config(config.site.meter), ports)
-        except (UnknownProfileError, ProfileError) as error:
+            meter = open_meter(_device_config(config.site.meter), ports)
+        except (UnknownProfileError, ProfileError, ValueError) as error:
             raise ConfigError(f"site.meter: {error}") from error
     return Hardware(lines, meter)
 
 
 def _line(part: BoardPart, ports: PortPool) -> Line:
     try:
-        board = open_board(_board_config(part, len(part.evses)), ports)
+        board = open_board(_board_config(part), ports)
     except (UnknownProfileError, ProfileError, ValueError) as error:
         raise ConfigError(f"board '{part.name}': {error}") from error
     mine = (info.evse for info in board.evses)
     return Line(part.name, board, dict(zip(mine, part.evses, strict=True)))
 
 
-def _board_config(part: Device, evses: int | None = None) -> BoardConfig:
+def _board_config(part: BoardPart) -> BoardConfig:
     return BoardConfig(
-        profile=part.profile, link=part.link, kind=part.kind, evses=evses, options=part.options
+        profile=part.profile,
+        link=part.link,
+        kind=part.kind,
+        evses=len(part.evses),
+        options=part.options,
     )
+
+
+def _device_config(part: Device) -> BoardConfig:
+    return BoardConfig(profile=part.profile, link=part.link, options=part.options)
 
 
 def open_journal(config: Config, clock: Clock) -> Journal:

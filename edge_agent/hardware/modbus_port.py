@@ -10,7 +10,7 @@ import logging
 import termios
 import time
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 from pymodbus.client import AsyncModbusSerialClient, AsyncModbusTcpClient
@@ -221,15 +221,25 @@ def _checked(request: Span | WriteRequest, reply: Any) -> Words:
     return tuple(int(word) for word in words[: request.count])
 
 
+Port = TypeVar("Port", bound=LineOwner[Any, Any])
+
+
 class PortPool:
-    """The ports of one agent: devices on the same line get the same owner."""
+    """The lines of one agent: devices on the same line get the same owner."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._ports: dict[str, ModbusPort] = {}
+        self._owners: dict[str, LineOwner[Any, Any]] = {}
 
     def port(self, link: ModbusLink) -> ModbusPort:
         """`link` is completed by its profile; its serial settings are those of the first user."""
-        if link.line not in self._ports:
-            self._ports[link.line] = ModbusPort(link, self._clock)
-        return self._ports[link.line]
+        return self.shared(link.line, ModbusPort, lambda: ModbusPort(link, self._clock))
+
+    def shared(self, line: str, kind: type[Port], make: Callable[[], Port]) -> Port:
+        """The owner of that line. Raises ValueError where another language has it already."""
+        owner = self._owners.get(line)
+        if owner is None:
+            owner = self._owners[line] = make()
+        if isinstance(owner, kind):
+            return owner
+        raise ValueError(f"{line} has devices of another kind already; use another line")

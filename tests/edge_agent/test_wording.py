@@ -69,7 +69,7 @@ def test_every_code_of_a_link_has_its_texts_and_every_text_a_link() -> None:
     kinds = {"bus", "board", "meter", "mqtt", "ocpp", "clock", "disk", "journal", "queue"}
     said = {text for text in strings_of("links.py") if text.partition(".")[0] in kinds}
     said = {text for text in said if "." in text.strip(".") and " " not in text}
-    built = {f"bus.{line}_{how}" for line in ("tcp", "rtu") for how in ("down", "silent")}
+    built = {f"bus.{line}_{how}" for line in ("tcp", "rtu", "serial") for how in ("down", "silent")}
     built |= {"clock.synced", "clock.cloud", "clock.unset"}
     there = {key.rsplit(".", 1)[0] for key in catalogue("en") if key.partition(".")[0] in kinds}
     assert said | built == there
