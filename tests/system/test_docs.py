@@ -155,7 +155,15 @@ def test_the_pages_configurations_are_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["operations.md", "agent.md", "api.md", "load-management.md", "ocpp-commands.md"]
+    "name",
+    [
+        "operations.md",
+        "agent.md",
+        "api.md",
+        "load-management.md",
+        "ocpp-commands.md",
+        "serial-board.md",
+    ],
 )
 def test_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", _page(name)):
