@@ -20,7 +20,9 @@ from edge_agent.hardware.board import (
     EvseInfo,
     EvseReading,
     Meter,
+    PowerBoard,
 )
+from edge_agent.hardware.metered_board import MeteredBoard, board_itself
 from edge_agent.journal import Journal, JournalError
 from edge_agent.loop import Line, Loop
 from edge_agent.rules.actions import StopAsked
@@ -350,13 +352,17 @@ class Agent:
     def linked(self) -> list[links.Link]:
         """Everything the agent depends on, and how it is now."""
         now, lines, stuck = self.loop.clock.now(), self.loop.lines, self.stuck()
-        devices = [line.board for line in lines] + ([self.meter] if self.meter else [])
+        metered = {line.name: line.board for line in lines if isinstance(line.board, MeteredBoard)}
+        devices: list[PowerBoard | Meter] = [board_itself(line.board) for line in lines]
+        devices += [board.meter for board in metered.values()]
+        devices += [self.meter] if self.meter else []
         alarms = (*self.journal.reports, self._upkeep_trouble)
         changed, heard = self.inbox.changed_at, self._meter_heard_ms
         since = None if changed is None else asyncio.get_running_loop().time() - changed
         return [
             *links.buses(devices),
             *(self._board(line, now.mono_ms, line.name in stuck) for line in lines),
+            *(_meter_of(name, board) for name, board in metered.items()),
             links.meter(
                 there=self.meter is not None,
                 identity=self.meter.identity if self.meter else "",
@@ -447,6 +453,16 @@ class Agent:
             for line in self.loop.lines
             if line.stepped_ms is not None and now - line.stepped_ms > STUCK_AFTER_S * 1000
         ]
+
+
+def _meter_of(name: str, board: MeteredBoard) -> links.Link:
+    age_s = board.meter_age_s
+    return links.evse_meter(
+        name=name,
+        identity=board.meter.identity,
+        trouble=board.meter_trouble,
+        age_ms=None if age_s is None else round(age_s * 1000),
+    )
 
 
 def _described(info: EvseInfo) -> EvseDescription:

@@ -46,6 +46,10 @@ class BoardPart(Part, frozen=True, kw_only=True):
     """serial_board: one of our own on a plain serial line, which needs no profile."""
     profile: str = ""
     options: tuple[str, ...] = ()
+    meter: Device | None = None
+    """A meter in this board's feed, where the board has none that counts; for one EVSE."""
+    meter_stale_after_s: Annotated[float, msgspec.Meta(ge=5, le=600)] = 30.0
+    """A meter that is silent for so long stops the charging: nobody charges without it."""
     evses: tuple[int, ...] = (1,)
     cable_ma: int | None = None
     """The weakest cable behind this board; None: as strong as the board."""
@@ -341,6 +345,8 @@ def _kind_problems(index: int, board: BoardPart) -> Any:
     if serial != (board.link.kind == "serial"):
         wanted = '"serial" for kind = "serial_board"' if serial else '"tcp" or "rtu"'
         yield f'boards[{index}].link.kind: {wanted}, not "{board.link.kind}"'
+    if board.meter is not None and len(board.evses) != 1:
+        yield f"boards[{index}].meter: one meter cannot tell {len(board.evses)} EVSEs apart"
     if serial and not board.link.device:
         yield f"boards[{index}].link.device: name the line, best by /dev/serial/by-id/…"
     if not serial and board.link.rts != "none":

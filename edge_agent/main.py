@@ -29,10 +29,17 @@ from edge_agent.config import (
 from edge_agent.control import Control
 from edge_agent.desk import Desk
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, Failsafe, Meter
+from edge_agent.hardware.metered_board import MeteredBoard, board_itself
 from edge_agent.hardware.modbus_board import ModbusBoard, ModbusMeter
 from edge_agent.hardware.modbus_device import ModbusDevice
 from edge_agent.hardware.modbus_port import PortPool
-from edge_agent.hardware.registry import BoardConfig, UnknownProfileError, open_board, open_meter
+from edge_agent.hardware.registry import (
+    BoardConfig,
+    UnknownProfileError,
+    beside,
+    open_board,
+    open_meter,
+)
 from edge_agent.journal import Journal, JournalBudget, JournalError
 from edge_agent.ledger import Ledger
 from edge_agent.local_page import LocalPage
@@ -89,7 +96,7 @@ def version() -> str:
 def hardware(config: Config) -> Hardware:
     """Find every profile. Raises ConfigError with the board's name."""
     ports = PortPool()
-    lines = tuple(_line(part, ports) for part in config.boards)
+    lines = tuple(_line(part, ports, config) for part in config.boards)
     meter = None
     if config.site is not None and config.site.meter is not None:
         try:
@@ -99,9 +106,17 @@ def hardware(config: Config) -> Hardware:
     return Hardware(lines, meter)
 
 
-def _line(part: BoardPart, ports: PortPool) -> Line:
+def _line(part: BoardPart, ports: PortPool, config: Config) -> Line:
     try:
         board = open_board(_board_config(part), ports)
+        if part.meter is not None:
+            board = beside(
+                board,
+                _device_config(part.meter),
+                ports,
+                patience_s=config.times.deadline_s / 2,
+                stale_after_s=part.meter_stale_after_s,
+            )
     except (UnknownProfileError, ProfileError, ValueError) as error:
         raise ConfigError(f"board '{part.name}': {error}") from error
     mine = (info.evse for info in board.evses)
@@ -345,9 +360,13 @@ async def registers_of(found: Hardware, device: str = "") -> list[RegisterDump]:
 
 def devices_of(found: Hardware) -> dict[str, ModbusDevice]:
     """What has registers, by its name in the configuration."""
-    named = {
-        line.name: line.board.device for line in found.lines if isinstance(line.board, ModbusBoard)
-    }
+    named: dict[str, ModbusDevice] = {}
+    for line in found.lines:
+        itself = board_itself(line.board)
+        if isinstance(itself, ModbusBoard):
+            named[line.name] = itself.device
+        if isinstance(line.board, MeteredBoard) and isinstance(line.board.meter, ModbusMeter):
+            named[f"{line.name} meter"] = line.board.meter.device
     if isinstance(found.meter, ModbusMeter):
         named[SITE_METER] = found.meter.device
     return named

@@ -31,6 +31,11 @@ def profile_doubts(config: Config) -> Iterator[Doubt]:
     named: list[tuple[str, Device | BoardPart]] = [
         (f"board {part.name}", part) for part in config.boards
     ]
+    named += [
+        (f"meter of board {part.name}", part.meter)
+        for part in config.boards
+        if part.meter is not None
+    ]
     if config.site is not None and config.site.meter is not None:
         named.append(("site meter", config.site.meter))
     for what, part in named:

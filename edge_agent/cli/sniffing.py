@@ -122,6 +122,7 @@ def _known(path: Path, asked: Asked) -> Known:
 
 def _learn(known: Known, config: Config, port: Path) -> None:
     parts: list[Device | BoardPart] = list(config.boards)
+    parts += [board.meter for board in config.boards if board.meter is not None]
     if config.site is not None and config.site.meter is not None:
         parts.append(config.site.meter)
     for part in parts:

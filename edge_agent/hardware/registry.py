@@ -10,14 +10,17 @@ from typing import Final, Literal
 
 import msgspec
 
-from edge_agent.hardware.board import Meter, PowerBoard
+from edge_agent.hardware.board import EnergyKind, Meter, PowerBoard
+from edge_agent.hardware.metered_board import Grade, MeteredBoard
 from edge_agent.hardware.modbus_board import ModbusBoard, ModbusMeter
 from edge_agent.hardware.modbus_device import ModbusDevice
 from edge_agent.hardware.modbus_port import ModbusLink, PortPool
 from edge_agent.hardware.serial_board import SerialBoard
 from edge_agent.hardware.serial_port import SerialPort
+from protocols.modbus.binding import Binding
 from protocols.modbus.loading import load_profile
 from protocols.modbus.profile import Profile
+from protocols.quantities import WattHours
 
 PROFILES: Final = Path(__file__).parents[1] / "profiles"
 
@@ -94,6 +97,42 @@ def _serial_board(config: BoardConfig, ports: PortPool, clock: Callable[[], floa
         evses=range(1, (config.evses or 1) + 1),
         options=frozenset(config.options),
         clock=clock,
+    )
+
+
+def grade_of(profile: Profile) -> Grade:
+    """What the register of a meter beside a board is. Raises ValueError where it cannot bill."""
+    energy = profile.energy
+    if energy is None or energy.field != "imported":
+        raise ValueError(
+            f"profile {profile.profile} does not count what is drawn through the meter"
+        )
+    binding = Binding(profile=profile, unit=1)
+    return Grade(
+        kind=EnergyKind(energy.kind),
+        step=WattHours(binding.step("imported")),
+        modulus=binding.modulus("imported") if energy.wraps else None,
+        billing=energy.billing_grade,
+    )
+
+
+def beside(
+    board: PowerBoard,
+    config: BoardConfig,
+    ports: PortPool,
+    *,
+    patience_s: float,
+    stale_after_s: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> MeteredBoard:
+    """The board with the meter in its feed.
+
+    Raises UnknownProfileError, ProfileError, ValueError.
+    """
+    meter = open_meter(config, ports, clock)
+    grade = grade_of(find_profile(config.profile))
+    return MeteredBoard(
+        board, meter, grade, patience_s=patience_s, stale_after_s=stale_after_s, clock=clock
     )
 
 

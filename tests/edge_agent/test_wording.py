@@ -66,7 +66,18 @@ def test_a_translation_is_no_copy_of_the_english(language: str) -> None:
 
 
 def test_every_code_of_a_link_has_its_texts_and_every_text_a_link() -> None:
-    kinds = {"bus", "board", "meter", "mqtt", "ocpp", "clock", "disk", "journal", "queue"}
+    kinds = {
+        "bus",
+        "board",
+        "evse_meter",
+        "meter",
+        "mqtt",
+        "ocpp",
+        "clock",
+        "disk",
+        "journal",
+        "queue",
+    }
     said = {text for text in strings_of("links.py") if text.partition(".")[0] in kinds}
     said = {text for text in said if "." in text.strip(".") and " " not in text}
     built = {f"bus.{line}_{how}" for line in ("tcp", "rtu", "serial") for how in ("down", "silent")}
@@ -82,6 +93,7 @@ def test_what_is_not_well_says_why_and_what_to_do() -> None:
         "bus.ok",
         "board.ok",
         "meter.ok",
+        "evse_meter.ok",
         "mqtt.ok",
         "ocpp.ok",
         "disk.ok",
