@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import zlib
 from enum import StrEnum
-from typing import Final, TypeVar, get_args
+from typing import Annotated, Final, TypeVar, get_args
 from uuid import UUID
 
 import msgspec
@@ -216,6 +216,28 @@ class IdToken(msgspec.Struct, frozen=True):
     type: str = "ISO14443"
 
 
+MAX_SIGNED_BYTES: Final = 4096
+MOST_SIGNED: Final = 4
+
+
+class SignedMoment(StrEnum):
+    """Which reading of its transaction a meter has signed (contexts of OCPP)."""
+
+    BEGIN = "Transaction.Begin"
+    END = "Transaction.End"
+
+
+class SignedValue(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a meter has signed, byte by byte as it gave it; nobody on the way reads it."""
+
+    moment: SignedMoment
+    encoding: str
+    """As the profile calls it, for example OCMF."""
+    data: Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_SIGNED_BYTES)]
+    public_key: Annotated[bytes, msgspec.Meta(max_length=MAX_SIGNED_BYTES)] = b""
+    """As the meter tells it; empty: it does not."""
+
+
 class TransactionEvent(msgspec.Struct, frozen=True, tag="transaction", tag_field="kind"):
     """One step of a transaction (OCPP 2.0.1 TransactionEvent), billing stream.
 
@@ -247,6 +269,15 @@ class TransactionEvent(msgspec.Struct, frozen=True, tag="transaction", tag_field
     """The command that caused it, if one did."""
     billing_grade: bool = True
     """False: the profile says that this energy is not fit for billing."""
+    signed: (
+        Annotated[tuple[SignedValue, ...], msgspec.Meta(max_length=MOST_SIGNED)] | msgspec.UnsetType
+    ) = msgspec.UNSET
+    """At the end, where the meter signs; unset, and not on the wire, where it does not."""
+
+    @property
+    def signatures(self) -> tuple[SignedValue, ...]:
+        """Of them, those there are."""
+        return () if self.signed is msgspec.UNSET else self.signed
 
 
 class SeriesGap(msgspec.Struct, frozen=True, tag="gap", tag_field="kind"):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from protocols.agent_link import SignedValue
 from protocols.quantities import MilliAmperes, MilliVolts, WattHours, Watts
 
 Phases = tuple[MilliAmperes | None, MilliAmperes | None, MilliAmperes | None]
@@ -130,6 +131,19 @@ class PowerBoard(Protocol):
 
     async def arm_failsafe(self, failsafe: Failsafe) -> Failsafe | None:
         """Write the board's own failsafe; returns it as read back, None where it has none."""
+        ...
+
+
+@runtime_checkable
+class Signs(Protocol):
+    """A board whose meter signs what a transaction has counted, where its profile says so."""
+
+    async def note_signed(self, evse: int) -> None:
+        """At the start: what stands there now is another transaction's."""
+        ...
+
+    async def signed(self, evse: int) -> tuple[SignedValue, ...]:
+        """After the end, as soon as it is signed; () where it signs nothing."""
         ...
 
 

@@ -26,6 +26,9 @@ from edge_agent.hardware.board import (
     MeterReading,
     PowerBoard,
 )
+from edge_agent.hardware.modbus_board import ModbusMeter
+from protocols.agent_link import SignedValue
+from protocols.modbus.binding import STATION
 from protocols.quantities import MilliAmperes, WattHours
 
 METER_ERRORS: Final = (BoardUnreachableError, BoardRefusedError, TimeoutError)
@@ -132,6 +135,18 @@ class MeteredBoard:
 
     async def arm_failsafe(self, failsafe: Failsafe) -> Failsafe | None:
         return await self.board.arm_failsafe(failsafe)
+
+    async def note_signed(self, evse: int) -> None:
+        """What is signed is the meter's, whatever the board itself would say."""
+        del evse
+        if isinstance(self.meter, ModbusMeter):
+            await self.meter.signatures.note(STATION)
+
+    async def signed(self, evse: int) -> tuple[SignedValue, ...]:
+        del evse
+        if not isinstance(self.meter, ModbusMeter):
+            return ()
+        return await self.meter.signatures.after(STATION)
 
     async def _measure(self) -> MeterReading | None:
         """What the meter says now; None: nothing."""
