@@ -10,7 +10,9 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
-from edge_agent import links
+import msgspec
+
+from edge_agent import links, surroundings
 from edge_agent.control import Readings
 from edge_agent.desk import Desk
 from edge_agent.disk import Disk
@@ -34,6 +36,8 @@ from edge_agent.traffic import TrafficKeeper
 from protocols.agent_link import (
     Command,
     EvseDescription,
+    LinkUse,
+    NetworkUse,
     Sample,
     StationStatus,
     StoppedReason,
@@ -315,6 +319,27 @@ class Agent:
             pending_telemetry=self.journal.pending_telemetry,
             journal_bytes=self.journal.size_bytes,
             alarms=self.alarms(),
+            network=self._network(),
+        )
+
+    def _network(self) -> NetworkUse | msgspec.UnsetType:
+        told = self._traffic()
+        if told is None:
+            return msgspec.UNSET
+        carried = {
+            name: LinkUse(
+                today_bytes=told["today_bytes"].get(name, 0),
+                month_bytes=month,
+                metered=name in told["metered"],
+            )
+            for name, month in told["month_bytes"].items()
+            if month or name in told["order"] or name == told["in_use"]
+        }
+        return NetworkUse(
+            in_use=told["in_use"],
+            links=carried,
+            monthly_budget_bytes=told["monthly_budget_bytes"],
+            level=told["level"],
         )
 
     def report(self) -> None:
@@ -334,12 +359,15 @@ class Agent:
             "ocpp": self.ocpp.link if self.ocpp is not None else "not configured",
             "status": self.station_status(),
             "site": self._site(),
-            "traffic": self.traffic.described() if self.traffic is not None else None,
+            "traffic": self._traffic(),
             "evses": [self.loop.told[evse] for evse in sorted(self.loop.told)],
             "links": self.linked(),
             "sessions": self._open_sessions(),
             "limits": self._limits(),
         }
+
+    def _traffic(self) -> dict[str, Any] | None:
+        return self.traffic.described() if self.traffic is not None else None
 
     def _site(self) -> dict[str, Any] | None:
         station, now = self.loop.station, self.loop.clock.now()
@@ -376,6 +404,8 @@ class Agent:
                 age_ms=None if since is None else round(since * 1000),
             ),
             *([] if self.ocpp is None else [self._backend(self.ocpp)]),
+            *surroundings.networks(self._traffic() if self.uplink or self.ocpp else None),
+            *surroundings.sites(self._site()),
             links.clock(now.quality),
             links.disk(self.journal.folder, self.disk.seen),
             links.journal(

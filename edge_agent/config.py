@@ -159,6 +159,14 @@ class OcppPart(Part, frozen=True, kw_only=True):
         return 2 if self.url.startswith("wss:") else 1
 
 
+class LinkPart(Part, frozen=True, kw_only=True):
+    """A network interface; which one carries the default route is the system's choice."""
+
+    interface: Annotated[str, msgspec.Meta(min_length=1, max_length=15)]
+    metered: bool = False
+    """It costs money by what it carries."""
+
+
 class UplinkPart(Part, frozen=True, kw_only=True):
     """The cloud; `karvon agent claim` fills the credentials file."""
 
@@ -169,8 +177,10 @@ class UplinkPart(Part, frozen=True, kw_only=True):
     """The certificate authority's PEM file; None: `ca.pem` beside the credentials if there."""
     telemetry_every_s: Annotated[float, msgspec.Meta(ge=0.5, le=3600)] = 60.0
     """How often telemetry goes out while all is well; each message costs about 300 bytes."""
+    links: tuple[LinkPart, ...] = ()
+    """The controller's ways to the network, the preferred one first."""
     metered: tuple[str, ...] = ()
-    """Network interfaces that cost money by what they carry."""
+    """Network interfaces that cost money by what they carry, as `links` with `metered`."""
     monthly_mib: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """What these together may carry in a calendar month; telemetry is thinned to keep it."""
     longest_retry_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
@@ -247,6 +257,14 @@ class Config(Part, frozen=True, kw_only=True):
     local_page: LocalPagePart | None = None
     base: str = ""
     """Not for the file: the folder it lies in."""
+
+    @property
+    def metered(self) -> frozenset[str]:
+        """Interfaces that cost money."""
+        part = self.uplink
+        if part is None:
+            return frozenset()
+        return frozenset(part.metered) | {one.interface for one in part.links if one.metered}
 
     @property
     def ocpp(self) -> OcppPart | None:
@@ -403,8 +421,12 @@ def _number_problems(config: Config) -> Any:
     if 0 < failsafe.current_ma < IEC_MIN_CURRENT or failsafe.current_ma < 0:
         yield f"failsafe.current_ma: 0 (stop) or at least 6000, not {failsafe.current_ma}"
     yield from _site_problems(config)
-    if config.uplink is not None and config.uplink.monthly_mib and not config.uplink.metered:
-        yield "uplink.monthly_mib: name the interfaces it holds for in uplink.metered"
+    if config.uplink is not None and config.uplink.monthly_mib and not config.metered:
+        yield "uplink.monthly_mib: name the interfaces it holds for: metered = true in uplink.links"
+    names = [one.interface for one in config.uplink.links] if config.uplink is not None else []
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        yield f"uplink.links: {twice} is there twice"
     if config.metering.margin < 1:
         yield "metering.margin: at least 1"
 

@@ -250,7 +250,8 @@ def _traffic_rules(config: Config) -> TrafficRules:
     if part is None:
         return TrafficRules()
     monthly = None if part.monthly_mib is None else part.monthly_mib * MIB
-    return TrafficRules(metered=frozenset(part.metered), monthly=monthly)
+    order = tuple(one.interface for one in part.links)
+    return TrafficRules(order=order, metered=config.metered, monthly=monthly)
 
 
 def _thinning(agent: Agent, uplink: MqttUplink) -> Callable[[Level], None]:

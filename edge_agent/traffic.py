@@ -149,6 +149,7 @@ class TrafficKeeper:
         today = self.traffic.days.get(day_of(now_ms), {}) if now_ms is not None else {}
         return {
             "in_use": self._system.in_use(),
+            "order": list(self.rules.order),
             "metered": sorted(self.rules.metered),
             "monthly_budget_bytes": self.rules.monthly,
             "month_bytes": {link: self.traffic.month(frozenset({link}), now_ms) for link in links}

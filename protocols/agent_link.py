@@ -359,6 +359,28 @@ class EvseStatus(msgspec.Struct, frozen=True, tag="evse", tag_field="kind"):
     """When the board last answered; older than `at` by seconds means that it is silent."""
 
 
+class LinkUse(msgspec.Struct, frozen=True):
+    """What a network interface of the controller has carried, both ways, whoever caused it."""
+
+    today_bytes: int
+    month_bytes: int
+    """Of the day and month in UTC."""
+    metered: bool = False
+    """It costs money by what it carries."""
+
+
+class NetworkUse(msgspec.Struct, frozen=True):
+    """The controller's ways to the network."""
+
+    in_use: str | None
+    """The interface that carries the default route; None: there is none."""
+    links: dict[str, LinkUse]
+    monthly_budget_bytes: int | None = None
+    """Of all metered links together."""
+    level: int = 0
+    """How far telemetry is thinned to keep the budget: 0 not at all, 3 it waits on disk."""
+
+
 class StationStatus(msgspec.Struct, frozen=True, tag="station", tag_field="kind"):
     """The controller as it is now, state stream."""
 
@@ -372,6 +394,8 @@ class StationStatus(msgspec.Struct, frozen=True, tag="station", tag_field="kind"
     journal_bytes: int
     alarms: tuple[str, ...] = ()
     """What keeps the agent from its duty now, e.g. a journal that cannot be written."""
+    network: NetworkUse | msgspec.UnsetType = msgspec.UNSET
+    """Unset, and not on the wire, where nobody counts."""
 
 
 StateFact = EvseStatus | StationStatus
