@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
 import msgspec
 
-from edge_agent import links, surroundings
+from edge_agent import links, pulse, surroundings
 from edge_agent.control import Readings
 from edge_agent.desk import Desk
 from edge_agent.disk import Disk
@@ -27,6 +25,7 @@ from edge_agent.hardware.board import (
 from edge_agent.hardware.metered_board import MeteredBoard, board_itself
 from edge_agent.journal import Journal, JournalError
 from edge_agent.loop import Line, Loop
+from edge_agent.pulse import Beat, Pulse, notify, waiting
 from edge_agent.rules.actions import StopAsked
 from edge_agent.rules.fuse import Strain
 from edge_agent.rules.site import SiteLoad
@@ -49,8 +48,10 @@ from protocols.agent_link import (
 
 log = logging.getLogger(__name__)
 UPKEEP_S: Final = 60
-WATCHDOG_S: Final = 10
 STUCK_AFTER_S: Final = 60
+LINK_WITHIN_S: Final = 300
+"""Attempts to connect have their own deadlines, which may follow each other."""
+LINKS: Final = frozenset({"uplink", "OCPP uplink", "site link", "commands"})
 LONGEST_BACKOFF_S: Final = 60.0
 WATCHED_READINGS: Final = 100
 
@@ -96,7 +97,8 @@ class Inbox:
     async def work(self, desk: Desk) -> None:
         """For ever: hand what was heard to the desk."""
         while True:
-            message = await self._queue.get()
+            with waiting():
+                message = await self._queue.get()
             if isinstance(message, Welcome):
                 await desk.welcomed(message)
             else:
@@ -139,6 +141,7 @@ class Agent:
         self._strain = Strain(loop.station.site.rules.limit)
         self._strained = ""
         self.disk = Disk(journal.folder)
+        self.pulse = Pulse()
 
     def restart(self) -> None:
         """End, so that the service manager starts it anew."""
@@ -152,7 +155,7 @@ class Agent:
         works |= {
             "commands": lambda: self.inbox.work(self.desk),
             "upkeep": self._upkeep,
-            "watchdog": self._watchdog,
+            "pulse": lambda: self.pulse.run(self._ready),
             "disk": self.disk.run,
         }
         if self.meter is not None:
@@ -168,8 +171,11 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 for name, work in works.items():
-                    group.create_task(supervised(name, work), name=name)
+                    within_s = LINK_WITHIN_S if name in LINKS else STUCK_AFTER_S
+                    beat = self.pulse.of(name, within_s)
+                    group.create_task(supervised(name, work, beat=beat), name=name)
         finally:
+            notify("STOPPING=1")
             await self._close()
 
     def _polling(self, line: Line) -> Callable[[], Coroutine[Any, Any, None]]:
@@ -191,6 +197,7 @@ class Agent:
     async def _poll_meter(self, meter: Meter | None) -> None:
         opened = False
         while meter is not None:
+            pulse.beat()
             try:
                 async with asyncio.timeout(self.loop.settings.deadline_s):
                     if not opened:
@@ -247,6 +254,7 @@ class Agent:
         """Each second the clock and the disk; each minute the journal's budget and our status."""
         second = 0
         while True:
+            pulse.beat()
             await self.desk.corrected(self.loop.clock.observe())
             await self.desk.lock_out()
             if self.loop.ledger.retry_due and not self.loop.ledger.retry():
@@ -280,7 +288,18 @@ class Agent:
         site = self.site_link.trouble() if self.site_link is not None else ""
         traffic = self.traffic.trouble() if self.traffic is not None else ""
         ledger = self.loop.ledger.failure
-        now = (ledger, self._upkeep_trouble, meter, self._strained, site, traffic, self._refused())
+        hung = ", ".join(self.pulse.overdue())
+        stuck = f"hangs: {hung}; restart the agent if systemd does not" if hung else ""
+        now = (
+            ledger,
+            self._upkeep_trouble,
+            meter,
+            self._strained,
+            site,
+            traffic,
+            self._refused(),
+            stuck,
+        )
         locked = (
             f"EVSE {evse}: {connector.state.locked}"
             for evse, connector in self.loop.station.connectors.items()
@@ -465,15 +484,11 @@ class Agent:
         self.loop.watchers.add(put)
         return queue, lambda: self.loop.watchers.discard(put)
 
-    # ------------------------------------------------------------------ systemd
+    # ------------------------------------------------------------------ whether all goes on
 
-    async def _watchdog(self) -> None:
-        """Tell systemd that we live, as long as every board's poll goes on."""
-        notify("READY=1")
-        while True:
-            if not self.stuck():
-                notify("WATCHDOG=1")
-            await asyncio.sleep(WATCHDOG_S)
+    def _ready(self) -> bool:
+        """Every board was asked to be safe, whether or not it has answered."""
+        return all(line.stepped_ms is not None for line in self.loop.lines)
 
     def stuck(self) -> list[str]:
         """Boards whose poll has not finished a step for too long."""
@@ -526,8 +541,10 @@ async def supervised(
     name: str,
     work: Callable[[], Coroutine[Any, Any, None]],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    beat: Beat | None = None,
 ) -> None:
     """Keep a task alive: what it died of is logged, and it starts again, later each time."""
+    pulse.adopt(beat)
     clock = asyncio.get_running_loop().time
     pause = 1.0
     while True:
@@ -539,18 +556,6 @@ async def supervised(
             log.exception("task %s failed; it is started again in %g s", name, pause)
         if clock() - began > 10 * LONGEST_BACKOFF_S:
             pause = 1.0
+        pulse.beat(pause)
         await sleep(pause)
         pause = min(2 * pause, LONGEST_BACKOFF_S)
-
-
-def notify(message: str) -> None:
-    """Tell systemd, if it started us (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    name = "\0" + address[1:] if address.startswith("@") else address
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out,
-    ):
-        out.sendto(message.encode(), name)

@@ -24,6 +24,7 @@ from edge_agent.hardware.board import (
     Signs,
 )
 from edge_agent.ledger import Ledger, starts
+from edge_agent.pulse import beat
 from edge_agent.rules.actions import (
     Action,
     Durable,
@@ -166,6 +167,7 @@ class Loop:
         """Poll one board for ever."""
         due = asyncio.get_running_loop().time()
         while True:
+            beat()
             await self.step(line)
             now = asyncio.get_running_loop().time()
             due = max(due + self.settings.poll_s, now)

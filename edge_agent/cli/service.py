@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 from pathlib import Path
 
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 
 def run(path: Path) -> int:
     """Run until told to end; returns the exit code."""
+    faulthandler.enable()  # the watchdog ends us by SIGABRT: the log then tells where we stood
     try:
         asyncio.run(main.run(load(path)))
     except ConfigError as error:
