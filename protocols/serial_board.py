@@ -85,6 +85,8 @@ class Flag(IntFlag):
     """Nobody was authorized since this vehicle was plugged in."""
     FALLBACK = 4
     """The failsafe holds: nobody asked for too long."""
+    RESTARTED = 8
+    """Since the board's own restart its contactor was told nothing."""
 
 
 class Ability(IntFlag):
@@ -377,7 +379,7 @@ class Reading:
         return cls(
             evse=evse,
             state=state.decode("ascii"),
-            flags=Flag(flags & 0b111),
+            flags=Flag(flags & 0b1111),
             fault=fault,
             current=tuple(None if one == NOTHING_U32 else MilliAmperes(one) for one in phases[:3]),
             voltage=tuple(None if one == NOTHING_U32 else MilliVolts(one) for one in phases[3:]),

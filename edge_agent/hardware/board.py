@@ -63,6 +63,9 @@ class EvseReading:
     awaits_release: bool = False
     """The board says that nobody was authorized since this vehicle was plugged in; False also
     where it cannot say so."""
+    restarted: bool = False
+    """The board says that it has restarted and was told nothing since; False also where it cannot
+    say so."""
     suspect: frozenset[str] = field(default_factory=frozenset)
 
 

@@ -247,6 +247,7 @@ def _reading(told: Reading, taken_at: float) -> EvseReading:
         applied_limit=told.applied_limit,
         error_code=told.fault,
         awaits_release=Flag.AWAITS_RELEASE in told.flags,
+        restarted=Flag.RESTARTED in told.flags,
     )
 
 

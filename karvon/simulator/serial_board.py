@@ -113,6 +113,8 @@ class SimulatedSerialBoard(SimulatedCharger):
         self.address = address
         self.in_loader = False
         self._serial = f"SIM{address:05d}"
+        self._untold = set(self.evses)
+        """EVSEs whose contactor was told nothing since the board's start."""
         for evse in self.evses.values():
             evse.limit = 0
 
@@ -130,6 +132,7 @@ class SimulatedSerialBoard(SimulatedCharger):
     def reset_board(self) -> None:
         super().reset_board()
         self.in_loader = False
+        self._untold = set(self.evses)
         for evse in self.evses.values():
             evse.limit = 0
 
@@ -188,6 +191,7 @@ class SimulatedSerialBoard(SimulatedCharger):
         flags |= Flag.CONTACTOR if self._closed(evse) else Flag(0)
         flags |= Flag.AWAITS_RELEASE if situation == "waiting" else Flag(0)
         flags |= Flag.FALLBACK if self._starving else Flag(0)
+        flags |= Flag.RESTARTED if evse.number in self._untold else Flag(0)
         return Reading(
             evse=evse.number,
             state=LETTERS.get(situation, "B"),
@@ -221,6 +225,7 @@ class SimulatedSerialBoard(SimulatedCharger):
         evse = self.evses.get(number)
         if evse is None:
             return Status.NO_SUCH_EVSE, b""
+        self._untold.discard(number)
         if released and evse.error:
             return Status.FAULT, b""
         if released:

@@ -49,7 +49,7 @@ readings = st.builds(
     Reading,
     evse=st.integers(1, 4),
     state=st.sampled_from("ABCDEF"),
-    flags=st.sampled_from([Flag(n) for n in range(8)]),
+    flags=st.sampled_from([Flag(n) for n in range(16)]),
     fault=st.integers(0, 0xFFFF),
     current=st.tuples(maybe, maybe, maybe),
     voltage=st.tuples(maybe, maybe, maybe),

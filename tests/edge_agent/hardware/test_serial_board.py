@@ -305,8 +305,10 @@ async def test_after_its_own_restart_it_is_withheld(tmp_path: Path) -> None:
     ):
         await board.set_limit(1, SIXTEEN)
         await board.release(1)
+        assert not (await board.read())[0].restarted
         answers.board.reset_board()
         (reading,) = await board.read()
+        assert reading.restarted
         assert (reading.applied_limit, reading.state) == (0, IecState.NO_VEHICLE)
         assert not answers.board.evses[1].released
 
