@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud.stations.api import Dated, Dating
+from cloud.transactions.history_store import Recorded
 from cloud.transactions.native import NativeEvent, identified, of_transaction, transaction_id
 from cloud.transactions.projection import State, Step, extend, follows, in_order, project
+from cloud.transactions.rest import EventView
 from protocols.agent_link import TransactionEventType
 from protocols.ocpp.messages import Reading, Transaction
 from protocols.quantities import Milliseconds, WattHours, Watts
@@ -128,3 +130,17 @@ def test_what_is_signed_is_kept_as_told_and_is_no_part_of_the_identity() -> None
     known, text = identified(UUID(int=1), kept)
     assert known.id == identified(UUID(int=1), of_transaction(plain))[0].id
     assert b"OCMF|{}|{}" in text
+
+
+def test_what_is_signed_is_shown_as_the_station_told_it() -> None:
+    event = NativeEvent(
+        type=TransactionEventType.ENDED,
+        seq_no=1,
+        at_ms=Milliseconds(5),
+        trigger="Local",
+        signed=("OCMF|{}|{}", "T0NNRg=="),
+    )
+    at = Dated(START, Dating.SYNCED)
+    shown = EventView.of(Recorded(Step(event, at, at), START))
+    assert [one.text for one in shown.signed] == ["OCMF|{}|{}", "T0NNRg=="]
+    assert [(one.data, one.encoding) for one in shown.signed][1] == ("T0NNRg==", None)
