@@ -40,12 +40,13 @@ from edge_agent.hardware.registry import (
     open_board,
     open_meter,
 )
+from edge_agent.hardware.serial_board import SerialBoard
 from edge_agent.journal import Journal, JournalBudget, JournalError
 from edge_agent.ledger import Ledger
 from edge_agent.local_page import LocalPage
 from edge_agent.logtail import log_kept
 from edge_agent.loop import Line, Loop, LoopSettings
-from edge_agent.registers import RegisterDump, dump
+from edge_agent.registers import RegisterDump, dump, dump_board
 from edge_agent.rules.actions import ConnectorSettings
 from edge_agent.rules.authorization import Authorizer, OfflinePolicy
 from edge_agent.rules.clock import ClockRules
@@ -355,17 +356,21 @@ async def registers_of(found: Hardware, device: str = "") -> list[RegisterDump]:
     dumps: list[RegisterDump] = []
     for name, each in named.items():
         if device in {"", name}:
-            dumps += await dump(name, each)
+            dumps += await (
+                dump_board(name, each) if isinstance(each, SerialBoard) else dump(name, each)
+            )
     return dumps
 
 
-def devices_of(found: Hardware) -> dict[str, ModbusDevice]:
+def devices_of(found: Hardware) -> dict[str, ModbusDevice | SerialBoard]:
     """What has registers, by its name in the configuration."""
-    named: dict[str, ModbusDevice] = {}
+    named: dict[str, ModbusDevice | SerialBoard] = {}
     for line in found.lines:
         itself = board_itself(line.board)
         if isinstance(itself, ModbusBoard):
             named[line.name] = itself.device
+        elif isinstance(itself, SerialBoard):
+            named[line.name] = itself
         if isinstance(line.board, MeteredBoard) and isinstance(line.board.meter, ModbusMeter):
             named[f"{line.name} meter"] = line.board.meter.device
     if isinstance(found.meter, ModbusMeter):

@@ -333,6 +333,22 @@ class Abilities:
 
 
 READING: Final = struct.Struct(">BcBHIIIIIIiQhI")
+PLACES: Final = (
+    ("state", 1, 1, ""),
+    ("flags", 2, 1, ""),
+    ("fault", 3, 2, ""),
+    ("current_l1", 5, 4, "mA"),
+    ("current_l2", 9, 4, "mA"),
+    ("current_l3", 13, 4, "mA"),
+    ("voltage_l1", 17, 4, "mV"),
+    ("voltage_l2", 21, 4, "mV"),
+    ("voltage_l3", 25, 4, "mV"),
+    ("power", 29, 4, "W"),
+    ("energy", 33, 8, "Wh"),
+    ("temperature", 41, 2, "0.1 °C"),
+    ("applied_limit", 43, 4, "mA"),
+)
+"""Name, offset, octets and unit of each field of a reading, for people."""
 LETTERS: Final = b"ABCDEF"
 
 
@@ -368,6 +384,22 @@ class Reading:
             NOTHING_S16 if self.temperature is None else self.temperature,
             self.applied_limit,
         )
+
+    def named(self) -> dict[str, int | str | None]:
+        """Each field by its name in PLACES."""
+        phases = zip(("l1", "l2", "l3"), self.current, self.voltage, strict=True)
+        measured: dict[str, int | str | None] = {}
+        for phase, current, voltage in phases:
+            measured |= {f"current_{phase}": current, f"voltage_{phase}": voltage}
+        return measured | {
+            "state": self.state,
+            "flags": (self.flags.name or "none").lower(),
+            "fault": self.fault,
+            "power": self.power,
+            "energy": self.energy,
+            "temperature": self.temperature,
+            "applied_limit": self.applied_limit,
+        }
 
     @classmethod
     def decode(cls, block: bytes) -> Reading:

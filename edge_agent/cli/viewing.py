@@ -66,11 +66,10 @@ class View(App[None]):
         self._folder = config.path(config.journal.folder)
         self._devices: list[str] = []
         for board in config.boards:
-            self._devices += [board.name] if board.kind == "modbus" else []
+            self._devices.append(board.name)
             self._devices += [f"{board.name} meter"] if board.meter is not None else []
         if config.site is not None and config.site.meter is not None:
             self._devices.append(SITE_METER)
-        self._devices = self._devices or [""]  # nothing here has registers, which is then said
         self._device = 0
         self._links: list[Row] = []
         self._told: dict[str, Any] | None = None

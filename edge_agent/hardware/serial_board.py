@@ -129,6 +129,13 @@ class SerialBoard:
             )
         return tuple(_reading(here[evse], taken_at) for evse in self._numbers)
 
+    async def blocks(self) -> list[tuple[Reading, bytes]]:
+        """Each EVSE's reading as understood and as it came, for a technician."""
+        answer = await self._ask(Command.READ)
+        size = wire.READING.size
+        found = self._understood(wire.readings, answer)
+        return [(told, answer[n * size : (n + 1) * size]) for n, told in enumerate(found)]
+
     async def set_limit(self, evse: int, limit: MilliAmperes) -> MilliAmperes | None:
         info = self._info(evse)
         asked = min(limit, info.max_current) if limit >= info.min_current else MilliAmperes(0)

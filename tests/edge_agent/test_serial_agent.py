@@ -122,6 +122,8 @@ async def test_sessions_on_a_shared_line_are_billed_as_flowed(tmp_path: Path) ->
     async with running(tmp_path) as live:
         status = await live.until(lambda s: codes(s) == {"left": "board.ok", "right": "board.ok"})
         line = line_of(status)
+        dumps = await live.ask("read", device="right")
+        assert {(one["device"], one["evse"]) for one in dumps} == {("right", 1), ("right", 2)}
         assert (line["code"], line["name"]) == ("bus.ok", str(tmp_path / "usb-boards"))
         for answers, mine, evse in ((live.left, 1, 1), (live.right, 2, 3)):
             answers.board.plug(Vehicle(wants_wh=150), mine)

@@ -72,3 +72,20 @@ def test_check_warns_of_a_name_that_goes_to_whichever_adapter_comes_first(config
     assert "under /dev/serial/by-id" in unsure["text"]
     assert not wrong["well"]
     assert "cannot open /dev/ttyUSB77; is it plugged in?" in wrong["text"]
+
+
+def test_check_looks_at_the_meter_beside_a_board(config: Path) -> None:
+    meter = 'meter = { profile = "eastron_sdm230", link = { host = "127.0.0.1", port = 2 } }'
+    config.write_text(CONFIG + meter)
+    code, out, complaint = call("check", "--json", "--config", str(config))
+    assert code == 1, complaint
+    told = [each for each in json.loads(out) if each["what"] == "meter of board left"]
+    assert "cannot open 127.0.0.1:2" in told[-1]["text"]
+
+
+def test_read_asks_the_meter_beside_a_board_too(config: Path) -> None:
+    meter = 'meter = { profile = "eastron_sdm230", link = { host = "127.0.0.1", port = 2 } }'
+    config.write_text(CONFIG + meter)
+    code, out, _ = call("read", "--json", "--config", str(config))
+    assert code == 3, "nobody answers"
+    assert {one["device"] for one in json.loads(out)} == {"left", "left meter"}

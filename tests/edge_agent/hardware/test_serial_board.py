@@ -20,11 +20,12 @@ from edge_agent.hardware.modbus_port import ModbusLink, PortPool
 from edge_agent.hardware.registry import BoardConfig, open_board
 from edge_agent.hardware.serial_board import SerialBoard
 from edge_agent.hardware.serial_port import SerialPort, open_serial
+from edge_agent.registers import dump_board
 from karvon.simulator.serial_board import BoardAnswers, SimulatedSerialBoard
 from karvon.simulator.server import PtyServer
 from karvon.simulator.vehicle import Vehicle
 from protocols.quantities import MilliAmperes
-from protocols.serial_board import BoardState, Command
+from protocols.serial_board import PLACES, READING, BoardState, Command
 
 TIMEOUT_S = 0.6
 SIXTEEN = MilliAmperes(16_000)
@@ -445,3 +446,28 @@ async def test_rts_lets_the_transceiver_send_and_then_listen(
     asyncio.get_running_loop().remove_reader(far)
     os.close(far)
     os.close(near)
+
+
+async def test_a_technician_sees_every_field_raw_and_as_understood(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path / "line", a_board(evses=2)) as (answers,),
+        opened(board_on(tmp_path / "line", evses=2)) as board,
+    ):
+        dumps = {(one.evse, one.name): one for one in await dump_board("left", board)}
+        assert len(dumps) == 2 * len(PLACES)
+        warm = dumps[1, "temperature"]
+        assert (warm.raw, warm.value, warm.unit, warm.address) == ("01 9C", 412, "0.1 °C", "+41")
+        assert (dumps[2, "state"].raw, dumps[2, "state"].value) == ("41", "A")
+        assert dumps[1, "voltage_l1"].value == 230_000
+        assert dumps[1, "flags"].value == "restarted"
+        answers.silent_until = float("inf")
+        (silent,) = await dump_board("left", board)
+        assert "no answer within" in silent.note
+
+
+def test_the_places_of_a_reading_cover_it_without_gaps() -> None:
+    at = 1
+    for _, offset, size, _ in PLACES:
+        assert offset == at
+        at += size
+    assert at == READING.size
