@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import binascii
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +244,39 @@ def test_no_frame_is_made_that_nobody_could_read() -> None:
     for impossible in (Message(0, 1, 1), Message(248, 1, 1), Message(1, 1, 1, bytes(241))):
         with pytest.raises(FrameError, match="no frame for"):
             encode(impossible)
+
+
+def damaged(frame: bytes, chance: random.Random) -> bytes:
+    """A frame after a bad stretch of line: octets changed, lost, doubled, or cut off."""
+    octets = bytearray(frame)
+    for _ in range(chance.randint(1, 6)):
+        if len(octets) < 3:
+            break
+        at = chance.randrange(1, len(octets) - 1)
+        what = chance.randrange(4)
+        if what == 0:
+            octets[at] ^= chance.randint(1, 255)
+        elif what == 1:
+            del octets[at]
+        elif what == 2:
+            octets.insert(at, octets[at])
+        else:
+            del octets[at:-1]
+    return bytes(octets)
+
+
+def test_a_bad_line_delivers_no_more_wrong_frames_than_a_crc_of_16_bits_lets_through(
+    sample_size: Callable[[int, int], int], record_property: Callable[[str, object], None]
+) -> None:
+    chance = random.Random(5)
+    count = sample_size(2_000, 1_000_000)
+    receiver, wrong, lost = Receiver(), 0, 0
+    for number in range(count):
+        sent = Message(1 + number % 247, number % 128, number % 256, chance.randbytes(60))
+        wrong += any(got != sent for got in receiver.feed(damaged(encode(sent), chance)))
+        after = Message(9, Command.READ, number % 256)
+        lost += after not in receiver.feed(encode(after))
+    record_property("damaged frames", count)
+    record_property("taken for good", wrong)
+    assert lost == 0, "the next good frame always gets through"
+    assert wrong <= 3 + 3 * count / 65536

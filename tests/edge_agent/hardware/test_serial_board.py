@@ -27,7 +27,7 @@ from karvon.simulator.vehicle import Vehicle
 from protocols.quantities import MilliAmperes
 from protocols.serial_board import PLACES, READING, BoardState, Command
 
-TIMEOUT_S = 0.6
+TIMEOUT_S = 1.0
 SIXTEEN = MilliAmperes(16_000)
 
 
