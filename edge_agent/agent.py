@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
-from edge_agent import links
+import msgspec
+
+from edge_agent import links, pulse, surroundings
 from edge_agent.control import Readings
 from edge_agent.desk import Desk
 from edge_agent.disk import Disk
@@ -20,10 +20,13 @@ from edge_agent.hardware.board import (
     EvseInfo,
     EvseReading,
     Meter,
+    PowerBoard,
 )
+from edge_agent.hardware.metered_board import MeteredBoard, board_itself
 from edge_agent.journal import Journal, JournalError
 from edge_agent.loop import Line, Loop
 from edge_agent.renewing import Renewing
+from edge_agent.pulse import Beat, Pulse, notify, waiting
 from edge_agent.rules.actions import StopAsked
 from edge_agent.rules.fuse import Strain
 from edge_agent.rules.site import SiteLoad
@@ -33,6 +36,8 @@ from edge_agent.traffic import TrafficKeeper
 from protocols.agent_link import (
     Command,
     EvseDescription,
+    LinkUse,
+    NetworkUse,
     Sample,
     StationStatus,
     StoppedReason,
@@ -44,8 +49,10 @@ from protocols.agent_link import (
 
 log = logging.getLogger(__name__)
 UPKEEP_S: Final = 60
-WATCHDOG_S: Final = 10
 STUCK_AFTER_S: Final = 60
+LINK_WITHIN_S: Final = 300
+"""Attempts to connect have their own deadlines, which may follow each other."""
+LINKS: Final = frozenset({"uplink", "OCPP uplink", "site link", "commands"})
 LONGEST_BACKOFF_S: Final = 60.0
 WATCHED_READINGS: Final = 100
 
@@ -91,7 +98,8 @@ class Inbox:
     async def work(self, desk: Desk) -> None:
         """For ever: hand what was heard to the desk."""
         while True:
-            message = await self._queue.get()
+            with waiting():
+                message = await self._queue.get()
             if isinstance(message, Welcome):
                 await desk.welcomed(message)
             else:
@@ -135,6 +143,7 @@ class Agent:
         self._strain = Strain(loop.station.site.rules.limit)
         self._strained = ""
         self.disk = Disk(journal.folder)
+        self.pulse = Pulse()
 
     def restart(self) -> None:
         """End, so that the service manager starts it anew."""
@@ -148,7 +157,7 @@ class Agent:
         works |= {
             "commands": lambda: self.inbox.work(self.desk),
             "upkeep": self._upkeep,
-            "watchdog": self._watchdog,
+            "pulse": lambda: self.pulse.run(self._ready),
             "disk": self.disk.run,
         }
         if self.meter is not None:
@@ -166,8 +175,11 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 for name, work in works.items():
-                    group.create_task(supervised(name, work), name=name)
+                    within_s = LINK_WITHIN_S if name in LINKS else STUCK_AFTER_S
+                    beat = self.pulse.of(name, within_s)
+                    group.create_task(supervised(name, work, beat=beat), name=name)
         finally:
+            notify("STOPPING=1")
             await self._close()
 
     def _polling(self, line: Line) -> Callable[[], Coroutine[Any, Any, None]]:
@@ -189,6 +201,7 @@ class Agent:
     async def _poll_meter(self, meter: Meter | None) -> None:
         opened = False
         while meter is not None:
+            pulse.beat()
             try:
                 async with asyncio.timeout(self.loop.settings.deadline_s):
                     if not opened:
@@ -245,6 +258,7 @@ class Agent:
         """Each second the clock and the disk; each minute the journal's budget and our status."""
         second = 0
         while True:
+            pulse.beat()
             await self.desk.corrected(self.loop.clock.observe())
             await self.desk.lock_out()
             if self.loop.ledger.retry_due and not self.loop.ledger.retry():
@@ -278,9 +292,19 @@ class Agent:
         site = self.site_link.trouble() if self.site_link is not None else ""
         traffic = self.traffic.trouble() if self.traffic is not None else ""
         ledger = self.loop.ledger.failure
-        key = self.renewing.trouble if self.renewing is not None else ""
-        refused = self._refused()
-        now = (ledger, self._upkeep_trouble, meter, self._strained, site, traffic, refused, key)
+        hung = ", ".join(self.pulse.overdue())
+        stuck = f"hangs: {hung}; restart the agent if systemd does not" if hung else ""
+        now = (
+            ledger,
+            self._upkeep_trouble,
+            meter,
+            self._strained,
+            site,
+            traffic,
+            self._refused(),
+            self.renewing.trouble if self.renewing is not None else "",
+            stuck,
+        )
         locked = (
             f"EVSE {evse}: {connector.state.locked}"
             for evse, connector in self.loop.station.connectors.items()
@@ -319,6 +343,27 @@ class Agent:
             pending_telemetry=self.journal.pending_telemetry,
             journal_bytes=self.journal.size_bytes,
             alarms=self.alarms(),
+            network=self._network(),
+        )
+
+    def _network(self) -> NetworkUse | msgspec.UnsetType:
+        told = self._traffic()
+        if told is None:
+            return msgspec.UNSET
+        carried = {
+            name: LinkUse(
+                today_bytes=told["today_bytes"].get(name, 0),
+                month_bytes=month,
+                metered=name in told["metered"],
+            )
+            for name, month in told["month_bytes"].items()
+            if month or name in told["order"] or name == told["in_use"]
+        }
+        return NetworkUse(
+            in_use=told["in_use"],
+            links=carried,
+            monthly_budget_bytes=told["monthly_budget_bytes"],
+            level=told["level"],
         )
 
     def report(self) -> None:
@@ -338,12 +383,15 @@ class Agent:
             "ocpp": self.ocpp.link if self.ocpp is not None else "not configured",
             "status": self.station_status(),
             "site": self._site(),
-            "traffic": self.traffic.described() if self.traffic is not None else None,
+            "traffic": self._traffic(),
             "evses": [self.loop.told[evse] for evse in sorted(self.loop.told)],
             "links": self.linked(),
             "sessions": self._open_sessions(),
             "limits": self._limits(),
         }
+
+    def _traffic(self) -> dict[str, Any] | None:
+        return self.traffic.described() if self.traffic is not None else None
 
     def _site(self) -> dict[str, Any] | None:
         station, now = self.loop.station, self.loop.clock.now()
@@ -356,13 +404,17 @@ class Agent:
     def linked(self) -> list[links.Link]:
         """Everything the agent depends on, and how it is now."""
         now, lines, stuck = self.loop.clock.now(), self.loop.lines, self.stuck()
-        devices = [line.board for line in lines] + ([self.meter] if self.meter else [])
+        metered = {line.name: line.board for line in lines if isinstance(line.board, MeteredBoard)}
+        devices: list[PowerBoard | Meter] = [board_itself(line.board) for line in lines]
+        devices += [board.meter for board in metered.values()]
+        devices += [self.meter] if self.meter else []
         alarms = (*self.journal.reports, self._upkeep_trouble)
         changed, heard = self.inbox.changed_at, self._meter_heard_ms
         since = None if changed is None else asyncio.get_running_loop().time() - changed
         return [
             *links.buses(devices),
             *(self._board(line, now.mono_ms, line.name in stuck) for line in lines),
+            *(_meter_of(name, board) for name, board in metered.items()),
             links.meter(
                 there=self.meter is not None,
                 identity=self.meter.identity if self.meter else "",
@@ -376,6 +428,8 @@ class Agent:
                 age_ms=None if since is None else round(since * 1000),
             ),
             *([] if self.ocpp is None else [self._backend(self.ocpp)]),
+            *surroundings.networks(self._traffic() if self.uplink or self.ocpp else None),
+            *surroundings.sites(self._site()),
             links.clock(now.quality),
             links.disk(self.journal.folder, self.disk.seen),
             links.journal(
@@ -435,15 +489,11 @@ class Agent:
         self.loop.watchers.add(put)
         return queue, lambda: self.loop.watchers.discard(put)
 
-    # ------------------------------------------------------------------ systemd
+    # ------------------------------------------------------------------ whether all goes on
 
-    async def _watchdog(self) -> None:
-        """Tell systemd that we live, as long as every board's poll goes on."""
-        notify("READY=1")
-        while True:
-            if not self.stuck():
-                notify("WATCHDOG=1")
-            await asyncio.sleep(WATCHDOG_S)
+    def _ready(self) -> bool:
+        """Every board was asked to be safe, whether or not it has answered."""
+        return all(line.stepped_ms is not None for line in self.loop.lines)
 
     def stuck(self) -> list[str]:
         """Boards whose poll has not finished a step for too long."""
@@ -453,6 +503,16 @@ class Agent:
             for line in self.loop.lines
             if line.stepped_ms is not None and now - line.stepped_ms > STUCK_AFTER_S * 1000
         ]
+
+
+def _meter_of(name: str, board: MeteredBoard) -> links.Link:
+    age_s = board.meter_age_s
+    return links.evse_meter(
+        name=name,
+        identity=board.meter.identity,
+        trouble=board.meter_trouble,
+        age_ms=None if age_s is None else round(age_s * 1000),
+    )
 
 
 def _described(info: EvseInfo) -> EvseDescription:
@@ -486,8 +546,10 @@ async def supervised(
     name: str,
     work: Callable[[], Coroutine[Any, Any, None]],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    beat: Beat | None = None,
 ) -> None:
     """Keep a task alive: what it died of is logged, and it starts again, later each time."""
+    pulse.adopt(beat)
     clock = asyncio.get_running_loop().time
     pause = 1.0
     while True:
@@ -499,18 +561,6 @@ async def supervised(
             log.exception("task %s failed; it is started again in %g s", name, pause)
         if clock() - began > 10 * LONGEST_BACKOFF_S:
             pause = 1.0
+        pulse.beat(pause)
         await sleep(pause)
         pause = min(2 * pause, LONGEST_BACKOFF_S)
-
-
-def notify(message: str) -> None:
-    """Tell systemd, if it started us (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    name = "\0" + address[1:] if address.startswith("@") else address
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out,
-    ):
-        out.sendto(message.encode(), name)

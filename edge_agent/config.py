@@ -37,10 +37,19 @@ class Device(Part, frozen=True, kw_only=True):
     options: tuple[str, ...] = ()
 
 
-class BoardPart(Device, frozen=True, kw_only=True):
+class BoardPart(Part, frozen=True, kw_only=True):
     """A power board and the station's EVSE numbers behind it, in the board's own order."""
 
     name: str
+    link: ModbusLink
+    kind: Literal["modbus", "serial_board"] = "modbus"
+    """serial_board: one of our own on a plain serial line, which needs no profile."""
+    profile: str = ""
+    options: tuple[str, ...] = ()
+    meter: Device | None = None
+    """A meter in this board's feed, where the board has none that counts; for one EVSE."""
+    meter_stale_after_s: Annotated[float, msgspec.Meta(ge=5, le=600)] = 30.0
+    """A meter that is silent for so long stops the charging: nobody charges without it."""
     evses: tuple[int, ...] = (1,)
     cable_ma: int | None = None
     """The weakest cable behind this board; None: as strong as the board."""
@@ -150,6 +159,14 @@ class OcppPart(Part, frozen=True, kw_only=True):
         return 2 if self.url.startswith("wss:") else 1
 
 
+class LinkPart(Part, frozen=True, kw_only=True):
+    """A network interface; which one carries the default route is the system's choice."""
+
+    interface: Annotated[str, msgspec.Meta(min_length=1, max_length=15)]
+    metered: bool = False
+    """It costs money by what it carries."""
+
+
 class UplinkPart(Part, frozen=True, kw_only=True):
     """The cloud; `karvon agent claim` fills the credentials file."""
 
@@ -160,8 +177,10 @@ class UplinkPart(Part, frozen=True, kw_only=True):
     """The certificate authority's PEM file; None: `ca.pem` beside the credentials if there."""
     telemetry_every_s: Annotated[float, msgspec.Meta(ge=0.5, le=3600)] = 60.0
     """How often telemetry goes out while all is well; each message costs about 300 bytes."""
+    links: tuple[LinkPart, ...] = ()
+    """The controller's ways to the network, the preferred one first."""
     metered: tuple[str, ...] = ()
-    """Network interfaces that cost money by what they carry."""
+    """Network interfaces that cost money by what they carry, as `links` with `metered`."""
     monthly_mib: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """What these together may carry in a calendar month; telemetry is thinned to keep it."""
     longest_retry_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
@@ -238,6 +257,14 @@ class Config(Part, frozen=True, kw_only=True):
     local_page: LocalPagePart | None = None
     base: str = ""
     """Not for the file: the folder it lies in."""
+
+    @property
+    def metered(self) -> frozenset[str]:
+        """Interfaces that cost money."""
+        part = self.uplink
+        if part is None:
+            return frozenset()
+        return frozenset(part.metered) | {one.interface for one in part.links if one.metered}
 
     @property
     def ocpp(self) -> OcppPart | None:
@@ -317,12 +344,31 @@ def _board_problems(config: Config) -> Any:
         names.add(board.name)
         if not board.evses:
             yield f"boards[{index}].evses: name at least one EVSE number"
+        yield from _kind_problems(index, board)
         for number in board.evses:
             if number < 1:
                 yield f"boards[{index}].evses: EVSE numbers start at 1, not {number}"
             if number in numbers:
                 yield f"boards[{index}].evses: EVSE {number} is there already"
             numbers.add(number)
+
+
+def _kind_problems(index: int, board: BoardPart) -> Any:
+    """A Modbus device needs a profile that says what it is; a board of our own says it itself."""
+    serial = board.kind == "serial_board"
+    if not serial and not board.profile:
+        yield f"boards[{index}].profile: name the profile of this device"
+    if serial and board.profile:
+        yield f'boards[{index}].profile: kind = "serial_board" needs none; take it out'
+    if serial != (board.link.kind == "serial"):
+        wanted = '"serial" for kind = "serial_board"' if serial else '"tcp" or "rtu"'
+        yield f'boards[{index}].link.kind: {wanted}, not "{board.link.kind}"'
+    if board.meter is not None and len(board.evses) != 1:
+        yield f"boards[{index}].meter: one meter cannot tell {len(board.evses)} EVSEs apart"
+    if serial and not board.link.device:
+        yield f"boards[{index}].link.device: name the line, best by /dev/serial/by-id/…"
+    if not serial and board.link.rts != "none":
+        yield f'boards[{index}].link.rts: only for kind = "serial_board"'
 
 
 def _uplink_problems(config: Config) -> Any:
@@ -375,8 +421,12 @@ def _number_problems(config: Config) -> Any:
     if 0 < failsafe.current_ma < IEC_MIN_CURRENT or failsafe.current_ma < 0:
         yield f"failsafe.current_ma: 0 (stop) or at least 6000, not {failsafe.current_ma}"
     yield from _site_problems(config)
-    if config.uplink is not None and config.uplink.monthly_mib and not config.uplink.metered:
-        yield "uplink.monthly_mib: name the interfaces it holds for in uplink.metered"
+    if config.uplink is not None and config.uplink.monthly_mib and not config.metered:
+        yield "uplink.monthly_mib: name the interfaces it holds for: metered = true in uplink.links"
+    names = [one.interface for one in config.uplink.links] if config.uplink is not None else []
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        yield f"uplink.links: {twice} is there twice"
     if config.metering.margin < 1:
         yield "metering.margin: at least 1"
 

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from edge_agent.links import DiskSeen
+from edge_agent.pulse import beat
 
 EVERY_S: Final = 10.0
 DEADLINE_S: Final = 5.0
@@ -64,6 +65,7 @@ class Disk:
     async def run(self) -> None:
         """Look again and again, for ever."""
         while True:
+            beat()
             await self.look_once()
             await asyncio.sleep(self._every_s)
 

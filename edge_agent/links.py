@@ -13,7 +13,7 @@ from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 
-from edge_agent.hardware.modbus_port import FAILURES_BEFORE_LOST, LineHealth
+from edge_agent.hardware.line import FAILURES_BEFORE_LOST, LineHealth
 from protocols.agent_link import ClockQuality
 
 CONNECTED: Final = "connected"
@@ -37,7 +37,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     """One of them."""
 
     kind: str
-    """bus, board, meter, mqtt, ocpp, clock, disk, journal or queue."""
+    """bus, board, evse_meter, meter, mqtt, ocpp, clock, disk, journal or queue."""
     name: str
     state: LinkState
     code: str
@@ -145,6 +145,25 @@ def meter(*, there: bool, identity: str, trouble: str, age_ms: int | None) -> Li
     facts: dict[str, int | str] = {"identity": identity}
     return Link(
         kind="meter", name="site", state=state, code=code, why=trouble, age_ms=age_ms, facts=facts
+    )
+
+
+def evse_meter(*, name: str, identity: str, trouble: str, age_ms: int | None) -> Link:
+    """The meter beside a board that has none of its own."""
+    state, code = LinkState.OK, "evse_meter.ok"
+    if trouble:
+        state, code = LinkState.TROUBLE, "evse_meter.silent"
+    elif age_ms is None:
+        state, code = LinkState.WAITING, "evse_meter.starting"
+    facts: dict[str, int | str] = {"identity": identity}
+    return Link(
+        kind="evse_meter",
+        name=name,
+        state=state,
+        code=code,
+        why=trouble,
+        age_ms=age_ms,
+        facts=facts,
     )
 
 

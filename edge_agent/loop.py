@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
+import msgspec
+
 from edge_agent.clock import Clock
 from edge_agent.hardware.board import (
     BoardRefusedError,
@@ -19,8 +21,10 @@ from edge_agent.hardware.board import (
     EvseReading,
     Failsafe,
     PowerBoard,
+    Signs,
 )
 from edge_agent.ledger import Ledger, starts
+from edge_agent.pulse import beat
 from edge_agent.rules.actions import (
     Action,
     Durable,
@@ -41,7 +45,14 @@ from edge_agent.rules.connector import Connector
 from edge_agent.rules.evse import EvseState
 from edge_agent.rules.power_limit import PAUSE
 from edge_agent.rules.station import Station
-from protocols.agent_link import EvseStatus, Sample, Stamp
+from protocols.agent_link import (
+    EvseStatus,
+    Sample,
+    SignedValue,
+    Stamp,
+    TransactionEvent,
+    TransactionEventType,
+)
 
 T = TypeVar("T")
 Power = Withhold | SetLimit | Release
@@ -156,6 +167,7 @@ class Loop:
         """Poll one board for ever."""
         due = asyncio.get_running_loop().time()
         while True:
+            beat()
             await self.step(line)
             now = asyncio.get_running_loop().time()
             due = max(due + self.settings.poll_s, now)
@@ -250,6 +262,8 @@ class Loop:
         if not await self._settle(line, connector, before, safe, durable):
             return
         await self._actuate(line, connector, power)
+        if any(is_event(action, TransactionEventType.STARTED) for action in durable):
+            await self._note_signed(line, connector)
         for action in actions:
             if isinstance(action, ReportStatus):
                 self.told[action.status.evse] = action.status
@@ -272,6 +286,7 @@ class Loop:
         persisted = False
         try:
             await self._actuate(line, connector, safe)
+            durable = await self._with_signed(line, connector, durable)
             persisted = self._persist(connector, durable)
         finally:
             del self._ahead[connector.evse]
@@ -279,6 +294,29 @@ class Loop:
                 untold = {"written": None, "released": None} if safe else {}
                 connector.state = replace(before, **untold)  # type: ignore[arg-type]  # by field name
         return persisted
+
+    async def _note_signed(self, line: Line, connector: Connector) -> None:
+        """So that what an earlier transaction has left is never taken for this one's."""
+        if isinstance(line.board, Signs):
+            try:
+                await self._within(line.board.note_signed(line.own(connector.evse)))
+            except BOARD_ERRORS as error:
+                log.warning("board %s: signed values were not looked at: %s", line.name, error)
+
+    async def _with_signed(
+        self, line: Line, connector: Connector, durable: list[Durable]
+    ) -> list[Durable]:
+        """What the meter has signed goes with the end; the end waits for it, but not for ever."""
+        ends = any(is_event(action, TransactionEventType.ENDED) for action in durable)
+        if not ends or not isinstance(line.board, Signs):
+            return durable
+        try:
+            signed = await self._within(line.board.signed(line.own(connector.evse)))
+        except BOARD_ERRORS as error:
+            why = str(error) or f"not within {self.settings.deadline_s:g} s"
+            log.warning("EVSE %s: ends without signed values: %s", connector.evse, why)
+            return durable
+        return [_signed(action, signed) for action in durable] if signed else durable
 
     def _persist(self, connector: Connector, durable: list[Durable]) -> bool:
         """False: a start could not be persisted; it must not happen."""
@@ -346,6 +384,21 @@ def _split(actions: Sequence[Action]) -> tuple[list[Power], list[Durable], list[
         [a for a in actions if isinstance(a, Emit | Keep | Forget)],
         [a for a in power if rank(a) > DURABLE_RANK],
     )
+
+
+def is_event(action: Durable, kind: TransactionEventType) -> bool:
+    """Whether this tells that a transaction did so."""
+    return (
+        isinstance(action, Emit)
+        and isinstance(action.fact, TransactionEvent)
+        and action.fact.type is kind
+    )
+
+
+def _signed(action: Durable, signed: tuple[SignedValue, ...]) -> Durable:
+    if not isinstance(action, Emit) or not isinstance(action.fact, TransactionEvent):
+        return action
+    return Emit(msgspec.structs.replace(action.fact, signed=signed))
 
 
 def as_sample(reading: EvseReading, at: Stamp, state: EvseState) -> Sample:

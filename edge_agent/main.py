@@ -30,17 +30,25 @@ from edge_agent.config import (
 from edge_agent.control import Control
 from edge_agent.desk import Desk
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, Failsafe, Meter
+from edge_agent.hardware.metered_board import MeteredBoard, board_itself
 from edge_agent.hardware.modbus_board import ModbusBoard, ModbusMeter
 from edge_agent.hardware.modbus_device import ModbusDevice
 from edge_agent.hardware.modbus_port import PortPool
-from edge_agent.hardware.registry import BoardConfig, UnknownProfileError, open_board, open_meter
+from edge_agent.hardware.registry import (
+    BoardConfig,
+    UnknownProfileError,
+    beside,
+    open_board,
+    open_meter,
+)
+from edge_agent.hardware.serial_board import SerialBoard
 from edge_agent.joining import Credentials
 from edge_agent.journal import Journal, JournalBudget, JournalError
 from edge_agent.ledger import Ledger
 from edge_agent.local_page import LocalPage
 from edge_agent.logtail import log_kept
 from edge_agent.loop import Line, Loop, LoopSettings
-from edge_agent.registers import RegisterDump, dump
+from edge_agent.registers import RegisterDump, dump, dump_board
 from edge_agent.renewing import Renewing
 from edge_agent.rules.actions import ConnectorSettings
 from edge_agent.rules.authorization import Authorizer, OfflinePolicy
@@ -92,29 +100,45 @@ def version() -> str:
 def hardware(config: Config) -> Hardware:
     """Find every profile. Raises ConfigError with the board's name."""
     ports = PortPool()
-    lines = tuple(_line(part, ports) for part in config.boards)
+    lines = tuple(_line(part, ports, config) for part in config.boards)
     meter = None
     if config.site is not None and config.site.meter is not None:
         try:
-            meter = open_meter(_board_config(config.site.meter), ports)
-        except (UnknownProfileError, ProfileError) as error:
+            meter = open_meter(_device_config(config.site.meter), ports)
+        except (UnknownProfileError, ProfileError, ValueError) as error:
             raise ConfigError(f"site.meter: {error}") from error
     return Hardware(lines, meter)
 
 
-def _line(part: BoardPart, ports: PortPool) -> Line:
+def _line(part: BoardPart, ports: PortPool, config: Config) -> Line:
     try:
-        board = open_board(_board_config(part, len(part.evses)), ports)
+        board = open_board(_board_config(part), ports)
+        if part.meter is not None:
+            board = beside(
+                board,
+                _device_config(part.meter),
+                ports,
+                patience_s=config.times.deadline_s / 2,
+                stale_after_s=part.meter_stale_after_s,
+            )
     except (UnknownProfileError, ProfileError, ValueError) as error:
         raise ConfigError(f"board '{part.name}': {error}") from error
     mine = (info.evse for info in board.evses)
     return Line(part.name, board, dict(zip(mine, part.evses, strict=True)))
 
 
-def _board_config(part: Device, evses: int | None = None) -> BoardConfig:
+def _board_config(part: BoardPart) -> BoardConfig:
     return BoardConfig(
-        profile=part.profile, link=part.link, kind=part.kind, evses=evses, options=part.options
+        profile=part.profile,
+        link=part.link,
+        kind=part.kind,
+        evses=len(part.evses),
+        options=part.options,
     )
+
+
+def _device_config(part: Device) -> BoardConfig:
+    return BoardConfig(profile=part.profile, link=part.link, options=part.options)
 
 
 def open_journal(config: Config, clock: Clock) -> Journal:
@@ -230,7 +254,8 @@ def _traffic_rules(config: Config) -> TrafficRules:
     if part is None:
         return TrafficRules()
     monthly = None if part.monthly_mib is None else part.monthly_mib * MIB
-    return TrafficRules(metered=frozenset(part.metered), monthly=monthly)
+    order = tuple(one.interface for one in part.links)
+    return TrafficRules(order=order, metered=config.metered, monthly=monthly)
 
 
 def _thinning(agent: Agent, uplink: MqttUplink) -> Callable[[Level], None]:
@@ -334,15 +359,23 @@ async def registers_of(found: Hardware, device: str = "") -> list[RegisterDump]:
     dumps: list[RegisterDump] = []
     for name, each in named.items():
         if device in {"", name}:
-            dumps += await dump(name, each)
+            dumps += await (
+                dump_board(name, each) if isinstance(each, SerialBoard) else dump(name, each)
+            )
     return dumps
 
 
-def devices_of(found: Hardware) -> dict[str, ModbusDevice]:
+def devices_of(found: Hardware) -> dict[str, ModbusDevice | SerialBoard]:
     """What has registers, by its name in the configuration."""
-    named = {
-        line.name: line.board.device for line in found.lines if isinstance(line.board, ModbusBoard)
-    }
+    named: dict[str, ModbusDevice | SerialBoard] = {}
+    for line in found.lines:
+        itself = board_itself(line.board)
+        if isinstance(itself, ModbusBoard):
+            named[line.name] = itself.device
+        elif isinstance(itself, SerialBoard):
+            named[line.name] = itself
+        if isinstance(line.board, MeteredBoard) and isinstance(line.board.meter, ModbusMeter):
+            named[f"{line.name} meter"] = line.board.meter.device
     if isinstance(found.meter, ModbusMeter):
         named[SITE_METER] = found.meter.device
     return named

@@ -6,6 +6,8 @@ import msgspec
 
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError
 from edge_agent.hardware.modbus_device import ModbusDevice
+from edge_agent.hardware.serial_board import SerialBoard
+from protocols.serial_board import PLACES
 
 BASE_UNITS = {"A": "mA", "mA": "mA", "V": "mV", "mV": "mV", "kW": "W", "kWh": "Wh"}
 """What a decoded value is in, by the register's own unit."""
@@ -31,6 +33,39 @@ async def dump(name: str, device: ModbusDevice) -> list[RegisterDump]:
         await _one(name, device, evse, field)
         for evse in device.evses
         for field in device.binding.fields()
+    ]
+
+
+async def dump_board(name: str, board: SerialBoard) -> list[RegisterDump]:
+    """The readings of a board of our own, field by field; the address is the offset in them."""
+    try:
+        blocks = await board.blocks()
+    except (BoardRefusedError, BoardUnreachableError) as error:
+        return [
+            RegisterDump(
+                device=name,
+                evse=0,
+                name="",
+                address="",
+                raw="",
+                value=None,
+                unit="",
+                note=str(error),
+            )
+        ]
+    return [
+        RegisterDump(
+            device=name,
+            evse=told.evse,
+            name=field,
+            address=f"+{offset}",
+            raw=block[offset : offset + size].hex(" ").upper(),
+            value=told.named()[field],
+            unit=unit,
+            note="" if told.named()[field] is not None else "the board cannot tell",
+        )
+        for told, block in blocks
+        for field, offset, size, unit in PLACES
     ]
 
 

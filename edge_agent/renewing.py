@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from edge_agent import joining, station_key
+from edge_agent import joining, pulse, station_key
 from edge_agent.joining import Credentials, JoinError
 from protocols.agent_link import ClockQuality, Stamp
 
@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 LOOK_S: Final = 6 * 3600.0
 FIRST_S: Final = 60.0
 """The agent has better things to do when it starts; a clock that is not set yet is one of them."""
+
+LONGEST_LOOK_S: Final = 120.0
+"""Asking the cloud has deadlines of its own; behind them the supervision begins to count."""
 
 
 class Clock(Protocol):
@@ -46,8 +49,10 @@ class Renewing:
     async def run(self) -> None:
         wait = self._first_s
         while True:
+            pulse.beat(wait)
             await asyncio.sleep(wait)
             wait = self._look_s
+            pulse.beat(LONGEST_LOOK_S)
             await self.look()
 
     async def look(self) -> bool:

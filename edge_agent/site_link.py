@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from edge_agent.clock import Clock
+from edge_agent.pulse import beat, waiting
 from edge_agent.rules.leases import Follower, Leader
 from edge_agent.rules.station import Station
 from protocols.site_link import Grant, Message, Report, SiteLinkError, seal, unseal
@@ -88,7 +89,8 @@ class LeaderLink:
         await loop.create_datagram_endpoint(lambda: self._port, local_addr=self._listen)
         log.info("site link: leading on %s:%s", *self._listen)
         try:
-            await self._port.closed.wait()
+            with waiting():
+                await self._port.closed.wait()
         finally:
             self._port.close()
 
@@ -130,6 +132,7 @@ class FollowerLink:
 
     async def run(self) -> None:
         while True:
+            beat()
             try:
                 await self._talk()
                 self._unreachable = ""
@@ -147,6 +150,7 @@ class FollowerLink:
         began = loop.time()
         try:
             while not port.closed.is_set():
+                beat()
                 now = self._clock.now()
                 views = self._station.views(now)
                 port.send(self._follower.report(views, self._station.site, now.mono_ms))

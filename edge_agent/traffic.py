@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from edge_agent.clock import Clock
+from edge_agent.pulse import beat
 from edge_agent.rules.traffic import LEVELS, Level, Traffic, TrafficRules, day_of, level_of
 from protocols.agent_link import ClockQuality
 
@@ -103,6 +104,7 @@ class TrafficKeeper:
         looks = 0
         try:
             while True:
+                beat()
                 self.look()
                 if looks % SAVE_EVERY == 0:
                     self.save()
@@ -149,6 +151,7 @@ class TrafficKeeper:
         today = self.traffic.days.get(day_of(now_ms), {}) if now_ms is not None else {}
         return {
             "in_use": self._system.in_use(),
+            "order": list(self.rules.order),
             "metered": sorted(self.rules.metered),
             "monthly_budget_bytes": self.rules.monthly,
             "month_bytes": {link: self.traffic.month(frozenset({link}), now_ms) for link in links}

@@ -15,6 +15,7 @@ import msgspec
 
 from edge_agent.config import Config
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, Failsafe
+from edge_agent.hardware.metered_board import board_itself
 from edge_agent.hardware.modbus_board import ModbusBoard
 from edge_agent.hardware.modbus_port import describe
 from edge_agent.loop import Line, Loop
@@ -73,7 +74,8 @@ def target(lines: Sequence[Line], name: str, evse: int | None) -> Target:
     if line is None:
         have = ", ".join(line.name for line in lines)
         raise RefusedError(f"there is no board '{name}' here; this controller has {have}")
-    if not isinstance(line.board, ModbusBoard):
+    itself = board_itself(line.board)
+    if not isinstance(itself, ModbusBoard):
         raise RefusedError(f"board {name} has no registers to write")
     numbers = list(line.numbers.values())
     if evse is None and len(numbers) > 1:
@@ -83,7 +85,7 @@ def target(lines: Sequence[Line], name: str, evse: int | None) -> Target:
         listed = ", ".join(map(str, numbers))
         raise RefusedError(f"EVSE {evse} is not behind board {name}; that has {listed}")
     number = numbers[0] if evse is None else evse
-    return Target(line, line.board, line.own(number), number)
+    return Target(line, itself, line.own(number), number)
 
 
 def writable(board: ModbusBoard) -> dict[str, str]:

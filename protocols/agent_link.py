@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import zlib
 from enum import StrEnum
-from typing import Final, TypeVar, get_args
+from typing import Annotated, Final, TypeVar, get_args
 from uuid import UUID
 
 import msgspec
@@ -216,6 +216,28 @@ class IdToken(msgspec.Struct, frozen=True):
     type: str = "ISO14443"
 
 
+MAX_SIGNED_BYTES: Final = 4096
+MOST_SIGNED: Final = 4
+
+
+class SignedMoment(StrEnum):
+    """Which reading of its transaction a meter has signed (contexts of OCPP)."""
+
+    BEGIN = "Transaction.Begin"
+    END = "Transaction.End"
+
+
+class SignedValue(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a meter has signed, byte by byte as it gave it; nobody on the way reads it."""
+
+    moment: SignedMoment
+    encoding: str
+    """As the profile calls it, for example OCMF."""
+    data: Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_SIGNED_BYTES)]
+    public_key: Annotated[bytes, msgspec.Meta(max_length=MAX_SIGNED_BYTES)] = b""
+    """As the meter tells it; empty: it does not."""
+
+
 class TransactionEvent(msgspec.Struct, frozen=True, tag="transaction", tag_field="kind"):
     """One step of a transaction (OCPP 2.0.1 TransactionEvent), billing stream.
 
@@ -247,6 +269,15 @@ class TransactionEvent(msgspec.Struct, frozen=True, tag="transaction", tag_field
     """The command that caused it, if one did."""
     billing_grade: bool = True
     """False: the profile says that this energy is not fit for billing."""
+    signed: (
+        Annotated[tuple[SignedValue, ...], msgspec.Meta(max_length=MOST_SIGNED)] | msgspec.UnsetType
+    ) = msgspec.UNSET
+    """At the end, where the meter signs; unset, and not on the wire, where it does not."""
+
+    @property
+    def signatures(self) -> tuple[SignedValue, ...]:
+        """Of them, those there are."""
+        return () if self.signed is msgspec.UNSET else self.signed
 
 
 class SeriesGap(msgspec.Struct, frozen=True, tag="gap", tag_field="kind"):
@@ -328,6 +359,28 @@ class EvseStatus(msgspec.Struct, frozen=True, tag="evse", tag_field="kind"):
     """When the board last answered; older than `at` by seconds means that it is silent."""
 
 
+class LinkUse(msgspec.Struct, frozen=True):
+    """What a network interface of the controller has carried, both ways, whoever caused it."""
+
+    today_bytes: int
+    month_bytes: int
+    """Of the day and month in UTC."""
+    metered: bool = False
+    """It costs money by what it carries."""
+
+
+class NetworkUse(msgspec.Struct, frozen=True):
+    """The controller's ways to the network."""
+
+    in_use: str | None
+    """The interface that carries the default route; None: there is none."""
+    links: dict[str, LinkUse]
+    monthly_budget_bytes: int | None = None
+    """Of all metered links together."""
+    level: int = 0
+    """How far telemetry is thinned to keep the budget: 0 not at all, 3 it waits on disk."""
+
+
 class StationStatus(msgspec.Struct, frozen=True, tag="station", tag_field="kind"):
     """The controller as it is now, state stream."""
 
@@ -341,6 +394,8 @@ class StationStatus(msgspec.Struct, frozen=True, tag="station", tag_field="kind"
     journal_bytes: int
     alarms: tuple[str, ...] = ()
     """What keeps the agent from its duty now, e.g. a journal that cannot be written."""
+    network: NetworkUse | msgspec.UnsetType = msgspec.UNSET
+    """Unset, and not on the wire, where nobody counts."""
 
 
 StateFact = EvseStatus | StationStatus

@@ -120,6 +120,7 @@ class StationState:
     pending_telemetry: int
     journal_bytes: int
     alarms: list[str]
+    network: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -656,7 +657,7 @@ _EVSE_STATE = (
 _evse_state = attrgetter(*_EVSE_STATE.split(", "))
 _STATION_STATE = (
     "station_id, outbox, seq, at, received_at, agent_version, boards, local_list_version,"
-    " pending_billing, pending_telemetry, journal_bytes, alarms"
+    " pending_billing, pending_telemetry, journal_bytes, alarms, network"
 )
 
 
@@ -775,20 +776,22 @@ async def put_station_states(
         f"INSERT INTO stations.station_state (tenant_id, {_STATION_STATE})"
         " VALUES (%(tenant)s, %(station_id)s, %(outbox)s, %(seq)s, %(at)s, %(received_at)s,"
         " %(agent_version)s, %(boards)s, %(local_list_version)s, %(pending_billing)s,"
-        " %(pending_telemetry)s, %(journal_bytes)s, %(alarms)s)"
+        " %(pending_telemetry)s, %(journal_bytes)s, %(alarms)s, %(network)s)"
         " ON CONFLICT (station_id) DO UPDATE SET outbox = excluded.outbox, seq = excluded.seq,"
         " at = excluded.at, received_at = excluded.received_at,"
         " agent_version = excluded.agent_version, boards = excluded.boards,"
         " local_list_version = excluded.local_list_version,"
         " pending_billing = excluded.pending_billing,"
         " pending_telemetry = excluded.pending_telemetry,"
-        " journal_bytes = excluded.journal_bytes, alarms = excluded.alarms",
+        " journal_bytes = excluded.journal_bytes, alarms = excluded.alarms,"
+        " network = excluded.network",
         [
             {
                 **asdict(state),
                 "tenant": tenant,
                 "boards": Jsonb(state.boards),
                 "alarms": Jsonb(state.alarms),
+                "network": None if state.network is None else Jsonb(state.network),
             }
             for tenant, state in states
         ],

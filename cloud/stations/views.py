@@ -185,6 +185,21 @@ class ConnectorView(BaseModel):
         )
 
 
+class LinkUseView(BaseModel):
+    today_bytes: int = Field(description="both ways, whoever caused it, since midnight UTC")
+    month_bytes: int
+    metered: bool = Field(description="it costs money by what it carries")
+
+
+class NetworkView(BaseModel):
+    """The controller's ways to the network, and what they have carried."""
+
+    in_use: str | None = Field(description="the interface with the default route; null: none")
+    links: dict[str, LinkUseView]
+    monthly_budget_bytes: int | None = Field(description="of all metered links together")
+    level: int = Field(description="0: all telemetry is sent; 1, 2: thinned; 3: it waits on disk")
+
+
 class AgentView(BaseModel):
     version: str
     boards: dict[str, str]
@@ -193,6 +208,7 @@ class AgentView(BaseModel):
     pending_telemetry: int
     journal_bytes: int
     alarms: list[str] = Field(description="what keeps the agent from its duty")
+    network: NetworkView | None = Field(description="null: it has not told")
     at: datetime
     age_s: int
 
@@ -301,6 +317,7 @@ def _agent(detail: StationDetail, now: datetime) -> AgentView | None:
         pending_telemetry=agent.pending_telemetry,
         journal_bytes=agent.journal_bytes,
         alarms=agent.alarms,
+        network=None if agent.network is None else NetworkView.model_validate(agent.network),
         at=agent.at,
         age_s=max(0, int((now - agent.at).total_seconds())),
     )

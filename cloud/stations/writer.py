@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TypeVar
 
+import msgspec
+
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Delivery
@@ -64,6 +66,7 @@ def _station_state(delivery: Delivery, batch: StateBatch, fact: StationStatus) -
         pending_telemetry=fact.pending_telemetry,
         journal_bytes=fact.journal_bytes,
         alarms=list(fact.alarms),
+        network=None if fact.network is msgspec.UNSET else msgspec.to_builtins(fact.network),
     )
 
 

@@ -14,7 +14,12 @@ from uuid import UUID
 
 import msgspec
 
-from protocols.agent_link import ChargingState, TransactionEventType
+from protocols.agent_link import (
+    MAX_SIGNED_BYTES,
+    MOST_SIGNED,
+    ChargingState,
+    TransactionEventType,
+)
 from protocols.ocpp.messages import Meter, Reading, Status, Transaction
 from protocols.quantities import Milliseconds, WattHours, Watts
 
@@ -25,6 +30,8 @@ STOP_SEQ: Final = 2**52
 _BEGIN: Final = "Transaction.Begin"
 _END: Final = "Transaction.End"
 _MOST_KEPT: Final = 2**62
+_LONGEST_SIGNED: Final = 2 * MAX_SIGNED_BYTES
+"""Base64 or hexadecimal digits of it."""
 
 
 class NativeEvent(
@@ -67,6 +74,8 @@ class NativeEvent(
     """Not told by the station: we hold that it is over until the station says otherwise."""
     final: bool = False
     """Of a conclusion: also what happened later does not undo it, a real end does."""
+    signed: tuple[str, ...] = ()
+    """What its meter has signed, as the station told it."""
 
 
 _ENCODER: Final = msgspec.json.Encoder()
@@ -86,8 +95,9 @@ def identified(
     """
     kept = _ENCODER.encode(content)
     bare = kept
-    if content.offline:  # a repeat of what was sent before may be sent as offline
-        bare = _ENCODER.encode(msgspec.structs.replace(content, offline=False))
+    if content.offline or content.signed:
+        # A repeat may be sent as offline. What is signed was not kept at first, so it is no part.
+        bare = _ENCODER.encode(msgspec.structs.replace(content, offline=False, signed=()))
     told = _uuid(transaction.bytes + bare)
     number = content.seq_no if seq_no is None else seq_no
     event = msgspec.structs.replace(content, id=told, transaction=transaction, seq_no=number)
@@ -141,6 +151,7 @@ def of_transaction(told: Transaction) -> NativeEvent:
         stop_token=told.stop_token,
         offline=told.offline,
         remote_start_id=_fitting(told.remote_start_id),
+        signed=_signed(told.readings),
     )
 
 
@@ -167,6 +178,7 @@ def of_meter(told: Meter) -> NativeEvent | None:
         register_wh=_kept(register),
         power_w=_fitting(power),
         metered=True,
+        signed=_signed(readings),
     )
 
 
@@ -184,6 +196,12 @@ def of_status(told: Status, received_ms: Milliseconds) -> NativeEvent | None:
         charging_state=told.charging_state,
         stated=True,
     )
+
+
+def _signed(readings: Sequence[Reading]) -> tuple[str, ...]:
+    """The last few of what a message brings, none longer than a meter's can be."""
+    found = [one for reading in readings for one in reading.signed if len(one) <= _LONGEST_SIGNED]
+    return tuple(found[-MOST_SIGNED:])
 
 
 def _seq_no(told: Transaction) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -20,7 +21,7 @@ from cloud.transactions.history_store import Recorded
 from cloud.transactions.native import NativeEvent
 from cloud.transactions.projection import State
 from cloud.transactions.service import Detail, Filters, Listed, Transactions
-from protocols.agent_link import MAX_STATION_LENGTH, IdToken
+from protocols.agent_link import MAX_STATION_LENGTH, IdToken, SignedValue
 
 Viewer = Annotated[Caller, Depends(require(Role.VIEWER))]
 Operator = Annotated[Caller, Depends(require(Role.OPERATOR))]
@@ -113,6 +114,31 @@ class TransactionView(BaseModel):
         )
 
 
+class SignedView(BaseModel):
+    """What a meter has signed, as it came; check it with the tool of its encoding."""
+
+    moment: str | None = Field(description="Transaction.Begin or .End; null: the station told none")
+    encoding: str | None = Field(description="as OCMF; null: the station told none")
+    data: str = Field(description="the signed octets in Base64, or what an OCPP station told")
+    text: str | None = Field(description="the same octets as text, where they are text")
+    public_key: str | None = Field(description="in Base64, where the meter tells it")
+
+    @classmethod
+    def of(cls, one: SignedValue) -> SignedView:
+        text = one.data.decode("latin-1")
+        return cls(
+            moment=one.moment,
+            encoding=one.encoding,
+            data=b64encode(one.data).decode("ascii"),
+            text=text if text.isascii() and text.isprintable() else None,
+            public_key=b64encode(one.public_key).decode("ascii") or None,
+        )
+
+    @classmethod
+    def as_told(cls, told: str) -> SignedView:
+        return cls(moment=None, encoding=None, data=told, text=told, public_key=None)
+
+
 class EventView(BaseModel):
     id: UUID
     seq_no: int
@@ -128,10 +154,16 @@ class EventView(BaseModel):
     reason: str | None
     command: UUID | None
     concluded: bool = Field(description="our own conclusion, not told by the station")
+    signed: list[SignedView] = Field(description="what the meter has signed, untouched")
 
     @classmethod
     def of(cls, recorded: Recorded) -> EventView:
         event = recorded.step.event
+        signed = (
+            [SignedView.as_told(one) for one in event.signed]
+            if isinstance(event, NativeEvent)
+            else [SignedView.of(one) for one in event.signatures]
+        )
         told: dict[str, Any] = {
             "energy_wh": None,
             "meter_wh": None,
@@ -154,6 +186,7 @@ class EventView(BaseModel):
             received_at=recorded.received_at,
             charging_state=str(event.charging_state) if event.charging_state else None,
             reason=str(event.reason) if event.reason else None,
+            signed=signed,
             **told,
         )
 

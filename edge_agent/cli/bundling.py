@@ -188,7 +188,12 @@ def _size(path: Path) -> int:
 
 
 def _profiles(config: Config) -> dict[str, Any]:
-    named = {board.name: board.profile for board in config.boards}
+    named = {board.name: board.profile for board in config.boards if board.profile}
+    named |= {
+        f"{board.name} meter": board.meter.profile
+        for board in config.boards
+        if board.meter is not None
+    }
     if config.site is not None and config.site.meter is not None:
         named[SITE_METER] = config.site.meter.profile
     return {device: _profile(profile) for device, profile in named.items()}

@@ -15,6 +15,7 @@ from edge_agent.cli.output import complain, print_json, print_lines
 from edge_agent.config import Config, ConfigError, load
 from edge_agent.control import NotRunningError, Request
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, Meter, PowerBoard
+from edge_agent.hardware.metered_board import MeteredBoard
 from edge_agent.main import Hardware, ca_file, hardware, read_credentials, site_key
 
 DEADLINE_S = 10
@@ -99,6 +100,11 @@ async def _check_devices(config: Config, found: Hardware) -> list[Finding]:
     except NotRunningError:
         named: list[tuple[str, PowerBoard | Meter]] = []
         named += [(f"board {line.name}", line.board) for line in found.lines]
+        named += [
+            (f"meter of board {line.name}", line.board.meter)
+            for line in found.lines
+            if isinstance(line.board, MeteredBoard)
+        ]
         named += [("site meter", found.meter)] if found.meter else []
         return [await _check_device(name, device) for name, device in named]
     ill = {evse["evse"] for evse in answer["evses"] if evse["status"] == "Faulted"}

@@ -29,6 +29,7 @@ from edge_agent.hardware.board import (
     Meter,
     PowerBoard,
 )
+from edge_agent.hardware.metered_board import MeteredBoard
 from edge_agent.journal import JournalError, JournalView, RefusedFact
 from edge_agent.wording import DEFAULT, wording
 from protocols.agent_link import TransactionEvent
@@ -289,6 +290,7 @@ async def _read_devices(config: Config) -> list[dict[str, Any]]:
 
     found = hardware(config)
     devices: list[PowerBoard | Meter] = [line.board for line in found.lines]
+    devices += [line.board.meter for line in found.lines if isinstance(line.board, MeteredBoard)]
     devices += [found.meter] if found.meter else []
     try:
         for device in devices:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
+import sys
 from pathlib import Path
 
 from edge_agent import main
@@ -16,6 +18,9 @@ log = logging.getLogger(__name__)
 
 def run(path: Path) -> int:
     """Run until told to end; returns the exit code."""
+    if sys.__stderr__ is not None:
+        # the watchdog ends us by SIGABRT: the log then tells where we stood
+        faulthandler.enable(sys.__stderr__)
     try:
         asyncio.run(main.run(load(path)))
     except ConfigError as error:

@@ -18,8 +18,9 @@ import msgspec
 import serial
 
 from edge_agent.cli.output import complain, print_json, print_lines
-from edge_agent.config import Config, ConfigError, Device, load
-from edge_agent.hardware.modbus_port import EXCEPTIONS, is_pseudo
+from edge_agent.config import BoardPart, Config, ConfigError, Device, load
+from edge_agent.hardware.line import is_pseudo
+from edge_agent.hardware.modbus_port import EXCEPTIONS
 from edge_agent.hardware.registry import UnknownProfileError, find_profile
 from edge_agent.registers import BASE_UNITS
 from protocols.modbus.binding import Binding, Facts
@@ -120,7 +121,8 @@ def _known(path: Path, asked: Asked) -> Known:
 
 
 def _learn(known: Known, config: Config, port: Path) -> None:
-    parts: list[Device] = list(config.boards)
+    parts: list[Device | BoardPart] = list(config.boards)
+    parts += [board.meter for board in config.boards if board.meter is not None]
     if config.site is not None and config.site.meter is not None:
         parts.append(config.site.meter)
     for part in parts:

@@ -64,7 +64,10 @@ class View(App[None]):
         self.words = words
         self.every_s = every_s
         self._folder = config.path(config.journal.folder)
-        self._devices = [board.name for board in config.boards]
+        self._devices: list[str] = []
+        for board in config.boards:
+            self._devices.append(board.name)
+            self._devices += [f"{board.name} meter"] if board.meter is not None else []
         if config.site is not None and config.site.meter is not None:
             self._devices.append(SITE_METER)
         self._device = 0

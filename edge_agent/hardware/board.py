@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from protocols.agent_link import SignedValue
 from protocols.quantities import MilliAmperes, MilliVolts, WattHours, Watts
 
 Phases = tuple[MilliAmperes | None, MilliAmperes | None, MilliAmperes | None]
@@ -62,6 +63,9 @@ class EvseReading:
     awaits_release: bool = False
     """The board says that nobody was authorized since this vehicle was plugged in; False also
     where it cannot say so."""
+    restarted: bool = False
+    """The board says that it has restarted and was told nothing since; False also where it cannot
+    say so."""
     suspect: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -140,6 +144,19 @@ class PowerBoard(Protocol):
 
     async def arm_failsafe(self, failsafe: Failsafe) -> Failsafe | None:
         """Write the board's own failsafe; returns it as read back, None where it has none."""
+        ...
+
+
+@runtime_checkable
+class Signs(Protocol):
+    """A board whose meter signs what a transaction has counted, where its profile says so."""
+
+    async def note_signed(self, evse: int) -> None:
+        """At the start: what stands there now is another transaction's."""
+        ...
+
+    async def signed(self, evse: int) -> tuple[SignedValue, ...]:
+        """After the end, as soon as it is signed; () where it signs nothing."""
         ...
 
 

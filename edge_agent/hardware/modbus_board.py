@@ -19,8 +19,10 @@ from edge_agent.hardware.board import (
     Phases,
     PhaseVoltages,
 )
+from edge_agent.hardware.line import LineHealth
 from edge_agent.hardware.modbus_device import ModbusDevice, Wanted
-from edge_agent.hardware.modbus_port import LineHealth
+from edge_agent.hardware.signatures import Signatures
+from protocols.agent_link import SignedValue
 from protocols.modbus.binding import ForbiddenError
 from protocols.modbus.checks import POWER
 from protocols.modbus.commands import (
@@ -62,6 +64,7 @@ class ModbusBoard:
         self._fed_at = float("-inf")
         self._timeout_s: int | None = None
         self._rated: dict[int, MilliAmperes] = {}
+        self._signatures = Signatures(device, clock=clock, sleep=sleep)
 
     @property
     def identity(self) -> str:
@@ -251,6 +254,12 @@ class ModbusBoard:
                 f"instead of {wanted.timeout_s} s, {wanted.fallback} mA"
             )
 
+    async def note_signed(self, evse: int) -> None:
+        await self._signatures.note(evse)
+
+    async def signed(self, evse: int) -> tuple[SignedValue, ...]:
+        return await self._signatures.after(evse)
+
     async def restore_failsafe(self) -> None:
         """For taking the agent away: the device's own values, so that none of ours outlives it."""
         block = self.device.profile.failsafe
@@ -414,6 +423,7 @@ class ModbusMeter:
     ) -> None:
         self.device = device
         self._clock = clock
+        self.signatures = Signatures(device, clock=clock)
 
     @property
     def identity(self) -> str:

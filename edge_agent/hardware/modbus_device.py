@@ -9,17 +9,17 @@ from dataclasses import replace
 from typing import Final
 
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError
+from edge_agent.hardware.line import LineHealth
 from edge_agent.hardware.modbus_port import (
     BUSY,
     DeviceExceptionError,
-    LineHealth,
     ModbusLink,
     ModbusPort,
 )
 from protocols.modbus.binding import Binding, Facts, WriteRequest, check_write, version
 from protocols.modbus.checks import writes
 from protocols.modbus.planning import Span, plan_reads
-from protocols.modbus.profile import Field, Profile
+from protocols.modbus.profile import Field, Profile, SignedBlock
 from protocols.modbus.values import SUSPECT, Value, Words, exact, nearest
 
 Wanted = tuple[int, str]
@@ -104,6 +104,16 @@ class ModbusDevice:
             power = self.binding.span(fields[each.scale_from], evse)
             words[evse, each.scale_from] = await self.request(power)
         return span, words[evse, name], self._decode((evse, name), fields, words)
+
+    async def octets(self, block: SignedBlock, evse: int) -> bytes:
+        """What stands in these registers, up to the first zero; as it is."""
+        found = b""
+        for piece in self.binding.pieces(block, evse):
+            words = await self.request(piece)
+            found += b"".join(word.to_bytes(2, "big") for word in words)
+            if 0 in found:
+                break
+        return found.partition(b"\0")[0]
 
     async def write(self, *requests: WriteRequest) -> None:
         """In this order; a forbidden register is refused before anything is sent."""

@@ -1,29 +1,30 @@
-"""One owner per serial line or TCP connection: all who share it queue here.
+"""Modbus on a line of its own: a serial one, or a TCP connection.
 
-Writes go ahead of reads; each unit gets its pauses; a unit that is dead among others is left alone
-for a while so that they are not slowed down; a late answer is never taken for the next one.
+A late answer is never taken for the next one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import heapq
-import itertools
 import logging
 import termios
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 from pymodbus.client import AsyncModbusSerialClient, AsyncModbusTcpClient
 from pymodbus.exceptions import ModbusException
 from pymodbus.framer import FramerType
 
-from edge_agent.hardware.board import BoardUnreachableError
+from edge_agent.hardware.line import (
+    AnsweredError,
+    Job,
+    LineOwner,
+    Manners,
+    NoAnswerError,
+    is_pseudo,
+)
 from protocols.modbus.binding import WriteRequest
 from protocols.modbus.planning import Span
 from protocols.modbus.profile import Limits, Profile, Rtu, Tcp
@@ -31,10 +32,7 @@ from protocols.modbus.values import Words
 
 logger = logging.getLogger(__name__)
 
-FAILURES_BEFORE_LOST: Final = 3
 FAILURES_BEFORE_RECONNECT: Final = 2
-MAX_BACKOFF_S: Final = 15.0
-MAX_TIMEOUT_S: Final = 5.0
 EXCEPTIONS: Final = {
     1: "illegal function",
     2: "illegal address",
@@ -51,7 +49,8 @@ BUSY: Final = frozenset({4, 5, 6, 8, 10, 11})
 class ModbusLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where a device is connected; what is None comes from its profile's transports."""
 
-    kind: Literal["tcp", "rtu"] = "tcp"
+    kind: Literal["tcp", "rtu", "serial"] = "tcp"
+    """serial: a board of our own language, docs/serial-board.md."""
     host: str = ""
     port: int | None = None
     device: str = ""
@@ -61,6 +60,11 @@ class ModbusLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     framing: Literal["rtu", "ascii"] | None = None
     unit: int | None = None
     timeout_s: float | None = None
+    echo: bool = False
+    """The adapter hears what it sends, and hands it back."""
+    rts: Literal["none", "high", "low"] = "none"
+    """The level of RTS that lets a transceiver send, where the adapter does not switch by itself;
+    for kind serial only."""
 
     def completed(self, profile: Profile) -> ModbusLink:
         """The same link with the profile's defaults where it names nothing itself."""
@@ -79,7 +83,7 @@ class ModbusLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return f"{self.host}:{self.port or 502}" if self.kind == "tcp" else self.device
 
 
-class DeviceExceptionError(Exception):
+class DeviceExceptionError(AnsweredError):
     """The device answered with a Modbus exception."""
 
     def __init__(self, code: int, what: str) -> None:
@@ -87,100 +91,19 @@ class DeviceExceptionError(Exception):
         self.code = code
 
 
-@dataclass(order=True, slots=True)
-class Job:
-    """One request in the queue; writes have the lower rank and go first."""
+class ModbusPort(LineOwner[Span | WriteRequest, Words]):
+    """The owner of one line that speaks Modbus."""
 
-    rank: int
-    number: int
-    request: Span | WriteRequest = field(compare=False)
-    limits: Limits = field(compare=False)
-    timeout_s: float = field(compare=False)
-    answer: asyncio.Future[Words] = field(compare=False)
-
-
-@dataclass(slots=True)
-class UnitHealth:
-    """What the port knows of one unit (monotonic seconds)."""
-
-    free_at: float = 0.0
-    failures: int = 0
-    lost_at: float | None = None
-    quarantined_until: float = 0.0
-    slowest: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LineHealth:
-    """How a line is doing, as far as its owner knows."""
-
-    line: str
-    kind: Literal["tcp", "rtu"]
-    open: bool
-    """Connected, or the serial line is held."""
-    refused: bool
-    """The last attempt to open it failed. Closed alone says less: a silent device on TCP is
-    dialled anew after every few misses."""
-    failures: dict[int, int]
-    """Unit -> requests in a row that stayed without an answer."""
-    requests: int
-    """Since the start, answered or not."""
-    missed: int
-    """How many of them stayed without an answer."""
-    waiting: int
-    age_s: float | None
-    """Since the last answer of any unit."""
-
-
-class ModbusPort:
-    """The owner of one line. `request` may be called from any task; answers come in order."""
+    failed_exchange = (TimeoutError, NoAnswerError, ModbusException, OSError)
+    # termios.error is no OSError: a port that cannot be set to this speed or parity.
+    failed_dial = (TimeoutError, OSError, termios.error)
 
     def __init__(self, link: ModbusLink, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(link.line, link.kind, logger, clock)
         self.link = link
-        self._clock = clock
-        self._queue: list[Job] = []
-        self._numbers = itertools.count()
-        self._wake = asyncio.Event()
-        self._owner: asyncio.Task[None] | None = None
-        self._users = 0
         self._client: Any = None
-        self._units: dict[int, UnitHealth] = {}
-        self._misses = 0
-        self._connect_at = 0.0
-        self._backoff = 0.0
-        self._requests = self._missed_ever = 0
-        self._heard_at: float | None = None
         # One line per poll would bury what matters; this port says "lost" and "restored" itself.
         logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
-
-    def health(self) -> LineHealth:
-        return LineHealth(
-            line=self.link.line,
-            kind=self.link.kind,
-            open=self._connected,
-            refused=self._backoff > 0,
-            failures={unit: health.failures for unit, health in sorted(self._units.items())},
-            requests=self._requests,
-            missed=self._missed_ever,
-            waiting=len(self._queue),
-            age_s=None if self._heard_at is None else self._clock() - self._heard_at,
-        )
-
-    def attach(self) -> None:
-        """Called by each device that shares the port."""
-        self._users += 1
-
-    async def detach(self) -> None:
-        """The last one to leave closes the line."""
-        self._users -= 1
-        if self._users > 0 or self._owner is None:
-            return
-        owner, self._owner = self._owner, None
-        owner.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await owner
-        await self._disconnect()
-        self._fail_all("the port was closed")
 
     async def request(
         self, request: Span | WriteRequest, limits: Limits, timeout_s: float
@@ -189,84 +112,24 @@ class ModbusPort:
 
         Raises BoardUnreachableError, DeviceExceptionError.
         """
-        if self._owner is None:
-            self._owner = asyncio.create_task(self._own(), name=f"modbus {self.link.line}")
-        loop = asyncio.get_running_loop()
-        rank = 0 if isinstance(request, WriteRequest) else 1
-        job = Job(rank, next(self._numbers), request, limits, timeout_s, loop.create_future())
-        heapq.heappush(self._queue, job)
-        self._wake.set()
-        return await job.answer
+        writes = isinstance(request, WriteRequest)
+        gap = max(limits.gap_ms, limits.write_gap_ms if writes else 0)
+        manners = Manners(gap_s=gap / 1000, repeat_first_request=limits.repeat_first_request)
+        return await self.ask(
+            request.unit,
+            describe(request),
+            request,
+            writes=writes,
+            manners=manners,
+            timeout_s=timeout_s,
+        )
 
-    async def _own(self) -> None:
-        while True:
-            await self._wake.wait()
-            if not self._queue:
-                self._wake.clear()
-                continue
-            job = heapq.heappop(self._queue)
-            if job.answer.done():
-                continue
-            outcome = await self._outcome(job)
-            if job.answer.done():
-                continue
-            if isinstance(outcome, Exception):
-                job.answer.set_exception(outcome)
-            else:
-                job.answer.set_result(outcome)
-
-    async def _outcome(self, job: Job) -> Words | Exception:
-        try:
-            return await self._serve(job)
-        except (BoardUnreachableError, DeviceExceptionError) as error:
-            return error
-        except asyncio.CancelledError:
-            # Closing the port must not look to the asker as if it were cancelled itself.
-            if not job.answer.done():
-                job.answer.set_exception(self._unreachable(job, "the port was closed"))
-            raise
-        except Exception as error:
-            # The root of this loop: whatever a driver throws, the line must live on.
-            logger.exception("%s: request failed", self._name(job.request.unit))
-            await self._disconnect()
-            return self._unreachable(job, repr(error))
-
-    async def _serve(self, job: Job) -> Words:
-        health = self._units.setdefault(job.request.unit, UnitHealth())
-        wait = health.quarantined_until - self._clock()
-        if wait > 0 and not isinstance(job.request, WriteRequest):
-            raise self._unreachable(job, f"left alone for {wait:.0f} s more")
-        await self._connect(job)
-        pause = health.free_at - self._clock()
-        if pause > 0:
-            await asyncio.sleep(pause)
-        started = self._clock()
-        try:
-            words = await self._attempt(job, health)
-        except DeviceExceptionError:
-            self._answered(job, health, started)
-            raise
-        self._answered(job, health, started)
-        return words
-
-    async def _attempt(self, job: Job, health: UnitHealth) -> Words:
-        timeout = min(max(job.timeout_s, 3 * health.slowest), MAX_TIMEOUT_S)
-        try:
-            return await self._exchange(job, timeout)
-        except (TimeoutError, ModbusException, OSError) as error:
-            if job.limits.repeat_first_request and self._connected:
-                with contextlib.suppress(TimeoutError, ModbusException, OSError):
-                    return await self._exchange(job, timeout)
-            await self._missed(job, health, timeout)
-            why = f"no answer within {timeout:.1f} s" if isinstance(error, TimeoutError) else error
-            raise self._unreachable(job, f"{why} ({health.failures} in a row)") from error
-
-    async def _exchange(self, job: Job, patience: float) -> Words:
+    async def _exchange(self, job: Job[Span | WriteRequest, Words], patience: float) -> Words:
         async with asyncio.timeout(patience):
             reply = await self._send(job.request)
         if reply.isError():
             code = getattr(reply, "exception_code", 0)
-            raise DeviceExceptionError(code, describe(job.request))
+            raise DeviceExceptionError(code, job.what)
         return _checked(job.request, reply)
 
     def _send(self, request: Span | WriteRequest) -> Any:
@@ -286,37 +149,12 @@ class ModbusPort:
             return client.write_register(request.address, words[0], device_id=unit)
         return client.write_registers(request.address, words, device_id=unit)
 
-    def _answered(self, job: Job, health: UnitHealth, started: float) -> None:
-        now = self._heard_at = self._clock()
-        self._requests += 1
-        written = isinstance(job.request, WriteRequest)
-        gap = max(job.limits.gap_ms, job.limits.write_gap_ms if written else 0)
-        health.free_at = now + gap / 1000
-        health.slowest = max(now - started, health.slowest * 0.9)
-        health.failures = self._misses = 0
-        health.quarantined_until = 0.0
-        if health.lost_at is not None:
-            away = now - health.lost_at
-            logger.warning("%s: restored after %.0f s", self._name(job.request.unit), away)
-            health.lost_at = None
-
-    async def _missed(self, job: Job, health: UnitHealth, patience: float) -> None:
-        health.failures += 1
-        self._misses += 1
-        self._requests += 1
-        self._missed_ever += 1
-        now = self._clock()
-        if health.failures >= FAILURES_BEFORE_LOST and len(self._units) > 1:
-            doubled = 2.0 ** (health.failures - FAILURES_BEFORE_LOST)
-            health.quarantined_until = now + min(doubled, MAX_BACKOFF_S)
-        if health.failures == FAILURES_BEFORE_LOST:
-            health.lost_at = now
-            logger.warning("%s: lost, no answer %d times", self._name(job.request.unit), 3)
+    async def _settle(self, patience: float) -> None:
         if self.link.kind == "rtu":
             # A serial reply carries no number: let a late one pass while nobody listens.
             await asyncio.sleep(patience)
         elif self._alone_or_all_dead():
-            await self._disconnect()
+            await self._hang_up()
 
     def _alone_or_all_dead(self) -> bool:
         """A half-open connection looks like silence: only a new one tells."""
@@ -326,39 +164,16 @@ class ModbusPort:
     def _connected(self) -> bool:
         return self._client is not None and bool(self._client.connected)
 
-    async def _connect(self, job: Job) -> None:
-        if self._connected and not (self.link.kind == "rtu" and self._line_is_dead()):
-            return
-        if self._clock() < self._connect_at:
-            raise self._unreachable(job, "the line is down")
-        await self._disconnect()
+    async def _dial(self) -> bool:
         self._client = self._new_client()
-        opened = False
-        # termios.error is no OSError: a port that cannot be set to this speed or parity.
-        with contextlib.suppress(TimeoutError, OSError, termios.error):
-            async with asyncio.timeout(job.timeout_s):
-                opened = await self._client.connect()
-        if opened:
-            self._backoff = self._connect_at = 0.0
-            self._misses = 0
-            return
-        await self._disconnect()
-        self._backoff = min(max(0.25, 2 * self._backoff), MAX_BACKOFF_S / 3)
-        self._connect_at = self._clock() + self._backoff
-        self._note_down(job)
-        hint = "is it plugged in?" if self.link.kind == "rtu" else "is it on and in this network?"
-        raise self._unreachable(job, f"cannot open {self.link.line}; {hint}")
+        return bool(await self._client.connect())
 
-    def _note_down(self, job: Job) -> None:
-        health = self._units.setdefault(job.request.unit, UnitHealth())
-        health.failures += 1
-        if health.lost_at is None and health.failures >= FAILURES_BEFORE_LOST:
-            health.lost_at = self._clock()
-            logger.warning("%s: lost, cannot be opened", self._name(job.request.unit))
+    def _worn_out(self) -> bool:
+        return self.link.kind == "rtu" and self._adapter_is_dead()
 
-    def _line_is_dead(self) -> bool:
-        """A USB adapter can die silently: after a row of misses open it anew, now and then."""
-        return self._misses > 0 and self._misses % (2 * FAILURES_BEFORE_LOST) == 0
+    @property
+    def _hint(self) -> str:
+        return "is it plugged in?" if self.link.kind == "rtu" else "is it on and in this network?"
 
     def _new_client(self) -> Any:
         link = self.link
@@ -372,35 +187,17 @@ class ModbusPort:
             baudrate=link.baudrate or 9600,
             parity="N" if is_pseudo(link.device) else (link.parity or "none")[0].upper(),
             stopbits=link.stopbits or 1,
+            handle_local_echo=link.echo,
             timeout=60,
             retries=0,
             reconnect_delay=0,
         )
 
-    async def _disconnect(self) -> None:
+    async def _hang_up(self) -> None:
         client, self._client = self._client, None
         if client is not None:
             client.close()
             await asyncio.sleep(0)
-
-    def _fail_all(self, why: str) -> None:
-        for job in self._queue:
-            if not job.answer.done():
-                job.answer.set_exception(self._unreachable(job, why))
-        self._queue.clear()
-
-    def _unreachable(self, job: Job, why: object) -> BoardUnreachableError:
-        return BoardUnreachableError(
-            f"{self._name(job.request.unit)}: {describe(job.request)}: {why}"
-        )
-
-    def _name(self, unit: int) -> str:
-        return f"{self.link.line} unit {unit}"
-
-
-def is_pseudo(device: str) -> bool:
-    """A pseudo terminal has no parity, and Linux refuses to set any."""
-    return Path(device).resolve().is_relative_to("/dev/pts")
 
 
 def describe(request: Span | WriteRequest) -> str:
@@ -413,26 +210,36 @@ def describe(request: Span | WriteRequest) -> str:
 def _checked(request: Span | WriteRequest, reply: Any) -> Words:
     """Only the answer to this very request; a stray one is a missing one."""
     if reply.function_code != request.function:
-        raise ModbusException("an answer to another request")
+        raise NoAnswerError("an answer to another request")
     if isinstance(request, WriteRequest):
         if reply.address != request.address:
-            raise ModbusException("an answer to another request")
+            raise NoAnswerError("an answer to another request")
         return ()
     words = reply.bits if request.function in {1, 2} else reply.registers
     if len(words) < request.count or (request.function in {3, 4} and len(words) > request.count):
-        raise ModbusException("an answer of another length")
+        raise NoAnswerError("an answer of another length")
     return tuple(int(word) for word in words[: request.count])
 
 
+Port = TypeVar("Port", bound=LineOwner[Any, Any])
+
+
 class PortPool:
-    """The ports of one agent: devices on the same line get the same owner."""
+    """The lines of one agent: devices on the same line get the same owner."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._ports: dict[str, ModbusPort] = {}
+        self._owners: dict[str, LineOwner[Any, Any]] = {}
 
     def port(self, link: ModbusLink) -> ModbusPort:
         """`link` is completed by its profile; its serial settings are those of the first user."""
-        if link.line not in self._ports:
-            self._ports[link.line] = ModbusPort(link, self._clock)
-        return self._ports[link.line]
+        return self.shared(link.line, ModbusPort, lambda: ModbusPort(link, self._clock))
+
+    def shared(self, line: str, kind: type[Port], make: Callable[[], Port]) -> Port:
+        """The owner of that line. Raises ValueError where another language has it already."""
+        owner = self._owners.get(line)
+        if owner is None:
+            owner = self._owners[line] = make()
+        if isinstance(owner, kind):
+            return owner
+        raise ValueError(f"{line} has devices of another kind already; use another line")

@@ -149,6 +149,7 @@ class Connector:
         self._set(reading=reading, read_at=now, meter=meter, step=step, lost="")
         self._note_fault(reading, now)
         restarted = self._board_restarted(step) and not expected
+        restarted = restarted or reading.restarted
         if returned or restarted or self._overrides(reading, now):
             self._set(written=None, released=None)
         if expected and self.state.session is not None:

@@ -449,6 +449,7 @@ class Leader:
                 {
                     "station": name,
                     "heard_ms": now_ms - member.heard_ms if member.report else None,
+                    "fresh": self._fresh(member, now_ms),
                     "granted_ma": self._latest(member, now_ms),
                     "measured_ma": member.report.measured_ma if member.report else None,
                     "counts_for_ma": (

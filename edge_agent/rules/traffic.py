@@ -41,6 +41,8 @@ LEVELS: Final = (
 class TrafficRules:
     """Which interfaces cost money, and what a month of them together may carry (bytes)."""
 
+    order: tuple[str, ...] = ()
+    """The interfaces that are there to be used, the preferred one first."""
     metered: frozenset[str] = frozenset()
     monthly: int | None = None
 

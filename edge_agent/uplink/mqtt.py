@@ -19,6 +19,7 @@ from aiomqtt.exceptions import MqttConnectError
 
 from edge_agent import faultpoints
 from edge_agent.journal import Journal, JournalError
+from edge_agent.pulse import beat
 from edge_agent.uplink.session import (
     Action,
     Arrived,
@@ -188,6 +189,7 @@ class MqttUplink:
         """Stay connected. Every failure is reported to the listener and tried again."""
         failures = 0
         while True:
+            beat()
             began = time.monotonic()
             try:
                 await self._connection()
@@ -202,6 +204,7 @@ class MqttUplink:
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
             delay = retry_delay(self.settings, failures - 1 if failures else 0, self._chance())
             log.info("%s (next attempt in %.1f s)", reason, delay)
+            beat(delay)
             await asyncio.sleep(delay)
 
     def _client(self) -> aiomqtt.Client:
@@ -262,6 +265,7 @@ class MqttUplink:
 
     async def _tick(self, line: _Line) -> None:
         while True:
+            beat()
             with suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
                     await self._something.wait()

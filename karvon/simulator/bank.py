@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -46,6 +47,8 @@ class RegisterBank:
         self.evses = tuple(evses)
         self.fields = binding.fields()
         self._frame = dict(self._chain())
+        self.unsigned: set[int] = set()
+        """EVSEs whose transaction is not ended: nothing is signed of its end."""
         self._words: dict[Place, int] = {}
         simulator = binding.profile.simulator
         self._powers: Values = dict(simulator.defaults) if simulator else {}
@@ -60,11 +63,15 @@ class RegisterBank:
 
     def show(self, values: dict[int, Values]) -> None:
         """Put these values (base units, by EVSE) where they can be read; other fields read 0."""
-        words = {
-            (span.unit, span.function, address): 0
-            for span in self._spans
-            for address in range(span.address, span.end)
-        } | self._frame
+        words = (
+            {
+                (span.unit, span.function, address): 0
+                for span in self._spans
+                for address in range(span.address, span.end)
+            }
+            | self._frame
+            | dict(self._signed())
+        )
         for evse, known in values.items():
             for name, value in known.items():
                 if name in self.fields:
@@ -116,6 +123,20 @@ class RegisterBank:
         encoded = (int(bool(value)),) if bit else encode(each, value, order, exponent)
         for i, word in enumerate(encoded):
             words[span.unit, span.function, span.address + i] |= word
+
+    def _signed(self) -> Iterator[tuple[Place, int]]:
+        """What stands in the blocks of signed values, filled up with zeros."""
+        profile = self.binding.profile
+        simulator = profile.simulator
+        told = {str(name): text for name, text in (simulator.signed if simulator else {}).items()}
+        for name, block in (profile.signed.blocks() if profile.signed else {}).items():
+            for evse in self.evses:
+                text = "" if name == "end" and evse in self.unsigned else told.get(name, "")
+                octets = text.encode("ascii").ljust(2 * block.registers, b"\0")
+                words = struct.unpack(f">{block.registers}H", octets)
+                first, *_ = self.binding.pieces(block, evse)
+                for i, word in enumerate(words):
+                    yield (first.unit, first.function, first.address + i), word
 
     def _chain(self) -> Iterator[tuple[Place, int]]:
         """The marker, every model with its head and length, and the end of the chain."""

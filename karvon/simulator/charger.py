@@ -178,6 +178,7 @@ class SimulatedCharger:
         target = self.evses[evse]
         target.vehicle, target.stopped, target.error = None, False, 0
         target.released = not self.profile.release
+        self.bank.unsigned.discard(evse)
         if target.session is not None:
             target.session.ended_ms = self.world_ms
             target.session = None
@@ -289,6 +290,7 @@ class SimulatedCharger:
         number = len(self.sessions) + 1
         evse.session = Session(number=number, evse=evse.number, started_ms=self.world_ms)
         self.sessions.append(evse.session)
+        self.bank.unsigned.add(evse.number)
 
     def _feed_kind(self) -> str:
         return self.profile.failsafe.fed_by.by if self.profile.failsafe else "none"
@@ -353,6 +355,7 @@ class SimulatedCharger:
                 evse.stopped = evse.vehicle is not None
                 evse.released = False
                 self._cut(evse)
+                self.bank.unsigned.discard(target.evse)
             case ("failsafe", _, "write") | ("failsafe", "restore", _):
                 self._set_failsafe(target, raw)
 

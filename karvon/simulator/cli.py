@@ -16,6 +16,7 @@ from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.meter import SimulatedMeter
 from karvon.simulator.running import Places, Running
 from karvon.simulator.script import ScriptError, parse_script
+from karvon.simulator.serial_board import SimulatedSerialBoard
 from protocols.modbus.describing import options_of, register_table, summary
 from protocols.modbus.document import ProfileError
 from protocols.modbus.loading import profile_schema
@@ -101,10 +102,10 @@ def meter(
 
 
 @app.command()
-def board(
+def loader(
     pty: Annotated[str, typer.Option("--pty", help="Path of a link to a serial line.")],
-    loader: Annotated[
-        Literal["stm32", "modbus", "smp"], typer.Option("--loader", help="What is in its ROM.")
+    kind: Annotated[
+        Literal["stm32", "modbus", "smp"], typer.Option("--kind", help="What is in its ROM.")
     ] = "stm32",
     baudrate: Annotated[
         int | None, typer.Option("--baudrate", min=1200, help="As slow as a wire; else at once.")
@@ -115,13 +116,42 @@ def board(
     from karvon.simulator import bootloaders
 
     try:
-        bootloaders.serve(loader, pty, baudrate, as_json=as_json)
+        bootloaders.serve(kind, pty, baudrate, as_json=as_json)
     except ModuleNotFoundError as error:
         raise _refused(
             f"the package '{error.name}' is not here; pip install 'karvon[bridge]'"
         ) from error
     except OSError as error:
         raise _refused(f"cannot serve: {error}; choose another --pty") from error
+
+
+@app.command()
+def board(
+    pty: Annotated[str, typer.Option("--pty", help="Path of a link to a serial line.")],
+    control: ControlOption = None,
+    state: StateOption = None,
+    script: ScriptOption = None,
+    evses: Annotated[int, typer.Option("--evses", min=1, max=4, help="How many EVSEs.")] = 1,
+    address: Annotated[int, typer.Option("--address", min=1, max=247, help="On its line.")] = 1,
+    one_phase: Annotated[bool, typer.Option("--one-phase", help="It has one phase.")] = False,
+    echo: Annotated[bool, typer.Option("--echo", help="The line echoes what is sent.")] = False,
+    speed: SpeedOption = 1.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a board of our own serial language with a vehicle behind it until interrupted."""
+    try:
+        plan = parse_script(script) if script else None
+    except ScriptError as error:
+        raise _refused(str(error)) from error
+    device = SimulatedSerialBoard(
+        evses=evses,
+        address=address,
+        phases=1 if one_phase else 3,
+        speed=speed,
+        now=time.monotonic(),
+    )
+    places = Places(pty=pty, control=control, state=state, echo=echo)
+    _run(Running(device=device, places=places, script=plan), as_json=as_json)
 
 
 @app.command()

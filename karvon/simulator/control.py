@@ -14,6 +14,7 @@ from typing import Any
 
 from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.meter import SimulatedMeter
+from karvon.simulator.serial_board import BoardAnswers
 from karvon.simulator.server import Answers, Callers, TcpServer, hang_up
 from karvon.simulator.vehicle import Vehicle
 
@@ -38,6 +39,11 @@ class Control:
         }
         if isinstance(answers.device, SimulatedCharger):
             self._add_charger(answers.device)
+        if isinstance(answers, BoardAnswers):
+            self._verbs |= {
+                "double": lambda c: setattr(answers, "doubled", int(c.get("replies", 1))),
+                "tear": lambda c: setattr(answers, "torn", int(c.get("replies", 1))),
+            }
         elif isinstance(answers.device, SimulatedMeter):
             self._verbs["load"] = self._load
 

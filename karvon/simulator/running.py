@@ -13,6 +13,7 @@ from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.control import Control, ControlServer
 from karvon.simulator.memory import restore, saved
 from karvon.simulator.script import Script
+from karvon.simulator.serial_board import BoardAnswers, SimulatedSerialBoard
 from karvon.simulator.server import Answers, Device, PtyServer, TcpServer
 
 TICK_S = 0.05
@@ -27,6 +28,8 @@ class Places:
     pty: str | None = None
     control: str | None = None
     state: str | None = None
+    echo: bool = False
+    """The line hands back what is said on it, as a half-duplex adapter may."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,7 +49,11 @@ class Running:
 
     async def start(self) -> None:
         self._load()
-        self.answers = Answers(self.device, self.clock)
+        self.answers = (
+            BoardAnswers(self.device, self.clock)
+            if isinstance(self.device, SimulatedSerialBoard)
+            else Answers(self.device, self.clock)
+        )
         tcp = TcpServer(self.answers) if self.places.tcp else None
         self.control = Control(self.answers, tcp)
         if tcp is not None and self.places.tcp:
@@ -54,7 +61,7 @@ class Running:
             await tcp.start(host, int(port))
             self._add("tcp", tcp)
         if self.places.pty:
-            pty = PtyServer(self.answers)
+            pty = PtyServer(self.answers, echo=self.places.echo)
             await pty.start(self.places.pty)
             self._add("pty", pty)
         if self.places.control:

@@ -49,6 +49,22 @@ class Answers:
         self._answered_at = float("-inf")
         self._gap = 0.0
         self._heard_at = float("-inf")
+        rtu = device.profile.transports.rtu
+        ascii_framing = rtu is not None and rtu.framing == "ascii"
+        self._take = frames.take_ascii if ascii_framing else frames.take_rtu
+        self._put = frames.put_ascii if ascii_framing else frames.put_rtu
+        self._buffer = bytearray()
+
+    def hear(self, octets: bytes) -> list[bytes]:
+        """What is said on a serial line, as it comes in; the frames that answer it."""
+        self._buffer += octets
+        answers = []
+        while (request := self._take(self._buffer)) is not None:
+            unit, pdu = request
+            answer = self.reply(unit, pdu)
+            if answer is not None:
+                answers.append(self.spoiled(self._put(unit, answer)))
+        return answers
 
     def reply(self, unit: int, pdu: bytes) -> bytes | None:
         """The reply PDU; None: the device does not answer."""
@@ -213,16 +229,11 @@ class TcpServer:
 
 
 class PtyServer:
-    """Modbus RTU (or ASCII) on a pseudo terminal, reachable by a stable symlink."""
+    """A serial line on a pseudo terminal, reachable by a stable symlink; several may share it."""
 
-    def __init__(self, answers: Answers) -> None:
-        self.answers = answers
+    def __init__(self, *devices: Answers, echo: bool = False) -> None:
+        self.devices, self.echo = devices, echo
         self.address = ""
-        rtu = answers.device.profile.transports.rtu
-        ascii_framing = rtu is not None and rtu.framing == "ascii"
-        self._take = frames.take_ascii if ascii_framing else frames.take_rtu
-        self._put = frames.put_ascii if ascii_framing else frames.put_rtu
-        self._buffer = bytearray()
         self._master = self._slave = -1
         self._link: Path | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -252,20 +263,20 @@ class PtyServer:
 
     def _readable(self) -> None:
         try:
-            self._buffer += os.read(self._master, 1024)
+            octets = os.read(self._master, 1024)
         except OSError:
             return
-        while (request := self._take(self._buffer)) is not None:
-            unit, pdu = request
-            answer = self.answers.reply(unit, pdu)
-            if answer is not None:
-                self._send(self.answers.spoiled(self._put(unit, answer)))
+        if self.echo:
+            self._write(octets)
+        for device in self.devices:
+            for frame in device.hear(octets):
+                self._send(frame, device.late)
 
-    def _send(self, frame: bytes) -> None:
-        if not self.answers.late:
+    def _send(self, frame: bytes, late: list[float]) -> None:
+        if not late:
             self._write(frame)
             return
-        task = asyncio.ensure_future(self._send_late(frame, self.answers.late.pop(0)))
+        task = asyncio.ensure_future(self._send_late(frame, late.pop(0)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -17,6 +17,7 @@ from protocols.modbus.profile import (
     Forbidden,
     Override,
     Profile,
+    SignedBlock,
     StateRule,
     Write,
     overridden,
@@ -89,6 +90,15 @@ class Binding:
             each.address + self._offset(each.scope, evse) + self._start(each),
             width(each.type),
         )
+
+    def pieces(self, block: SignedBlock, evse: int) -> Iterator[Span]:
+        """The requests that read a block of signed octets."""
+        function = block.function or self.profile.read_function
+        unit = self._unit(block.scope, evse)
+        at = block.address + self._offset(block.scope, evse)
+        most = self.profile.limits.max_registers
+        for first in range(0, block.registers, most):
+            yield Span(unit, function, at + first, min(most, block.registers - first))
 
     def decode(self, each: Field, words: Words, exponent: int = 0) -> Value:
         return decode(each, words, self.word_order(each), exponent) if words else SUSPECT

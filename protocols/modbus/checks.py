@@ -68,6 +68,7 @@ def problems(profile: Profile) -> Iterator[Problem]:
     yield from _failsafe(profile)
     yield from _word_order(profile)
     yield from _energy(profile)
+    yield from _signed(profile)
     yield from _chain(profile)
     yield from _unsure(profile)
     yield from _overlaps(profile)
@@ -349,6 +350,26 @@ def _word_order(profile: Profile) -> Iterator[Problem]:
     yield from _unknown(profile, [(("order_probe", "field"), name)])
     if name in profile.registers and width(profile.registers[name].type) < 2:
         yield ("order_probe", "field"), "one register has no word order"
+
+
+def _signed(profile: Profile) -> Iterator[Problem]:
+    blocks = profile.signed.blocks() if profile.signed else {}
+    for name, block in blocks.items():
+        function = block.function or profile.read_function
+        last = block.address + block.registers - 1
+        if function in {1, 2}:
+            yield ("signed", name), f"octets cannot be read by function {function}"
+        if last > 0xFFFF:
+            yield ("signed", name), f"ends at {last:#x}, beyond the last address 0xffff"
+        for rule in profile.forbidden:
+            if forbids(rule, "read", function, block.address, last):
+                yield ("signed", name), f"touches a forbidden register ({rule.why})"
+    told = profile.simulator.signed if profile.simulator else {}
+    for moment, text in told.items():
+        if moment not in blocks:
+            yield ("simulator", "signed"), f"there is no block '{moment}' in `signed`"
+        elif not text.isascii() or len(text) > 2 * blocks[moment].registers:
+            yield ("simulator", "signed"), f"'{moment}' does not fit into its registers"
 
 
 def _energy(profile: Profile) -> Iterator[Problem]:

@@ -243,6 +243,35 @@ class Energy(Shape, frozen=True, kw_only=True):
     """A lifetime counter that tells how often the narrow one has wrapped."""
 
 
+class SignedBlock(Shape, frozen=True, kw_only=True):
+    """Octets that stand in registers one after the other, high octet first, up to the first zero.
+
+    Read in as many requests as the device's limits ask for.
+    """
+
+    address: Address
+    registers: Annotated[int, msgspec.Meta(ge=1, le=2048)]
+    function: ReadFunction | None = None
+    scope: Scope = "evse"
+
+
+class Signed(Shape, frozen=True, kw_only=True):
+    """Meter values that the device signs, carried through as they are."""
+
+    encoding: Annotated[str, msgspec.Meta(min_length=1, max_length=50)] = "OCMF"
+    begin: SignedBlock | None = None
+    """Of the transaction that runs or has just ended."""
+    end: SignedBlock
+    public_key: SignedBlock | None = None
+    wait_ms: Natural = 2000
+    """How long after the end of charging it may take to sign; an empty block is read again."""
+
+    def blocks(self) -> dict[str, SignedBlock]:
+        """By their names in the profile."""
+        named = {"begin": self.begin, "end": self.end, "public_key": self.public_key}
+        return {name: block for name, block in named.items() if block is not None}
+
+
 class Tcp(Shape, frozen=True, kw_only=True):
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 502
     unit: Byte = 1
@@ -356,6 +385,8 @@ class Simulator(Shape, frozen=True, kw_only=True):
     ] = {}
     models: tuple[tuple[Positive, Positive], ...] = ()
     """Number and length of each model of the chain, in the order in which they stand."""
+    signed: dict[Literal["begin", "end", "public_key"], str] = {}
+    """What stands in the blocks of signed values."""
 
 
 class Profile(Shape, frozen=True, kw_only=True):
@@ -382,6 +413,7 @@ class Profile(Shape, frozen=True, kw_only=True):
     withhold: tuple[Write, ...] = ()
     failsafe: FailsafeBlock | None = None
     energy: Energy | None = None
+    signed: Signed | None = None
     forbidden: tuple[Forbidden, ...] = ()
     chain: Chain | None = None
     unsure: tuple[Unsure, ...] = ()

@@ -77,6 +77,11 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ('station = "TAS-1"', 'base = "x"\nstation = "T"', "base: not a setting"),
         ("[journal]", "[uplink]\nmonthly_mib = 5\n[journal]", "name the interfaces"),
         ("[journal]", "[journal", "not TOML"),
+        ('profile = "abb_terra_ac"', "", r"boards\[0\].profile: name the profile"),
+        ('profile = "abb_terra_ac"', 'kind = "serial_board"', r"link.kind: .serial. for kind"),
+        ('kind = "tcp"', 'kind = "serial"', 'link.kind: "tcp" or "rtu", not "serial"'),
+        ('kind = "tcp"', 'rts = "low", kind = "rtu"', "link.rts: only for"),
+        ('name = "left"', 'name = "left"\nkind = "serial_board"', "needs none; take it out"),
     ],
 )
 def test_a_wrong_file_is_refused_with_place_and_reason(old: str, new: str, says: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent import links
 from edge_agent.disk import Disk, look
-from edge_agent.hardware.modbus_port import LineHealth
+from edge_agent.hardware.line import LineHealth
 from edge_agent.links import BoardSeen, DiskSeen, LinkState
 from protocols.agent_link import ClockQuality
 

@@ -66,10 +66,11 @@ def test_a_translation_is_no_copy_of_the_english(language: str) -> None:
 
 
 def test_every_code_of_a_link_has_its_texts_and_every_text_a_link() -> None:
-    kinds = {"bus", "board", "meter", "mqtt", "ocpp", "clock", "disk", "journal", "queue"}
-    said = {text for text in strings_of("links.py") if text.partition(".")[0] in kinds}
+    kinds = set(tomllib.loads((TEXTS / "en.toml").read_text())["kind"])
+    spoken = strings_of("links.py") | strings_of("surroundings.py")
+    said = {text for text in spoken if text.partition(".")[0] in kinds}
     said = {text for text in said if "." in text.strip(".") and " " not in text}
-    built = {f"bus.{line}_{how}" for line in ("tcp", "rtu") for how in ("down", "silent")}
+    built = {f"bus.{line}_{how}" for line in ("tcp", "rtu", "serial") for how in ("down", "silent")}
     built |= {"clock.synced", "clock.cloud", "clock.unset"}
     there = {key.rsplit(".", 1)[0] for key in catalogue("en") if key.partition(".")[0] in kinds}
     assert said | built == there
@@ -82,13 +83,15 @@ def test_what_is_not_well_says_why_and_what_to_do() -> None:
         "bus.ok",
         "board.ok",
         "meter.ok",
+        "evse_meter.ok",
         "mqtt.ok",
         "ocpp.ok",
         "disk.ok",
         "journal.ok",
         "queue.ok",
     }
-    fine |= {"clock.synced", "clock.cloud"}
+    fine |= {"clock.synced", "clock.cloud", "site.alone", "site.leader", "site.follower"}
+    fine |= {"network.in_use", "network.standby", "network.metered"}
     for code in {key.removesuffix(".what") for key in well} - fine:
         assert f"{code}.why" in english
         assert f"{code}.todo" in english

@@ -265,9 +265,9 @@ def test_ota_f42_the_command_is_killed_and_recovered(tmp_path: Path, sample_size
 @pytest.mark.system
 @pytest.mark.parametrize("kind", ["stm32", "modbus", "smp"])
 def test_a_board_to_try_it_on(cli: Cli, kind: str) -> None:
-    """`karvon sim board` as a process of its own, found by `karvon bridge probe`."""
+    """`karvon sim loader` as a process of its own, found by `karvon bridge probe`."""
     link = cli.folder / "line"
-    command = [sys.executable, "-m", "karvon", "sim", "board", "--loader", kind, "--pty", str(link)]
+    command = [sys.executable, "-m", "karvon", "sim", "loader", "--kind", kind, "--pty", str(link)]
     with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE) as served:
         assert served.stdout is not None
         assert json.loads(served.stdout.readline()) == {"loader": kind, "pty": str(link)}

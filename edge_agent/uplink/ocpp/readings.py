@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
-from protocols.agent_link import Sample, Stamp, TransactionEvent
+from protocols.agent_link import Sample, SignedMoment, Stamp, TransactionEvent
 
 ENERGY: Final = "Energy.Active.Import.Register"
 SAME_MOMENT_MS: Final = 2_500
@@ -24,6 +25,17 @@ class Reading(NamedTuple):
     def text(self) -> str:
         """Without an exponent or trailing zeros."""
         return f"{self.value:.3f}".rstrip("0").rstrip(".")
+
+
+def signed_text(data: bytes) -> str:
+    """What was signed, as 1.6 carries it: as it is where it is text, else in Base64."""
+    text = data.decode("latin-1")
+    return text if text.isascii() and text.isprintable() else b64encode(data).decode("ascii")
+
+
+def register_at(event: TransactionEvent, moment: SignedMoment) -> int:
+    """The register at the signed moment (Wh)."""
+    return event.meter_wh - (event.energy_wh if moment is SignedMoment.BEGIN else 0)
 
 
 def of_event(

@@ -25,7 +25,7 @@ from edge_agent.uplink.ocpp.port import (
     Stop,
     Upload,
 )
-from edge_agent.uplink.ocpp.readings import Reading, of_event, of_sample
+from edge_agent.uplink.ocpp.readings import ENERGY, Reading, of_event, of_sample, signed_text
 from edge_agent.uplink.ocpp.speaker import (
     UNKNOWN_TOKEN,
     Speaker,
@@ -49,6 +49,8 @@ from protocols.agent_link import (
     EvseStatus,
     IdToken,
     SecurityEvent,
+    SignedMoment,
+    SignedValue,
     StoppedReason,
     TransactionEvent,
     TransactionEventType,
@@ -320,8 +322,20 @@ class V16(Speaker):
                 timestamp=self.at(event.at),
                 reason=reason,
                 idTag=self._tag(event.id_token) if event.id_token else None,
+                transactionData=[self._signed(event, one) for one in event.signatures] or None,
             ),
         )
+
+    def _signed(self, event: TransactionEvent, one: SignedValue) -> dict[str, Any]:
+        began = one.moment is SignedMoment.BEGIN
+        sampled = {
+            "value": signed_text(one.data),
+            "context": one.moment.value,
+            "format": "SignedData",
+            "measurand": ENERGY,
+        }
+        at = self.at(event.started if began else event.at)
+        return {"timestamp": at, "sampledValue": [sampled]}
 
     def security(self, event: SecurityEvent) -> Call:
         payload = {"type": event.type[:50], "timestamp": self.at(event.at)}

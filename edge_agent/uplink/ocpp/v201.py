@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 from uuid import UUID
 
@@ -19,7 +21,7 @@ from edge_agent.uplink.ocpp.port import (
     Start,
     Stop,
 )
-from edge_agent.uplink.ocpp.readings import Reading, of_event, of_sample
+from edge_agent.uplink.ocpp.readings import ENERGY, Reading, of_event, of_sample, register_at
 from edge_agent.uplink.ocpp.speaker import (
     UNKNOWN_TOKEN,
     Refusal,
@@ -41,6 +43,7 @@ from protocols.agent_link import (
     EvseStatus,
     IdToken,
     SecurityEvent,
+    SignedMoment,
     TransactionEvent,
     TransactionEventType,
     Trigger,
@@ -48,7 +51,10 @@ from protocols.agent_link import (
 from protocols.ocpp.sampling import iso
 from protocols.ocpp.version import Version
 
+log = logging.getLogger(__name__)
 LONGEST_TOKEN: Final = 36
+LONGEST_SIGNED: Final = 2500
+"""Characters of a SignedMeterValueType's signedMeterData and publicKey."""
 PER_REPORT: Final = 25
 MOST_REMOTE_ID: Final = 2**31
 _TOKEN_TYPES: Final = frozenset(
@@ -214,7 +220,7 @@ class V201(Speaker):
                 seqNo=event.seq_no,
                 offline=offline or None,
                 transactionInfo=self._info(event),
-                meterValue=[self._values(event)],
+                meterValue=[self._values(event), *self._signed(event)],
                 evse={"id": event.evse, "connectorId": 1},
                 idToken=_token(event.id_token) if event.id_token and names_token else None,
                 reservationId=self.charger.reservation(event.transaction)
@@ -222,6 +228,29 @@ class V201(Speaker):
                 else None,
             ),
         )
+
+    def _signed(self, event: TransactionEvent) -> Iterator[dict[str, Any]]:
+        """What the meter has signed; what is too long for this version is left to others."""
+        for one in event.signatures:
+            data, key = (b64encode(octets).decode("ascii") for octets in (one.data, one.public_key))
+            if len(data) > LONGEST_SIGNED:
+                log.warning("%d bytes signed: too many for OCPP 2.0.1, not sent", len(one.data))
+                continue
+            began = one.moment is SignedMoment.BEGIN
+            sampled = {
+                "value": register_at(event, one.moment),
+                "context": one.moment.value,
+                "measurand": ENERGY,
+                "unitOfMeasure": {"unit": "Wh"},
+                "signedMeterValue": {
+                    "signedMeterData": data,
+                    "signingMethod": "",
+                    "encodingMethod": one.encoding,
+                    "publicKey": key if len(key) <= LONGEST_SIGNED else "",
+                },
+            }
+            at = self.at(event.started if began else event.at)
+            yield {"timestamp": at, "sampledValue": [sampled]}
 
     def _info(self, event: TransactionEvent) -> dict[str, Any]:
         reason = None if event.reason is None else event.reason.value

@@ -25,6 +25,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from edge_agent.journal import JournalError
+from edge_agent.pulse import beat
 from edge_agent.rules.authorization import Heard
 from edge_agent.uplink.ocpp.port import Deed, Done
 from edge_agent.uplink.ocpp.station import (
@@ -274,6 +275,7 @@ class OcppUplink:
 
     async def _tick(self) -> None:
         while True:
+            beat()
             with suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
                     await self._something.wait()

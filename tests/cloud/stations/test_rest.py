@@ -23,6 +23,8 @@ from protocols.agent_link import (
     EvseDescription,
     EvseStatus,
     Hello,
+    LinkUse,
+    NetworkUse,
     SecurityEvent,
     SetAvailability,
     SetLimit,
@@ -154,7 +156,8 @@ async def test_state_has_age_source_and_staleness(world: Any, admin: httpx.Async
     hello = greeting(now, EvseDescription(1, 3, MilliAmperes(32_000), WattHours(1), True, 2))
     async with world.database.commit_unit() as cursor:
         await world.stations.hello(cursor, 1, station.id, hello)
-    agent = StationStatus(stamp(now), "1.0", {"main": "ABB"}, 4, 0, 17, 4096)
+    network = NetworkUse("wwan0", {"wwan0": LinkUse(5, 700, metered=True)}, 1000, 1)
+    agent = StationStatus(stamp(now), "1.0", {"main": "ABB"}, 4, 0, 17, 4096, network=network)
     told = await world.commit(state(station, now, 1, status(now), agent))
     assert [event.kind for event in told] == ["evse.status"]
     world.clock.forward(seconds=20)
@@ -166,6 +169,16 @@ async def test_state_has_age_source_and_staleness(world: Any, admin: httpx.Async
     assert (evse["state"]["age_s"], evse["state"]["source"]) == (20, "board")
     assert not evse["state"]["stale"]
     assert (shown["agent"]["boards"], shown["agent"]["pending_telemetry"]) == ({"main": "ABB"}, 17)
+    assert shown["agent"]["network"] == {
+        "in_use": "wwan0",
+        "links": {"wwan0": {"today_bytes": 5, "month_bytes": 700, "metered": True}},
+        "monthly_budget_bytes": 1000,
+        "level": 1,
+    }
+    silent = StationStatus(stamp(now), "1.0", {"main": "ABB"}, 4, 0, 17, 4096)
+    await world.commit(state(station, now, 2, silent))
+    shown = (await admin.get("/api/v1/stations/CP-1")).json()
+    assert shown["agent"]["network"] is None
     world.clock.forward(minutes=5)
     (evse,) = (await admin.get("/api/v1/stations/CP-1")).json()["evses"]
     assert evse["state"]["stale"]

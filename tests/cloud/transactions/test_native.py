@@ -6,13 +6,17 @@ from datetime import UTC, datetime, timedelta
 from functools import reduce
 from uuid import UUID
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud.stations.api import Dated, Dating
-from cloud.transactions.native import NativeEvent, identified, transaction_id
+from cloud.transactions.history_store import Recorded
+from cloud.transactions.native import NativeEvent, identified, of_transaction, transaction_id
 from cloud.transactions.projection import State, Step, extend, follows, in_order, project
+from cloud.transactions.rest import EventView
 from protocols.agent_link import TransactionEventType
+from protocols.ocpp.messages import Reading, Transaction
 from protocols.quantities import Milliseconds, WattHours, Watts
 
 START = datetime(2026, 5, 1, 8, tzinfo=UTC)
@@ -109,3 +113,34 @@ def test_energy_is_never_negative_and_ends_are_never_before_starts(several: list
 
 def test_a_transaction_has_one_name_everywhere() -> None:
     assert transaction_id(7, "abc") == UUID("09f9c353-af70-51b1-b34b-aa104f143c8a")
+
+
+def test_what_is_signed_is_kept_as_told_and_is_no_part_of_the_identity() -> None:
+    plain = Transaction(
+        event=TransactionEventType.ENDED,
+        at_ms=Milliseconds(5),
+        trigger="Local",
+        number=7,
+        register_wh=WattHours(900),
+    )
+    reading = Reading(at_ms=Milliseconds(5), signed=("OCMF|{}|{}", "x" * 8193))
+    signing = msgspec.structs.replace(plain, readings=(reading,))
+    kept = of_transaction(signing)
+    assert kept.signed == ("OCMF|{}|{}",), "what no meter can have signed is left out"
+    known, text = identified(UUID(int=1), kept)
+    assert known.id == identified(UUID(int=1), of_transaction(plain))[0].id
+    assert b"OCMF|{}|{}" in text
+
+
+def test_what_is_signed_is_shown_as_the_station_told_it() -> None:
+    event = NativeEvent(
+        type=TransactionEventType.ENDED,
+        seq_no=1,
+        at_ms=Milliseconds(5),
+        trigger="Local",
+        signed=("OCMF|{}|{}", "T0NNRg=="),
+    )
+    at = Dated(START, Dating.SYNCED)
+    shown = EventView.of(Recorded(Step(event, at, at), START))
+    assert [one.text for one in shown.signed] == ["OCMF|{}|{}", "T0NNRg=="]
+    assert [(one.data, one.encoding) for one in shown.signed][1] == ("T0NNRg==", None)

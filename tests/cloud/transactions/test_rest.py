@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
+import msgspec
+import yaml
 
 from cloud.kernel.facts import Delivery
 from cloud.stations.api import StationRef, to_ms
@@ -17,6 +21,8 @@ from protocols.agent_link import (
     IdToken,
     RemoteStart,
     RemoteStop,
+    SignedMoment,
+    SignedValue,
     Stamp,
     Stream,
     TransactionEvent,
@@ -25,11 +31,18 @@ from protocols.agent_link import (
 )
 from protocols.quantities import Milliseconds, WattHours
 
+OCMF: dict[str, str] = yaml.safe_load((Path(__file__).parents[2] / "vectors/ocmf.yaml").read_text())
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
 
 async def started(
-    world: Any, station: StationRef, at: datetime, *, token: str = "A", ended: bool = False
+    world: Any,
+    station: StationRef,
+    at: datetime,
+    *,
+    token: str = "A",
+    ended: bool = False,
+    signed: tuple[SignedValue, ...] = (),
 ) -> UUID:
     stamp = Stamp(Milliseconds(to_ms(at)), Milliseconds(0), UUID(int=1), ClockQuality.SYNCED)
     event = TransactionEvent(
@@ -45,12 +58,34 @@ async def started(
         energy_wh=WattHours(0),
         meter_wh=WattHours(0),
         id_token=IdToken(token),
+        signed=signed or msgspec.UNSET,
     )
     batch = BillingBatch(UUID(int=2), 1, 1, stamp, (event,))
     await world.commit(
         Delivery(station.id, station.tenant_id, UUID(int=2), NOON, Stream.BILLING, batch)
     )
     return event.transaction
+
+
+async def test_what_a_meter_signed_is_read_back_to_the_octet(
+    world: Any, admin: httpx.AsyncClient
+) -> None:
+    station = await world.station()
+    strange = bytes(range(256))
+    signed = (
+        SignedValue(SignedMoment.BEGIN, "OCMF", OCMF["begin"].encode(), b"the key"),
+        SignedValue(SignedMoment.END, "OCMF", OCMF["end"].encode()),
+        SignedValue(SignedMoment.END, "EDL", strange),
+    )
+    made = await started(world, station, NOON, ended=True, signed=signed)
+    detail = (await admin.get(f"/api/v1/transactions/{made}")).json()
+    (event,) = detail["events"]
+    begin, end, binary = event["signed"]
+    assert (begin["moment"], begin["encoding"]) == ("Transaction.Begin", "OCMF")
+    assert (begin["text"], end["text"], binary["text"]) == (OCMF["begin"], OCMF["end"], None)
+    assert b64decode(end["data"]).decode() == OCMF["end"]
+    assert b64decode(binary["data"]) == strange
+    assert (b64decode(begin["public_key"]), end["public_key"]) == (b"the key", None)
 
 
 async def updated(world: Any, station: StationRef, transaction: UUID, seq_no: int) -> None:

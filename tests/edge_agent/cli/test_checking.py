@@ -59,3 +59,33 @@ def test_check_refuses_an_option_that_the_profile_does_not_have(config: Path) ->
     option = ('"abb_terra_ac"', '"phoenix_ev_cc_eth"\noptions = ["walbe"]')
     (wrong, *_) = [each for each in doubted(config, option) if not each["well"]]
     assert wrong["text"] == "profile phoenix_ev_cc_eth has no option 'walbe'; it has wallbe"
+
+
+def test_check_warns_of_a_name_that_goes_to_whichever_adapter_comes_first(config: Path) -> None:
+    numbered = (
+        'profile = "abb_terra_ac"\nlink = { kind = "tcp", host = "127.0.0.1", port = 1,',
+        'kind = "serial_board"\nlink = { kind = "serial", device = "/dev/ttyUSB77",',
+    )
+    unsure, wrong = doubted(config, numbered)
+    assert unsure["unsure"]
+    assert "/dev/ttyUSB77 may be another adapter after a restart" in unsure["text"]
+    assert "under /dev/serial/by-id" in unsure["text"]
+    assert not wrong["well"]
+    assert "cannot open /dev/ttyUSB77; is it plugged in?" in wrong["text"]
+
+
+def test_check_looks_at_the_meter_beside_a_board(config: Path) -> None:
+    meter = 'meter = { profile = "eastron_sdm230", link = { host = "127.0.0.1", port = 2 } }'
+    config.write_text(CONFIG + meter)
+    code, out, complaint = call("check", "--json", "--config", str(config))
+    assert code == 1, complaint
+    told = [each for each in json.loads(out) if each["what"] == "meter of board left"]
+    assert "cannot open 127.0.0.1:2" in told[-1]["text"]
+
+
+def test_read_asks_the_meter_beside_a_board_too(config: Path) -> None:
+    meter = 'meter = { profile = "eastron_sdm230", link = { host = "127.0.0.1", port = 2 } }'
+    config.write_text(CONFIG + meter)
+    code, out, _ = call("read", "--json", "--config", str(config))
+    assert code == 3, "nobody answers"
+    assert {one["device"] for one in json.loads(out)} == {"left", "left meter"}

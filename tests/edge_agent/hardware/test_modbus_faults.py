@@ -288,3 +288,13 @@ async def test_closing_the_port_does_not_cancel_who_waits() -> None:
         await board.close()
         with pytest.raises(BoardUnreachableError, match="closed"):
             await waiting
+
+
+async def test_an_adapter_that_echoes_is_heard_through(tmp_path: Path) -> None:
+    line = str(tmp_path / "line")
+    async with serving(a_charger(), Places(pty=line, echo=True)):
+        board = board_on(ModbusLink(kind="rtu", device=line, timeout_s=2, echo=True))
+        await board.open()
+        assert await board.set_limit(1, MilliAmperes(16_000)) == 16_000
+        assert (await board.read())[0].voltage[0] == 230_000
+        await board.close()

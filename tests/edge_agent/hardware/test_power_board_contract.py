@@ -1,4 +1,4 @@
-"""One suite for every PowerBoard: the fake, and the Modbus driver over TCP and a serial line."""
+"""One suite for every PowerBoard: the fake, Modbus over TCP and serial, and a board of our own."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from edge_agent.hardware.registry import BoardConfig, find_profile, open_board
 from edge_agent.hardware.testing import FakePowerBoard, ManualClock
 from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.running import Places, Running
+from karvon.simulator.serial_board import SimulatedSerialBoard
 from protocols.quantities import MilliAmperes
 
 SIXTEEN = MilliAmperes(16_000)
@@ -68,9 +69,9 @@ class FakeWorld:
 
 
 class SimulatedWorld:
-    def __init__(self, running: Running, link: ModbusLink) -> None:
+    def __init__(self, running: Running, config: BoardConfig) -> None:
         self.running = running
-        self.board = open_board(BoardConfig(profile="abb_terra_ac", link=link))
+        self.board = open_board(config)
 
     def do(self, verb: str) -> None:
         command: dict[str, Any] = {"do": verb}
@@ -92,31 +93,44 @@ class SimulatedWorld:
                 await asyncio.sleep(0.02)
 
 
-@pytest.fixture(params=["fake", "tcp", "rtu"])
+def simulated(kind: str, line: str) -> Running:
+    clock = asyncio.get_running_loop().time
+    device = (
+        SimulatedSerialBoard(speed=SPEED, now=clock())
+        if kind == "serial_board"
+        else SimulatedCharger(
+            find_profile("abb_terra_ac"), evses=1, unit=1, speed=SPEED, now=clock()
+        )
+    )
+    places = Places(tcp="127.0.0.1:0") if kind == "tcp" else Places(pty=line)
+    return Running(device=device, places=places, clock=clock)
+
+
+def configured(kind: str, running: Running) -> BoardConfig:
+    if kind == "serial_board":
+        link = ModbusLink(kind="serial", device=running.addresses["pty"], timeout_s=0.3)
+        return BoardConfig(kind="serial_board", link=link)
+    if kind == "rtu":
+        link = ModbusLink(kind="rtu", device=running.addresses["pty"], timeout_s=0.3)
+    else:
+        host, _, port = running.addresses["tcp"].rpartition(":")
+        link = ModbusLink(kind="tcp", host=host, port=int(port), timeout_s=0.3)
+    return BoardConfig(profile="abb_terra_ac", link=link)
+
+
+@pytest.fixture(params=["fake", "tcp", "rtu", "serial_board"])
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     if request.param == "fake":
         fake = FakeWorld()
         await fake.board.open()
         yield fake
         return
-    loop = asyncio.get_running_loop()
-    device = SimulatedCharger(
-        find_profile("abb_terra_ac"), evses=1, unit=1, speed=SPEED, now=loop.time()
-    )
-    line = str(tmp_path / "line")
-    places = Places(tcp="127.0.0.1:0") if request.param == "tcp" else Places(pty=line)
-    running = Running(device=device, places=places, clock=loop.time)
+    running = simulated(request.param, str(tmp_path / "line"))
     await running.start()
-    host, _, port = running.addresses.get("tcp", ":0").rpartition(":")
-    link = (
-        ModbusLink(kind="tcp", host=host, port=int(port), timeout_s=0.3)
-        if request.param == "tcp"
-        else ModbusLink(kind="rtu", device=line, timeout_s=0.3)
-    )
-    simulated = SimulatedWorld(running, link)
-    await simulated.board.open()
-    yield simulated
-    await simulated.board.close()
+    world = SimulatedWorld(running, configured(request.param, running))
+    await world.board.open()
+    yield world
+    await world.board.close()
     await running.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.hardware.registry import find_profile
+from edge_agent.hardware.modbus_port import ModbusLink
+from edge_agent.hardware.registry import BoardConfig, find_profile, open_board
 from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.memory import restore, saved
 from karvon.simulator.script import ScriptError, parse_script
@@ -77,6 +79,26 @@ def test_the_command_prints_its_addresses_and_ends_cleanly(tmp_path: Path) -> No
     assert told["profile"] == "abb_terra_ac"
     assert told["tcp"].startswith("127.0.0.1:")
     assert json.loads((tmp_path / "state.json").read_text())["sessions"] == []
+
+
+async def test_a_board_of_our_own_runs_as_a_process_and_is_controlled(tmp_path: Path) -> None:
+    line, control = tmp_path / "line", tmp_path / "control"
+    command = [sys.executable, "-m", "karvon", "sim", "board", "--json", "--pty", str(line)]
+    command += ["--address", "3", "--evses", "2", "--echo", "--control", str(control)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert json.loads(process.stdout.readline())["pty"] == str(line)
+        link = ModbusLink(kind="serial", device=str(line), unit=3, timeout_s=5)
+        board = open_board(BoardConfig(kind="serial_board", link=link, evses=2))
+        await board.open()
+        reader, writer = await asyncio.open_unix_connection(str(control))
+        writer.write(b'{"do": "plug", "evse": 2}\n')
+        assert json.loads(await reader.readline())["evses"][1]["plugged"]
+        writer.close()
+        assert [reading.state for reading in await board.read()] == ["A", "B"]
+        await board.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
+import yaml
 
 from edge_agent.journal import Journal, JournalBudget
 from edge_agent.records import LocalList
@@ -175,6 +176,10 @@ ANSWERS: dict[str, Payload] = {
     "Authorize": {"idTagInfo": {"status": "Accepted"}},
     "StopTransaction": {},
 }
+
+OCMF: dict[str, str] = yaml.safe_load(
+    (Path(__file__).parents[4] / "tests/vectors/ocmf.yaml").read_text()
+)
 
 
 class Bench:

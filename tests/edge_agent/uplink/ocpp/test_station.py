@@ -37,12 +37,14 @@ from protocols.agent_link import (
     ConnectorStatus,
     IdToken,
     SecurityEvent,
+    SignedMoment,
+    SignedValue,
     StoppedReason,
     Trigger,
 )
 from protocols.ocpp.version import Version
 from protocols.quantities import Milliseconds
-from tests.edge_agent.uplink.ocpp.bench import ABOUT, BOOTED, Bench, Drive, stamp, started
+from tests.edge_agent.uplink.ocpp.bench import ABOUT, BOOTED, OCMF, Bench, Drive, stamp, started
 
 MakeBench = Callable[..., Bench]
 
@@ -709,3 +711,20 @@ def test_every_key_that_1_6_demands_is_there() -> None:
     assert demanded <= KEYS.keys()
     assert ABOUT.security_profile == 0
     assert Version.V16 == "ocpp1.6"
+
+
+def test_signed_values_go_with_the_stop_as_they_are(bench: Bench) -> None:
+    drive = Drive(bench)
+    drive.start()
+    begin = SignedValue(SignedMoment.BEGIN, "OCMF", OCMF["begin"].encode())
+    end = SignedValue(SignedMoment.END, "OCMF", OCMF["end"].encode())
+    binary = SignedValue(SignedMoment.END, "EDL", b"\x00\xff")
+    drive.end(300, signed=(begin, end, binary))
+    bench.do(Connected())
+    bench.answer(BOOTED)
+    heard = bench.quiet(StartTransaction=started(7))
+    (stop,) = [payload for action, payload in heard if action == "StopTransaction"]
+    sampled = [one["sampledValue"][0] for one in stop["transactionData"]]
+    assert [one["value"] for one in sampled] == [OCMF["begin"], OCMF["end"], "AP8="]
+    assert {one["format"] for one in sampled} == {"SignedData"}
+    assert [one["context"] for one in sampled[:2]] == ["Transaction.Begin", "Transaction.End"]

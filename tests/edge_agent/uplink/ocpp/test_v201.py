@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,9 +19,16 @@ from edge_agent.uplink.ocpp.port import (
     Stop,
 )
 from edge_agent.uplink.ocpp.station import Connected, Deauthorized, Performed
-from protocols.agent_link import ConnectorStatus, IdToken, StoppedReason, Trigger
+from protocols.agent_link import (
+    ConnectorStatus,
+    IdToken,
+    SignedMoment,
+    SignedValue,
+    StoppedReason,
+    Trigger,
+)
 from protocols.ocpp.version import Version
-from tests.edge_agent.uplink.ocpp.bench import BOOTED, Bench, Drive
+from tests.edge_agent.uplink.ocpp.bench import BOOTED, OCMF, Bench, Drive
 
 TOKEN = {"idToken": "CARD", "type": "ISO14443"}
 
@@ -330,3 +338,27 @@ def test_a_fault_and_a_reset_in_its_words(bench: Bench) -> None:
     assert heard[0][1]["connectorStatus"] == "Faulted"
     assert heard[-1][1]["transactionInfo"]["stoppedReason"] == "ImmediateReset"
     assert heard[-1][1]["triggerReason"] == "ResetCommand"
+
+
+def test_signed_values_go_out_in_base64_where_they_fit(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    drive = Drive(bench)
+    drive.start()
+    begin = SignedValue(SignedMoment.BEGIN, "OCMF", OCMF["begin"].encode(), b"key")
+    end = SignedValue(SignedMoment.END, "OCMF", OCMF["end"].encode())
+    long = SignedValue(SignedMoment.END, "EDL", bytes(1876))
+    drive.end(300, signed=(begin, end, long))
+    bench.do(Connected())
+    bench.answer(BOOTED)
+    heard = bench.quiet(TransactionEvent={"idTokenInfo": {"status": "Accepted"}})
+    (told,) = [p for a, p in heard if a == "TransactionEvent" and p["eventType"] == "Ended"]
+    _, first, last = (one["sampledValue"][0] for one in told["meterValue"])
+    assert (first["context"], first["value"]) == ("Transaction.Begin", 5000)
+    assert (last["context"], last["value"]) == ("Transaction.End", 5300)
+    assert b64decode(first["signedMeterValue"]["signedMeterData"]).decode() == OCMF["begin"]
+    assert b64decode(last["signedMeterValue"]["signedMeterData"]).decode() == OCMF["end"]
+    assert first["signedMeterValue"]["encodingMethod"] == "OCMF"
+    assert b64decode(first["signedMeterValue"]["publicKey"]) == b"key"
+    assert "1876 bytes signed: too many for OCPP 2.0.1" in caplog.text
+    assert bench.journal.pending_billing == 0
