@@ -19,7 +19,7 @@ MOST_WINDOW_LOG: Final = 30
 
 def compress(image: bytes, base: bytes | None = None) -> bytes:
     """Packed whole, or against `base`."""
-    options = {
+    options: dict[int, int] = {
         zstd.CompressionParameter.compression_level: LEVEL,
         zstd.CompressionParameter.checksum_flag: 1,
     }
