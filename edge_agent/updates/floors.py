@@ -43,6 +43,7 @@ class Floors:
         """`reports` says what had to be set aside."""
         self.folder = folder
         self.reports: list[str] = []
+        self._raised = False
         path = folder / NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,12 @@ class Floors:
             return open_checked(path, _SCHEMA, synchronous="FULL", page_size=4096)
 
     def close(self) -> None:
-        self._db.close()
+        """Raises JournalError when the copy could not be renewed; the file itself is whole then."""
+        try:
+            if self._raised:
+                self._copy()
+        finally:
+            self._db.close()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[sqlite3.Connection]:
@@ -93,7 +99,7 @@ class Floors:
                 " DO UPDATE SET version = max(version, excluded.version)",
                 [(repository, *each) for each in seen],
             )
-        self._copy()
+        self._raised = True
 
     # ------------------------------------------------------------------ counters, time, notes
 
@@ -112,7 +118,7 @@ class Floors:
                 " DO UPDATE SET counter = max(counter, excluded.counter)",
                 (component, counter),
             )
-        self._copy()
+        self._raised = True
 
     def time_ms(self) -> int:
         """The newest time that was ever trusted, Unix ms; 0: none."""
@@ -127,7 +133,7 @@ class Floors:
                 " DO UPDATE SET at_ms = max(at_ms, excluded.at_ms)",
                 (at_ms,),
             )
-        self._copy()
+        self._raised = True
 
     def note(self, name: str) -> bytes | None:
         with self._explained() as db:

@@ -20,13 +20,6 @@ from protocols.release import IMAGES_METADATA, IMAGES_TARGETS, Kind, custom_of, 
 INVALID = UpdateState.INVALID_SIGNATURE
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    made = World(tmp_path)
-    made.install_running()
-    return made
-
-
 def metadata(world: World) -> Path:
     return world.out / IMAGES_METADATA
 

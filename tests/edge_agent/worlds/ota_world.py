@@ -39,15 +39,19 @@ NO_WAIT: Final = Pace(sleep=lambda _: None, tries=3)
 
 
 class Maker:
-    """Every key of the release makers, and their workshop."""
+    """Every key of the release makers, and their workshop; or a copy of another's."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, like: Maker | None = None) -> None:
+        self.time = datetime.now(UTC).replace(microsecond=0)
+        self.workshop = Workshop(folder, lambda: self.time)
+        if like is not None:
+            shutil.copytree(like.workshop.folder, folder)
+            self.signers = {role: list(signers) for role, signers in like.signers.items()}
+            return
         self.signers = {
             role: [CryptoSigner.generate_ed25519() for _ in range(count)]
             for role, (_, count) in SETS.items()
         }
-        self.time = datetime.now(UTC).replace(microsecond=0)
-        self.workshop = Workshop(folder, lambda: self.time)
         self.workshop.start(
             {role: [each.public_key for each in signers] for role, signers in self.signers.items()}
         )
@@ -136,11 +140,15 @@ def request(**fields: Any) -> Request:
 class World:
     """All of it, and a controller."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, like: Maker | None = None) -> None:
+        """`like` has published nothing but its keys, which takes a while."""
         self.folder = folder
         self.out = folder / "shown"
-        self.maker = Maker(folder / "repo")
-        self.maker.publish(self.out)
+        self.maker = Maker(folder / "repo", like)
+        if like is None:
+            self.maker.publish(self.out)
+        else:
+            self.maker.workshop.lay_out(self.out)
         self.director = Director(self.out)
         self.controller = Controller(folder)
         self.state = folder / "state"
