@@ -253,7 +253,7 @@ def main(argv: list[str]) -> int:
     wanted = settle(folder, wanted)
     place = path_of(folder, wanted.slot)
     if not usable(folder, wanted.slot):
-        _say(f"{folder}: no slot can be started; install one with: karvon agent slot install")
+        _say(f"{folder}: no slot can be started; install one: karvon agent update --first")
         return UNUSABLE
     point(folder, wanted.slot)
     _say(f"{place}: {wanted.why}")

@@ -6,7 +6,11 @@ needs of memory is gone when it ends, and ending it at any time is safe: the nex
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,6 +73,8 @@ from protocols.release import (
 FOLDER: Final = "folder:"
 METADATA: Final = "metadata"
 DOWNLOADS: Final = "downloads"
+LOCK: Final = "worker.lock"
+_PR_SET_PDEATHSIG: Final = 1
 Tell = Callable[[Message], None]
 
 
@@ -295,15 +301,34 @@ def _unpacked(packed: bytes, release: Release, base: bytes | None) -> bytes:
 
 def main() -> int:
     """Work off the job on stdin; 0 when it could be done, whatever its result is."""
+    _die_with_the_agent()
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     os.nice(10)  # charging goes first
+    lock = _alone(Path(job.state))
 
     def tell(message: Message) -> None:
         sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
         sys.stdout.buffer.flush()
 
-    Worker(job, tell).run()
+    try:
+        Worker(job, tell).run()
+    finally:
+        os.close(lock)
     return 0
+
+
+def _die_with_the_agent() -> None:
+    """A worker whose agent was killed would meet the next agent's."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _alone(state: Path) -> int:
+    """Wait until no other worker has this folder."""
+    state.mkdir(parents=True, exist_ok=True)
+    handle = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle
 
 
 if __name__ == "__main__":
