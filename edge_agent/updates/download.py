@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from edge_agent.updates import launcher
-from edge_agent.updates.fetching import Answer, Source, SourceError
+from edge_agent.updates.fetching import Answer, RangeRefusedError, Source, SourceError
 from edge_agent.updates.slots import sync_file
 
 CHECKPOINT: Final = 1024 * 1024
@@ -195,9 +195,8 @@ class Download:
             try:
                 with self.source.get(self.wanted.location, known.offset, known.etag) as answer:
                     self._take(answer, known)
-            except SourceError as error:
-                if "HTTP 416" in str(error):
-                    self.discard()
+            except RangeRefusedError:
+                self.discard()
                 raise
         if not self._proven(self.part):
             raise ImageRefused(

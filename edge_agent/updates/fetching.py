@@ -28,6 +28,10 @@ class SourceError(Exception):
     """The source did not give what was asked for; another try may."""
 
 
+class RangeRefusedError(SourceError):
+    """It has nothing from that byte on: what was fetched so far was of another file."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a source answered: bytes from `start` on."""
@@ -96,6 +100,8 @@ def _answer(response: urllib3.BaseHTTPResponse, start: int) -> Answer:
         begins = int(first) if (first := span.partition("-")[0]).isdigit() else -1
         if unit != "bytes" or begins != start:
             raise SourceError(f"it answered with other bytes than those from {start} on")
+    elif response.status == 416:
+        raise RangeRefusedError(f"it has nothing from byte {start} on")
     elif response.status != 200:
         raise SourceError(f"it answered HTTP {response.status}")
     return Answer(

@@ -95,7 +95,8 @@ class Floors:
         """Keep the versions (role, keys, version) of a repository; none ever sinks."""
         with self._explained() as db, writing(db):
             db.executemany(
-                "INSERT INTO versions VALUES (?, ?, ?, ?) ON CONFLICT (repository, role, keys)"
+                "INSERT INTO versions (repository, role, keys, version) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (repository, role, keys)"
                 " DO UPDATE SET version = max(version, excluded.version)",
                 [(repository, *each) for each in seen],
             )
@@ -114,7 +115,7 @@ class Floors:
     def raise_counter(self, component: str, counter: int) -> None:
         with self._explained() as db, writing(db):
             db.execute(
-                "INSERT INTO counters VALUES (?, ?) ON CONFLICT (component)"
+                "INSERT INTO counters (component, counter) VALUES (?, ?) ON CONFLICT (component)"
                 " DO UPDATE SET counter = max(counter, excluded.counter)",
                 (component, counter),
             )
@@ -129,7 +130,7 @@ class Floors:
     def raise_time(self, at_ms: int) -> None:
         with self._explained() as db, writing(db):
             db.execute(
-                "INSERT INTO times VALUES ('newest', ?) ON CONFLICT (name)"
+                "INSERT INTO times (name, at_ms) VALUES ('newest', ?) ON CONFLICT (name)"
                 " DO UPDATE SET at_ms = max(at_ms, excluded.at_ms)",
                 (at_ms,),
             )
@@ -142,7 +143,9 @@ class Floors:
 
     def keep_note(self, name: str, content: bytes) -> None:
         with self._explained() as db, writing(db):
-            db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, content))
+            db.execute(
+                "INSERT OR REPLACE INTO notes (name, content) VALUES (?, ?)", (name, content)
+            )
 
     def _copy(self) -> None:
         """A second file with the same content: damage to one loses no floor."""

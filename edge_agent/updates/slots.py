@@ -6,6 +6,7 @@ whatever a power cut leaves of it is wiped by the next attempt.
 
 from __future__ import annotations
 
+import compileall
 import io
 import os
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from py_compile import PycInvalidationMode
 from typing import Final
 
 import msgspec
@@ -22,7 +24,7 @@ from edge_agent.updates.archive import ImageError
 
 NEW: Final = ".new"
 CHECK_S: Final = 300
-"""For compiling and trying a slot, on the slowest controller."""
+"""For trying a slot, on the slowest controller."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -81,7 +83,7 @@ def prepare(folder: Path, image: bytes, *, selftest: Sequence[str]) -> str:
     wipe(place)
     try:
         _fill(draft, image)
-        _run(draft, ["-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "lib"])
+        _compile(draft, place)
         _run(draft, ["-B", "-m", "karvon", *selftest])
         finish(draft, place, name)
     except BaseException:
@@ -131,6 +133,17 @@ def _environment(draft: Path) -> None:
     (draft / "pyvenv.cfg").write_text(config, encoding="utf-8")
 
 
+def _compile(draft: Path, place: Path) -> None:
+    """Bytecode that is held to its source by hash; a file that is no Python is left as it is."""
+    compileall.compile_dir(
+        draft / "lib",
+        quiet=2,
+        stripdir=str(draft),
+        prependdir=str(place),
+        invalidation_mode=PycInvalidationMode.CHECKED_HASH,
+    )
+
+
 def _run(draft: Path, arguments: Sequence[str]) -> None:
     command = [str(draft / "bin" / "python"), "-I", *arguments]
     try:
@@ -143,7 +156,7 @@ def _run(draft: Path, arguments: Sequence[str]) -> None:
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        raise ImageError(f"{arguments[1]} did not end within {CHECK_S} s") from None
+        raise ImageError(f"the self-test did not end within {CHECK_S} s") from None
     if ran.returncode != 0:
         said = (ran.stderr or ran.stdout).decode(errors="replace").strip().splitlines()
         tail = said[-1] if said else "it said nothing"
