@@ -319,6 +319,11 @@ class Agent:
         self.loop.wake()
         return f"{count} facts are offered to the OCPP backend once more"
 
+    def reached(self) -> bool:
+        """Whether every uplink is connected; so it is where there is none."""
+        mqtt = self.uplink is None or self.inbox.up is True
+        return mqtt and (self.ocpp is None or self.ocpp.link == links.CONNECTED)
+
     def update_from(self, folder: str) -> str:
         """Look for a new version there, or where the cloud shows them. Raises RefusedError."""
         if self.updates is None:

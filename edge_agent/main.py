@@ -465,7 +465,7 @@ def take_updates(config: Config, agent: Agent, file: Path | None) -> None:
         place,
         agent.loop,
         restart=agent.restart,
-        cloud=lambda: agent.inbox.up is True,
+        cloud=agent.reached,
         stuck=agent.stuck,
     )
     agent.updates = updates
