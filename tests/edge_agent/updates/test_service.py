@@ -398,6 +398,48 @@ async def test_a_fetching_process_that_dies_is_said_to_have_failed(
     assert "updates: " in it.updates.trouble()
 
 
+async def test_what_was_rolled_back_is_not_tried_again(running: World, rig: Rig) -> None:
+    """The director asks for it as before; only a new request is another try."""
+    on_the_wall(rig)
+    name = running.offer("2.0")
+    floors = running.floors()
+    floors.keep_note(PENDING, msgspec.json.encode(ready(running, name)))
+    floors.close()
+    running.controller.record(confirmed=running.running, failed=Failed(name, "why", str(ASKED)))
+    with Server(running.out) as server:
+        it = agent(running, rig, url=server.url)
+        it.updates.reconcile()
+        await command(rig)
+        deadline = time.monotonic() + 60
+        while "not tried again" not in it.updates.trouble():
+            assert time.monotonic() < deadline
+            await it.second()
+            await asyncio.sleep(0.02)
+        assert it.restarts == 0
+        path = next(iter(running.maker.workshop.newest("agent").signed.targets))
+        running.ask(path, id=UUID(int=6))
+        await command(rig, UUID(int=6))
+        await it.until(UpdateState.INSTALL_REBOOTING)
+
+
+async def test_a_restart_between_note_and_record_is_told(running: World, rig: Rig) -> None:
+    floors = running.floors()
+    floors.keep_note(PENDING, msgspec.json.encode(ready(running, "0" * 64)))
+    floors.close()
+    it = agent(running, rig)
+    it.updates.reconcile()
+    assert it.last().reason == "the restart came before it began; ask again"
+
+
+async def test_an_earlier_version_that_had_to_be_started_is_an_alarm(
+    running: World, rig: Rig
+) -> None:
+    running.controller.record(confirmed="0" * 64, previous=running.running)
+    it = agent(running, rig)
+    it.updates.reconcile()
+    assert "an earlier version runs" in it.updates.trouble()
+
+
 async def test_a_folder_that_is_none_is_refused(running: World, rig: Rig) -> None:
     with pytest.raises(RefusedError, match="is no folder"):
         agent(running, rig).updates.from_folder("/no/such/stick")
