@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from ota_real import RealController, real_image
 from ota_server import Server
+from ota_slots import image
 from ota_world import HARDWARE, World
 
 from edge_agent.updates import launcher
@@ -16,11 +17,8 @@ from protocols.agent_link import UpdateState
 from protocols.release import Encoding, Kind, Release
 
 BAD = """
-import sys
 if "run" in sys.argv:
     sys.exit("this version cannot run")
-from karvon.cli import main
-main()
 """
 
 
@@ -40,9 +38,8 @@ class Rig:
         self.first = self.controller.install(real_image("1.0.0"))
         launcher.write(self.controller.root, launcher.Record(confirmed=self.first))
 
-    def release(self, version: str, **instead: str) -> str:
+    def release(self, version: str, image: bytes) -> str:
         """Published and asked for; returns its slot's name."""
-        image = real_image(version, **instead)
         release = Release(
             kind=Kind.AGENT,
             name="karvon-agent",
@@ -84,7 +81,7 @@ def test_ota_f26_the_real_agent_updates_and_comes_back_from_a_bad_version(rig: R
     controller.board("plug", evse=1, wants_wh=50_000, max_current_ma=16_000)
     controller.until(lambda: controller.evse() == "Occupied", "the vehicle")
     controller.ask(do="token", token="CARD", evse=1)
-    good = rig.release("1.1.0")
+    good = rig.release("1.1.0", real_image("1.1.0"))
     controller.ask(do="update")
     controller.until(lambda: "EVSE 1 in use" in rig.told(), "the session to be waited for")
     assert controller.version() == "1.0.0"
@@ -96,7 +93,7 @@ def test_ota_f26_the_real_agent_updates_and_comes_back_from_a_bad_version(rig: R
     )
     assert f"1.1.0 {UpdateState.INSTALLED}" in rig.told()
     assert controller.evse() == "Available"
-    bad = rig.release("1.2.0", **{"karvon/__main__.py": BAD})
+    bad = rig.release("1.2.0", image("1.2.0", BAD))
     starts = controller.service.starts
     controller.ask(do="update")
     controller.until(lambda: "rolled back" in rig.told(), "the way back")
