@@ -251,7 +251,9 @@ class Updates:
                 await self.loop.tell(evse, Operative(False))
 
     async def _let_go(self) -> None:
-        wanted = self.loop.ledger.store.availability()
+        wanted: dict[int, bool] = {}
+        with contextlib.suppress(JournalError):  # what was held was in service then
+            wanted = self.loop.ledger.store.availability()
         for evse in sorted(self._held):
             if wanted.get(evse, True):
                 await self.loop.tell(evse, Operative(True))
