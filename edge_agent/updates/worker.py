@@ -205,6 +205,7 @@ class Worker:
         )
         images = self._repository("images", IMAGES_METADATA, self.job.images_root, floors, now_ms)
         images.refresh()
+        images.accept()
         until = [images.valid_until_ms]
         if self.job.folder or self.job.director_root is None:
             choice = newest(images.all_of(Kind.AGENT), here)
@@ -219,9 +220,9 @@ class Worker:
                 now_ms,
             )
             director.refresh()
+            director.accept()
             told = {named.path: named for named in director.targets()}
             choice = directed(told, images.named, here)
-            director.accept()
             until.append(director.valid_until_ms)
         ways = []
         if choice is not None:
