@@ -73,6 +73,20 @@ class LinkedUplink(Uplink, Protocol):
     link: str
 
 
+class Updates(Protocol):
+    """Who installs new versions of this agent."""
+
+    async def run(self) -> None: ...
+
+    def trouble(self) -> str: ...
+
+    def described(self) -> dict[str, Any]: ...
+
+    def from_folder(self, folder: str) -> str: ...
+
+    def close(self) -> None: ...
+
+
 class Inbox:
     """What the uplink hears, handled in its order beside the uplink's own work."""
 
@@ -134,6 +148,9 @@ class Agent:
         self.traffic = traffic
         self.ocpp: LinkedUplink | None = None
         self.renewing: Renewing | None = None
+        self.updates: Updates | None = None
+        self.no_updates = ""
+        """Why there are none, though they are configured."""
         self.end: Callable[[], object] = lambda: None
         """Ends the agent; set by who runs it."""
         self._on_journal_error = on_journal_error
@@ -172,6 +189,8 @@ class Agent:
             works["OCPP uplink"] = self.ocpp.run
         if self.renewing is not None:
             works["certificate"] = self.renewing.run
+        if self.updates is not None:
+            works["updates"] = self.updates.run
         try:
             async with asyncio.TaskGroup() as group:
                 for name, work in works.items():
@@ -187,6 +206,8 @@ class Agent:
 
     async def _close(self) -> None:
         self.loop.checkpoint()
+        if self.updates is not None:
+            self.updates.close()
         for line in self.loop.lines:
             with contextlib.suppress(BoardUnreachableError, TimeoutError):
                 async with asyncio.timeout(1):
@@ -291,6 +312,7 @@ class Agent:
         meter = f"site meter: {self._meter_trouble}" if self._meter_trouble else ""
         site = self.site_link.trouble() if self.site_link is not None else ""
         traffic = self.traffic.trouble() if self.traffic is not None else ""
+        updates = self.updates.trouble() if self.updates is not None else self.no_updates
         ledger = self.loop.ledger.failure
         hung = ", ".join(self.pulse.overdue())
         stuck = f"hangs: {hung}; restart the agent if systemd does not" if hung else ""
@@ -303,6 +325,7 @@ class Agent:
             traffic,
             self._refused(),
             self.renewing.trouble if self.renewing is not None else "",
+            updates,
             stuck,
         )
         locked = (
@@ -328,6 +351,19 @@ class Agent:
             raise RefusedError(str(error)) from error
         self.loop.wake()
         return f"{count} facts are offered to the OCPP backend once more"
+
+    def reached(self) -> bool:
+        """Whether every uplink is connected; so it is where there is none."""
+        mqtt = self.uplink is None or self.inbox.up is True
+        return mqtt and (self.ocpp is None or self.ocpp.link == links.CONNECTED)
+
+    def update_from(self, folder: str) -> str:
+        """Look for a new version there, or where the cloud shows them. Raises RefusedError."""
+        if self.updates is None:
+            raise RefusedError(
+                "this agent takes no updates; configure [updates] and run it from a slot"
+            )
+        return self.updates.from_folder(folder)
 
     def evses(self) -> tuple[EvseDescription, ...]:
         """What the hello says of the EVSEs."""
@@ -383,6 +419,7 @@ class Agent:
             "ocpp": self.ocpp.link if self.ocpp is not None else "not configured",
             "status": self.station_status(),
             "site": self._site(),
+            "updates": self.updates.described() if self.updates is not None else None,
             "traffic": self._traffic(),
             "evses": [self.loop.told[evse] for evse in sorted(self.loop.told)],
             "links": self.linked(),

@@ -25,6 +25,7 @@ from protocols.agent_link import (
     SetLimit,
     SetLocalList,
     UnknownCommand,
+    Update,
     Watch,
     Welcome,
 )
@@ -36,6 +37,10 @@ NO_DISK = "the agent's journal cannot be written"
 
 async def _nobody(_token: IdToken) -> Heard | None:
     return None
+
+
+def _no_updates(_request: UUID) -> str:
+    raise RefusedError("this agent takes no updates; configure [updates] and run it from a slot")
 
 
 class Desk:
@@ -52,6 +57,8 @@ class Desk:
         """Somebody looks: who sends telemetry shall do so more often. Set by who has an uplink."""
         self.ask: Callable[[IdToken], Awaitable[Heard | None]] = _nobody
         """What a backend says of a token; None where none is asked or answers in time."""
+        self.update: Callable[[UUID], str] = _no_updates
+        """A release waits: look for it. Returns what follows; set by who installs updates."""
         self.foreign: str = ""
         """Who else decides on transactions here; commands of the cloud for them are refused."""
         self._ended_here = ended_here
@@ -112,6 +119,9 @@ class Desk:
             self.station.concerned(do.evse)
             self._persist(self._result(command, CommandStatus.EXECUTED))
             self.watch(do)
+        elif isinstance(do, Update):
+            text = self.update(do.request)
+            self._persist(self._result(command, CommandStatus.EXECUTED, text))
         else:
             self._local_list(command, do)
 

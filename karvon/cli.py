@@ -12,6 +12,7 @@ COMMANDS: Final = {
     "agent": ("karvon.agent", "edge", "the edge agent on a charger's controller"),
     "cloud": ("karvon.remote.cli", "cloud", "the cloud: run it, or speak with one that runs"),
     "bridge": ("firmware_bridge.cli", "bridge", "firmware for power boards, by a technician"),
+    "release": ("karvon.release.cli", "release", "keys, images and signatures of releases"),
     "sim": ("karvon.simulator.cli", "edge", "simulated chargers and meters"),
     "demo": ("karvon.demo.cli", "edge,cloud", "a whole network on this machine"),
 }

@@ -398,7 +398,38 @@ class StationStatus(msgspec.Struct, frozen=True, tag="station", tag_field="kind"
     """Unset, and not on the wire, where nobody counts."""
 
 
-StateFact = EvseStatus | StationStatus
+class UpdateState(StrEnum):
+    """How an update is doing: the part of OCPP 2.0.1 FirmwareStatusEnumType that we use."""
+
+    DOWNLOADING = "Downloading"
+    DOWNLOAD_SCHEDULED = "DownloadScheduled"
+    DOWNLOAD_PAUSED = "DownloadPaused"
+    DOWNLOADED = "Downloaded"
+    DOWNLOAD_FAILED = "DownloadFailed"
+    SIGNATURE_VERIFIED = "SignatureVerified"
+    INVALID_SIGNATURE = "InvalidSignature"
+    INSTALL_SCHEDULED = "InstallScheduled"
+    INSTALLING = "Installing"
+    INSTALL_REBOOTING = "InstallRebooting"
+    INSTALL_VERIFICATION_FAILED = "InstallVerificationFailed"
+    INSTALLED = "Installed"
+    INSTALLATION_FAILED = "InstallationFailed"
+
+
+class UpdateStatus(msgspec.Struct, frozen=True, tag="update_status", tag_field="kind"):
+    """How the latest update is doing, state stream; told again after each restart."""
+
+    request: UUID | None
+    """The director's; None for an update from a folder."""
+    target: str
+    """Its path among the images; empty as long as it is not known."""
+    version: str
+    state: UpdateState
+    at: Stamp
+    reason: str = ""
+
+
+StateFact = EvseStatus | StationStatus | UpdateStatus
 
 
 class Series(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -624,7 +655,17 @@ class Watch(msgspec.Struct, frozen=True, tag="watch", tag_field="action"):
 MOST_WATCH_MS: Final = Milliseconds(15 * 60_000)
 LEAST_WATCH_EVERY_MS: Final = Milliseconds(1000)
 
-Action = RemoteStart | RemoteStop | SetLimit | SetAvailability | SetLocalList | Watch
+
+class Update(msgspec.Struct, frozen=True, tag="update", tag_field="action"):
+    """The director has something new for this station: look there now.
+
+    It carries no software and no address: what may be installed is said by signed metadata alone.
+    """
+
+    request: UUID
+
+
+Action = RemoteStart | RemoteStop | SetLimit | SetAvailability | SetLocalList | Watch | Update
 
 
 class Command(msgspec.Struct, frozen=True):

@@ -33,13 +33,17 @@ from protocols.agent_link import (
     Sample,
     SecurityEvent,
     StateFact,
+    StationStatus,
     Stream,
+    UpdateStatus,
 )
 
 T = TypeVar("T")
 LOCK: Final = "lock"
 RESERVE_FILE: Final = "reserve"
 _NOT_WRITTEN: Final = "the journal could not be written"
+_KEYS: Final[dict[type, int]] = {StationStatus: -1, UpdateStatus: -2}
+"""Beside the EVSEs' numbers, where the state of what has no number is kept."""
 
 
 def _lock(folder: Path) -> int:
@@ -375,8 +379,8 @@ class Journal:
     # ------------------------------------------------------------------ outbox: state
 
     def put_state(self, fact: StateFact) -> None:
-        """The latest about an EVSE or the station; kept in memory, replaces what was there."""
-        key = fact.evse if isinstance(fact, EvseStatus) else -1
+        """The latest of an EVSE, the station or its update; in memory, replaces what was there."""
+        key = fact.evse if isinstance(fact, EvseStatus) else _KEYS[type(fact)]
         self._state[key] = fact
         self._dirty.add(key)
 

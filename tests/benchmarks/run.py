@@ -22,6 +22,7 @@ BENCHMARKS = (
     "ocpp_parse",
     "ocpp_gateway",
     "ota",
+    "ota_line",
 )
 WHEN_NAMED = ("soak", "ocpp_idle")
 """Long: they run when they are asked for."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
+
+if TYPE_CHECKING:
+    from ota_world import Maker
 
 from edge_agent.clock import Clock
 from edge_agent.desk import Desk
@@ -31,6 +34,7 @@ from protocols.agent_link import (
     StateFact,
     TransactionEvent,
     TransactionEventType,
+    UpdateStatus,
 )
 from protocols.quantities import MilliAmperes
 
@@ -53,6 +57,7 @@ class MemoryStore:
         self.local = LISTED
         self.operative: dict[int, bool] = {}
         self.state: dict[object, StateFact] = {}
+        self.updates: list[UpdateStatus] = []
         self.samples: list[Sample] = []
         self.commits = 0
 
@@ -110,7 +115,10 @@ class MemoryStore:
         return results[-1] if results else None
 
     def put_state(self, fact: StateFact) -> None:
-        self.state[fact.evse if isinstance(fact, EvseStatus) else "station"] = fact
+        if isinstance(fact, UpdateStatus):
+            self.updates.append(fact)
+        else:
+            self.state[fact.evse if isinstance(fact, EvseStatus) else "station"] = fact
 
     def add(self, samples: Sequence[Sample]) -> None:
         self.samples += samples
@@ -212,3 +220,14 @@ def make_rig() -> Callable[..., Rig]:
 @pytest.fixture
 def rig() -> Rig:
     return Rig()
+
+
+@pytest.fixture(scope="session")
+def makers(tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    """Makers of releases who have published their keys, and nothing else."""
+    from ota_world import Maker
+
+    folder = tmp_path_factory.mktemp("makers")
+    maker = Maker(folder / "repo")
+    maker.publish(folder / "shown")
+    return maker
