@@ -277,6 +277,40 @@ async def add_command(
     await cursor.execute("SELECT pg_notify(%s, %s)", (COMMAND_CHANNEL, str(station_id)))
 
 
+async def add_commands(
+    cursor: Cursor,
+    tenant: TenantId,
+    given: Sequence[tuple[UUID, int, Action | AnyAsk, datetime]],
+    actor: str,
+    now: datetime,
+) -> None:
+    """The same for many at once: id, station, action and end of each."""
+    if not given:
+        return
+    await cursor.execute(
+        "INSERT INTO communication.command"
+        " (id, tenant_id, station_id, action, actor, status, requested_at, expires_at, link)"
+        " SELECT c.id, %s, c.station_id, c.action, %s, 'requested', %s, c.expires_at, c.link"
+        " FROM unnest(%s::uuid[], %s::int[], %s::jsonb[], %s::timestamptz[], %s::text[])"
+        " AS c (id, station_id, action, expires_at, link)",
+        (
+            tenant,
+            actor,
+            now,
+            [command for command, _, _, _ in given],
+            [station for _, station, _, _ in given],
+            [Jsonb(_kept(do)) for _, _, do, _ in given],
+            [until for _, _, _, until in given],
+            ["ocpp" if isinstance(do, AnyAsk) else None for _, _, do, _ in given],
+        ),
+    )
+    stations = [str(station) for _, station, _, _ in given]
+    await cursor.execute(
+        "SELECT pg_notify(%s, station) FROM unnest(%s::text[]) AS t (station)",
+        (COMMAND_CHANNEL, stations),
+    )
+
+
 def _kept(action: Action | AnyAsk) -> dict[str, Any]:
     """The action as it is kept: a local list only by its version, a thousand stations share it."""
     fields: dict[str, Any] = msgspec.to_builtins(action)

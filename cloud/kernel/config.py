@@ -115,6 +115,26 @@ class CloudConfig(BaseSettings):
     telemetry_compaction: Literal["blocks", "timescale"] = Field(
         "blocks", description="timescale: TimescaleDB's own compression, if licensed"
     )
+    ota_url: str = Field(
+        "",
+        max_length=300,
+        pattern=r"^$|^https?://[^/?#]+(/[^?#]*[^/?#])?$",
+        description="this cloud's address as stations that speak OCPP fetch firmware from it, e.g."
+        " https://cloud.example; default: where HTTP is served",
+    )
+    ota_folder: Path | None = Field(
+        None,
+        description="where images lie; API processes share it; default: ota in the data folder",
+    )
+    ota_online_key_file: Path | None = Field(
+        None,
+        description="Ed25519 key (PEM) that signs how fresh releases are; default: made in the data"
+        " folder",
+    )
+    ota_director_key_file: Path | None = Field(
+        None,
+        description="Ed25519 key (PEM) that signs who gets what; default: made in the data folder",
+    )
     notice_days: int = Field(
         90, ge=1, le=36500, description="days that OCPP stations' notices are kept"
     )
