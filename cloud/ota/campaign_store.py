@@ -622,8 +622,13 @@ async def take_observations(cursor: Cursor, campaign_id: int) -> list[Taken]:
     )
 
 
-async def leave(cursor: Cursor, station_id: int, reason: str, now: datetime) -> None:
-    """The station is no longer the tenant's: its campaigns are told, nothing is said to it."""
+async def leave(
+    cursor: Cursor, station_id: int, reason: str, now: datetime, new: TenantId | None = None
+) -> None:
+    """The station is no longer the tenant's: its campaigns are told, nothing is said to it.
+
+    What the director signed goes along: its versions must not begin anew.
+    """
     await cursor.execute(
         "INSERT INTO ota.observation (campaign_id, station_id, tenant_id, told, at)"
         " SELECT campaign_id, station_id, tenant_id, %s, %s FROM ota.device"
@@ -634,8 +639,11 @@ async def leave(cursor: Cursor, station_id: int, reason: str, now: datetime) -> 
         "UPDATE ota.device SET is_latest = false WHERE station_id = %s AND is_latest",
         (station_id,),
     )
-    for table in ("tag", "director"):
-        await cursor.execute(f"DELETE FROM ota.{table} WHERE station_id = %s", (station_id,))
+    await cursor.execute("DELETE FROM ota.tag WHERE station_id = %s", (station_id,))
+    await cursor.execute(
+        "UPDATE ota.director SET tenant_id = coalesce(%s, tenant_id) WHERE station_id = %s",
+        (new, station_id),
+    )
     await cursor.execute("SELECT pg_notify(%s, '')", (CHANNEL,))
 
 

@@ -426,7 +426,8 @@ class UpdateHandover:
         self._clock = clock
 
     async def station_moved(self, cursor: Cursor, move: Move) -> None:
-        await store.leave(cursor, move.station_id, "it moved to another tenant", self._clock())
+        reason = "it moved to another tenant"
+        await store.leave(cursor, move.station_id, reason, self._clock(), move.new)
 
 
 async def forget_station(cursor: Cursor, station_id: int, now: datetime) -> None:

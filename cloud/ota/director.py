@@ -83,7 +83,8 @@ class Director:
             held = await store.directed(cursor, known.id)
             if held is not None and self._stands(held, digest):
                 return held
-            now, version = self._clock(), 1 if held is None else held.version + 1
+            now = self._clock()
+            version = signing.following(0 if held is None else held.version, now)
             files = {path: TargetFile.from_dict(body, path) for path, body in named.items()}
             parts = signing.director(self._key, version, files, now)
             made = Directed(version, digest, *parts, now + signing.DIRECTOR_LIVES)

@@ -200,11 +200,11 @@ class Releases:
             if not roles:
                 return None
             if shot is None or anyway or shot.expires - now < signing.SNAPSHOT_LIVES / 2:
-                version = 1 if shot is None else shot.version + 1
+                version = signing.following(0 if shot is None else shot.version, now)
                 body = signing.snapshot(self._keys.online, version, roles, now)
                 shot = Document("snapshot", version, body, now + signing.SNAPSHOT_LIVES)
                 await store.add_metadata(cursor, NOBODY, IMAGES, [shot], now)
-            version = 1 if stamp is None else stamp.version + 1
+            version = signing.following(0 if stamp is None else stamp.version, now)
             expires = now + signing.TIMESTAMP_LIVES
             body = signing.timestamp(self._keys.online, version, (shot.version, shot.body), expires)
             fresh = Document("timestamp", version, body, expires)

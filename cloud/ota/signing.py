@@ -97,6 +97,13 @@ def _make(file: Path) -> None:
 # --------------------------------------------------------------------------- what is signed
 
 
+def following(version: int, now: datetime) -> int:
+    """The next version: never behind the clock, so that a cloud restored from a backup goes on
+    above what stations have seen, and does not look like a replay to them.
+    """
+    return max(version + 1, int(now.timestamp()))
+
+
 def snapshot(key: OnlineKey, version: int, held: dict[str, int], now: datetime) -> bytes:
     """Which version of each role belongs together."""
     meta = {f"{role}.json": MetaFile(number) for role, number in held.items()}

@@ -15,7 +15,9 @@ import pytest
 import uvicorn
 from tuf.ngclient import Updater, UpdaterConfig
 
-from protocols.release import Encoding, Kind
+from cloud.kernel.http import Role
+from protocols.agent_link import escape
+from protocols.release import Encoding, Kind, request_of, without_request
 from tests.cloud.ota.conftest import IMAGE, ReleaseKeys, signer
 
 URL = "/api/v1/releases"
@@ -82,6 +84,36 @@ async def test_a_station_gets_what_the_release_keys_signed(
     assert [one["id"] for one in (await admin.get(URL)).json()["items"]] == [made["id"]]
     happened = (await admin.get("/api/v1/events", params={"kind": "release."})).json()["items"]
     assert [one["kind"] for one in happened] == ["release.published"]
+
+
+async def test_ota_f17_both_repositories_agree_for_the_station_that_is_meant(
+    world: Any, released: Any, release_keys: ReleaseKeys, address: str, tmp_path: Path,
+    admin: httpx.AsyncClient,
+) -> None:  # fmt: skip
+    """What the director names is, but for its request, what the release keys signed."""
+    release = await released("2.0.0")
+    (path,) = release_keys.files["agent"]
+    for identity in ("CP-1", "CP/2"):
+        station = await world.station(identity)
+        world.link.linked[station.id] = "agent"
+    cohort = (await admin.post("/api/v1/cohorts", json={"name": "all"})).json()["id"]
+    made = await admin.post(
+        "/api/v1/campaigns", json={"name": "x", "release": release, "cohort": cohort}
+    )
+    async with await world.client(Role.OPERATOR) as other:
+        begun = await other.post(f"/api/v1/campaigns/{made.json()['id']}/approval")
+        assert begun.status_code == 200, begun.text
+    trust = (await admin.get("/api/v1/release-trust")).json()
+    for identity in ("CP-1", "CP/2"):
+        folder, where = tmp_path / escape(identity), f"director/{escape(identity)}"
+        director = client(address, folder, where, trust["director_root"].encode())
+        info, image = await asyncio.to_thread(fetch, director, path)
+        assert image == IMAGE + b"2.0.0"
+        assert request_of(path, info.custom).station == identity
+        images = client(address, tmp_path / "images", "images", trust["root"].encode())
+        genuine, _ = await asyncio.to_thread(fetch, images, path)
+        assert (genuine.length, genuine.hashes) == (info.length, info.hashes)
+        assert genuine.custom == without_request(info.custom)
 
 
 async def test_the_same_upload_again_changes_nothing(
@@ -303,13 +335,29 @@ async def test_freshness_is_signed_anew_before_it_ends(
         signed = (await admin.get("/ota/images/metadata/timestamp.json")).json()["signed"]
         return signed["version"], signed["meta"]["snapshot.json"]["version"]
 
-    assert await stamp() == (1, 1)
+    first = await stamp()
     world.clock.forward(hours=23)
-    assert await stamp() == (1, 1)
+    assert await stamp() == first
     world.clock.forward(hours=2)
-    assert await stamp() == (2, 1)
+    second = await stamp()
+    assert second[0] > first[0]
+    assert second[1] == first[1]
     world.clock.forward(days=4)
-    assert await stamp() == (3, 2)
+    third = await stamp()
+    assert third[0] > second[0]
+    assert third[1] > second[1]
+
+
+async def test_a_cloud_from_a_backup_signs_above_what_stations_have_seen(
+    world: Any, released: Any, admin: httpx.AsyncClient
+) -> None:
+    await released("2.0.0")
+    seen = (await admin.get("/ota/images/metadata/timestamp.json")).json()["signed"]["version"]
+    async with world.database.commit_unit() as cursor:
+        await cursor.execute("DELETE FROM ota.metadata WHERE role IN ('snapshot', 'timestamp')")
+    world.clock.forward(seconds=1)
+    then = (await admin.get("/ota/images/metadata/timestamp.json")).json()["signed"]["version"]
+    assert then > seen
 
 
 async def test_who_asks_too_often_is_told_to_wait(world: Any, admin: httpx.AsyncClient) -> None:
