@@ -65,6 +65,20 @@ class LinkedUplink(Uplink, Protocol):
     link: str
 
 
+class Updates(Protocol):
+    """Who installs new versions of this agent."""
+
+    async def run(self) -> None: ...
+
+    def trouble(self) -> str: ...
+
+    def described(self) -> dict[str, Any]: ...
+
+    def from_folder(self, folder: str) -> str: ...
+
+    def close(self) -> None: ...
+
+
 class Inbox:
     """What the uplink hears, handled in its order beside the uplink's own work."""
 
@@ -124,6 +138,7 @@ class Agent:
         self.site_link = site_link
         self.traffic = traffic
         self.ocpp: LinkedUplink | None = None
+        self.updates: Updates | None = None
         self.end: Callable[[], object] = lambda: None
         """Ends the agent; set by who runs it."""
         self._on_journal_error = on_journal_error
@@ -159,6 +174,8 @@ class Agent:
             works["traffic"] = self.traffic.run
         if self.ocpp is not None:
             works["OCPP uplink"] = self.ocpp.run
+        if self.updates is not None:
+            works["updates"] = self.updates.run
         try:
             async with asyncio.TaskGroup() as group:
                 for name, work in works.items():
@@ -171,6 +188,8 @@ class Agent:
 
     async def _close(self) -> None:
         self.loop.checkpoint()
+        if self.updates is not None:
+            self.updates.close()
         for line in self.loop.lines:
             with contextlib.suppress(BoardUnreachableError, TimeoutError):
                 async with asyncio.timeout(1):
@@ -273,8 +292,9 @@ class Agent:
         meter = f"site meter: {self._meter_trouble}" if self._meter_trouble else ""
         site = self.site_link.trouble() if self.site_link is not None else ""
         traffic = self.traffic.trouble() if self.traffic is not None else ""
-        ledger = self.loop.ledger.failure
-        now = (ledger, self._upkeep_trouble, meter, self._strained, site, traffic, self._refused())
+        updates = self.updates.trouble() if self.updates is not None else ""
+        ledger, upkeep = self.loop.ledger.failure, self._upkeep_trouble
+        now = (ledger, upkeep, meter, self._strained, site, traffic, self._refused(), updates)
         locked = (
             f"EVSE {evse}: {connector.state.locked}"
             for evse, connector in self.loop.station.connectors.items()
@@ -298,6 +318,14 @@ class Agent:
             raise RefusedError(str(error)) from error
         self.loop.wake()
         return f"{count} facts are offered to the OCPP backend once more"
+
+    def update_from(self, folder: str) -> str:
+        """Look for a new version there, or where the cloud shows them. Raises RefusedError."""
+        if self.updates is None:
+            raise RefusedError(
+                "this agent takes no updates; configure [updates] and run it from a slot"
+            )
+        return self.updates.from_folder(folder)
 
     def evses(self) -> tuple[EvseDescription, ...]:
         """What the hello says of the EVSEs."""
@@ -332,6 +360,7 @@ class Agent:
             "ocpp": self.ocpp.link if self.ocpp is not None else "not configured",
             "status": self.station_status(),
             "site": self._site(),
+            "updates": self.updates.described() if self.updates is not None else None,
             "traffic": self.traffic.described() if self.traffic is not None else None,
             "evses": [self.loop.told[evse] for evse in sorted(self.loop.told)],
             "links": self.linked(),

@@ -222,6 +222,29 @@ class LocalPagePart(Part, frozen=True, kw_only=True):
     """Whoever reaches it sees the page, without login."""
 
 
+class UpdatesPart(Part, frozen=True, kw_only=True):
+    """New versions of the agent; without the table none are taken."""
+
+    images_root: str = "images.root.json"
+    """The release makers' first root metadata, as it was handed over: trust begins with it."""
+    director_root: str | None = None
+    """The cloud's; None: nobody directs, and only `karvon agent update --from` installs."""
+    url: str | None = None
+    """Where the cloud shows releases, https://…; None: nowhere."""
+    ca: str | None = None
+    """The certificate authority's PEM file; None: the system's authorities."""
+    folder: str = "updates"
+    """Floors, metadata and downloads; put it on the disk that the slots are on."""
+    hardware: str | None = None
+    """The hardware id of releases that fit; None: as system, machine and Python say."""
+    rate_kib: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """KiB a second that downloads may take; None: as fast as it goes."""
+    check_every_h: Annotated[float, msgspec.Meta(ge=0.1, le=168)] = 6.0
+    """Beside the cloud's word: how often to look for something new."""
+    hold_free_evses: bool = True
+    """While an update waits for those who charge, nobody else may begin."""
+
+
 class Config(Part, frozen=True, kw_only=True):
     """The whole file."""
 
@@ -229,6 +252,7 @@ class Config(Part, frozen=True, kw_only=True):
     journal: JournalPart
     boards: tuple[BoardPart, ...]
     uplink: UplinkPart | None = None
+    updates: UpdatesPart | None = None
     site: SitePart | None = None
     failsafe: FailsafePart = FailsafePart()
     faults: FaultsPart = FaultsPart()
@@ -297,6 +321,8 @@ def _problems(config: Config) -> Any:
         yield "boards: at least one [[boards]] is needed"
     if config.local_page is not None:
         yield from _address_problems(config.local_page.address)
+    if config.updates is not None:
+        yield from _updates_problems(config.updates)
     yield from _board_problems(config)
     yield from _uplink_problems(config)
     yield from _number_problems(config)
@@ -307,6 +333,15 @@ def _address_problems(address: str) -> Any:
         ipaddress.ip_address(address)
     except ValueError:
         yield f"local_page.address: an address such as 127.0.0.1 or 0.0.0.0, not '{address}'"
+
+
+def _updates_problems(part: UpdatesPart) -> Any:
+    if (part.url is None) is not (part.director_root is None):
+        yield "updates: url and director_root belong together; give both, or neither"
+    address = urlsplit(part.url or "https://none")
+    loopback = address.hostname in {"127.0.0.1", "localhost", "::1"}
+    if address.scheme != "https" and not (address.scheme == "http" and loopback):
+        yield f"updates.url: '{part.url}' is not https://host[:port][/path]"
 
 
 def _board_problems(config: Config) -> Any:

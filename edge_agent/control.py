@@ -40,7 +40,7 @@ LONGEST_ANSWER: Final = 4 * 1024 * 1024
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked; a token for `token`, an EVSE or device where one is meant."""
+    """What is asked; a token for `token`, an EVSE, device or folder where one is meant."""
 
     do: str
     token: str = ""
@@ -83,6 +83,7 @@ class Control:
         watch: Callable[[], tuple[Readings, Callable[[], None]]],
         recover: Callable[[int | None], Awaitable[str]] | None = None,
         retry: Callable[[], str] = lambda: "nothing was refused",
+        update: Callable[[str], str] | None = None,
         log: Callable[[], Answer] = list,
         write: Callable[[Request], Awaitable[Answer]] | None = None,
         again_s: float = AGAIN_S,
@@ -93,6 +94,7 @@ class Control:
         self._watch = watch
         self._recover = recover
         self._retry = retry
+        self._update = update
         self._log = log
         self._write = write
         self._again_s = again_s
@@ -189,11 +191,13 @@ class Control:
             return self._log()
         if request.do == "retry":
             return {"text": self._retry()}
+        if request.do == "update" and self._update is not None:
+            return {"text": self._update(request.device)}
         if request.do == "write" and self._write is not None:
             return await self._write(request)
         if request.do == "recover" and self._recover is not None:
             return {"text": await self._recover(request.evse)}
-        known = "status, token, read, write, retry, recover, log or watch"
+        known = "status, token, read, write, retry, recover, update, log or watch"
         raise RefusedError(f"there is no '{request.do}'; ask for {known}")
 
     async def _read_devices(self, device: str) -> Answer:

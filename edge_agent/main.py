@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+import os
+import platform
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import msgspec
@@ -24,6 +27,7 @@ from edge_agent.config import (
     ConfigError,
     Device,
     SitePart,
+    UpdatesPart,
     UplinkPart,
 )
 from edge_agent.control import Control
@@ -59,6 +63,9 @@ from edge_agent.writing import through_agent
 from protocols.modbus.document import ProfileError
 from protocols.quantities import MilliAmperes, WattHours
 from protocols.site_link import MIN_KEY_BYTES
+
+if TYPE_CHECKING:
+    from edge_agent.updates.service import Place
 
 log = logging.getLogger(__name__)
 SURELY_PAST_MS: Final = 1_735_689_600_000
@@ -345,8 +352,11 @@ def devices_of(found: Hardware) -> dict[str, ModbusDevice]:
     return named
 
 
-async def run(config: Config) -> None:
-    """Run the agent until SIGTERM or SIGINT. Raises ConfigError, JournalError."""
+async def run(config: Config, file: Path | None = None) -> None:
+    """Run the agent until SIGTERM or SIGINT. Raises ConfigError, JournalError.
+
+    `file` is the configuration's, which a new version must be able to read, too.
+    """
     clock = Clock(ClockRules(uuid4(), SURELY_PAST_MS))
     clock.observe()
     found = hardware(config)
@@ -361,6 +371,7 @@ async def run(config: Config) -> None:
             read=lambda device: registers_of(found, device),
             watch=agent.watch,
             recover=agent.desk.recover,
+            update=agent.update_from,
             retry=agent.retry_refused,
             log=tail.lines,
             write=lambda asked: through_agent(
@@ -375,6 +386,7 @@ async def run(config: Config) -> None:
         )
         async with control.kept(journal.folder), _local_page(config, found, agent):
             connect(config, agent)
+            take_updates(config, agent, file)
             await _until_told(agent)
 
 
@@ -435,6 +447,64 @@ def connect(config: Config, agent: Agent) -> None:
             each()
 
     agent.loop.wake = wake
+
+
+def take_updates(config: Config, agent: Agent, file: Path | None) -> None:
+    """Let the agent install new versions, where that is configured and it runs from a slot.
+
+    Raises JournalError.
+    """
+    root = os.environ.get("KARVON_ROOT")
+    if config.updates is None or not root:
+        return
+    from edge_agent.updates.service import Updates
+
+    slot = os.environ.get("KARVON_SLOT", "")
+    place = update_place(config, config.updates, Path(root), slot, file)
+    updates = Updates(
+        place,
+        agent.loop,
+        restart=agent.restart,
+        cloud=lambda: agent.inbox.up is True,
+        stuck=agent.stuck,
+    )
+    agent.updates = updates
+    agent.desk.update = updates.asked
+
+
+def update_place(
+    config: Config, part: UpdatesPart, root: Path, slot: str, file: Path | None
+) -> Place:
+    """Where updates live, and what fits here."""
+    from edge_agent.updates.service import Place
+
+    return Place(
+        root=root,
+        state=config.path(part.folder),
+        slot=slot,
+        images_root=config.path(part.images_root),
+        director_root=config.path(part.director_root) if part.director_root else None,
+        station=config.station,
+        hardware=part.hardware or hardware_id(),
+        version=version(),
+        url=part.url or "",
+        ca=config.path(part.ca) if part.ca else None,
+        rate=None if part.rate_kib is None else part.rate_kib * 1024,
+        check_every_s=part.check_every_h * 3600,
+        hold_free=part.hold_free_evses,
+        selftest=selftest_of(file),
+    )
+
+
+def selftest_of(file: Path | None) -> tuple[str, ...]:
+    """What a new version is asked before it may start."""
+    return ("agent", "selftest", *(() if file is None else ("--config", str(file.absolute()))))
+
+
+def hardware_id() -> str:
+    """What releases call a controller like this one."""
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    return f"{platform.system().lower()}-{platform.machine()}-{python}"
 
 
 def _uplink(config: Config, agent: Agent) -> Uplink | None:

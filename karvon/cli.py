@@ -11,6 +11,7 @@ from karvon import __version__
 COMMANDS: Final = {
     "agent": ("karvon.agent", "edge", "the edge agent on a charger's controller"),
     "cloud": ("karvon.remote.cli", "cloud", "the cloud: run it, or speak with one that runs"),
+    "release": ("karvon.release.cli", "release", "keys, images and signatures of releases"),
     "sim": ("karvon.simulator.cli", "edge", "simulated chargers and meters"),
     "demo": ("karvon.demo.cli", "edge,cloud", "a whole network on this machine"),
 }

@@ -153,8 +153,13 @@ def request_of(path: str, custom: object) -> Request:
 
 def custom_of(release: Release, request: Request | None = None) -> dict[str, Any]:
     """The `custom` field as it stands in metadata."""
-    custom: dict[str, Any] = msgspec.to_builtins(release)
-    return custom if request is None else custom | {"request": msgspec.to_builtins(request)}
+    custom: dict[str, Any] = _plain(release)
+    return custom if request is None else custom | {"request": _plain(request)}
+
+
+def _plain(struct: msgspec.Struct) -> Any:
+    """As JSON gives it back: metadata is compared, and a tuple is no list."""
+    return msgspec.json.decode(msgspec.json.encode(struct))
 
 
 def without_request(custom: object) -> object:

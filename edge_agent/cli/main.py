@@ -53,6 +53,39 @@ def run(config: ConfigOption = Path(DEFAULT)) -> None:
 
 
 @app.command()
+def update(
+    config: ConfigOption = Path(DEFAULT),
+    folder: Annotated[
+        Path | None, typer.Option("--from", help="A stick's folder, with ota/ in it.")
+    ] = None,
+    root: Annotated[
+        Path, typer.Option("--root", envvar="KARVON_ROOT", help="The folder of the slots.")
+    ] = Path("/opt/karvon"),
+    first: Annotated[
+        bool, typer.Option("--first", help="Make it this controller's first: the factory slot.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for a new version in the cloud, or install one from a folder: same keys, same checks."""
+    from edge_agent.cli import updating
+
+    asked = updating.Asked(folder=folder, root=root, first=first)
+    raise typer.Exit(asyncio.run(updating.update(config, asked, as_json=as_json)))
+
+
+@app.command()
+def selftest(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="It must be able to read it.")
+    ] = None,
+) -> None:
+    """Tell whether this version could run here; asked of every new one before it starts."""
+    from edge_agent.cli import service
+
+    raise typer.Exit(service.selftest(config))
+
+
+@app.command()
 def check(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) -> None:
     """Check configuration, profiles, journal folder, devices and broker; writes nothing."""
     from edge_agent.cli import checking

@@ -292,7 +292,9 @@ class BillingFile:
         return found
 
     def _move_away(self, origin: str, key: str, body: bytes, why: str) -> None:
-        self.db.execute("INSERT INTO unreadable VALUES (?, ?, ?)", (origin, key, body))
+        self.db.execute(
+            "INSERT INTO unreadable (origin, key, body) VALUES (?, ?, ?)", (origin, key, body)
+        )
         self.reports.append(f"{self.path.name}: {origin} {key} does not read ({why}): put apart")
 
     def commit(
@@ -335,7 +337,7 @@ class BillingFile:
     def keep(self, kind: str, key: str, record: object) -> None:
         body = _encode(record)
         self.db.execute(
-            "INSERT INTO kept VALUES (?, ?, ?, ?) ON CONFLICT (kind, key)"
+            "INSERT INTO kept (kind, key, sum, body) VALUES (?, ?, ?, ?) ON CONFLICT (kind, key)"
             " DO UPDATE SET sum = excluded.sum, body = excluded.body",
             (kind, key, zlib.crc32(body), body),
         )
@@ -350,7 +352,7 @@ class BillingFile:
         ).lastrowid
         if isinstance(fact, CommandResult):
             self.db.execute(
-                "INSERT INTO answer VALUES (?, 0, ?) ON CONFLICT (command)"
+                "INSERT INTO answer (command, kept_ms, body) VALUES (?, 0, ?) ON CONFLICT (command)"
                 " DO UPDATE SET kept_ms = 0, body = excluded.body",
                 (str(fact.command), body),
             )
@@ -378,7 +380,8 @@ class BillingFile:
             reason=event.reason,
         )
         self.db.execute(
-            "INSERT INTO session SELECT ?, coalesce(max(number), 0) + 1, 0, ? FROM session"
+            "INSERT INTO session (id, number, kept_ms, body)"
+            " SELECT ?, coalesce(max(number), 0) + 1, 0, ? FROM session"
             " WHERE true ON CONFLICT (id) DO UPDATE SET kept_ms = 0, body = excluded.body",
             (str(event.transaction), _encode(record)),
         )
@@ -596,7 +599,8 @@ def _meta(db: sqlite3.Connection, name: str) -> str | None:
 def _set_meta(db: sqlite3.Connection, values: Mapping[str, str]) -> None:
     for name, value in values.items():
         db.execute(
-            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+            "INSERT INTO meta (name, value) VALUES (?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
             " WHERE value <> excluded.value",
             (name, value),
         )

@@ -113,7 +113,8 @@ class Deliveries:
         body = _ENCODE(taken.fact)
         with writing(self._file.db) as db:
             db.execute(
-                "INSERT OR REPLACE INTO refused VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO refused (pos, lane, at_ms, why, sum, body)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
                 (taken.pos, taken.lane, at_ms, why, zlib.crc32(body), body),
             )
             self._settle(db, taken.pos)

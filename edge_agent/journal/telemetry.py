@@ -170,7 +170,9 @@ class TelemetryFile:
                 self.db.executemany(_INSERT, [_row(one) for one in series])
             self.db.execute("DELETE FROM sealed")
             for name, value in (("station", station), ("outbox", str(outbox))):
-                self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+                self.db.execute(
+                    "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (name, value)
+                )
         self._index()
 
     def close(self) -> None:
@@ -318,7 +320,10 @@ class TelemetryFile:
         count = sum(len(one.dt_ms) for one in series)
         try:
             with writing(self.db):
-                self.db.execute("INSERT INTO sealed VALUES (?, ?, ?)", (seq, count, _pack(series)))
+                self.db.execute(
+                    "INSERT INTO sealed (seq, samples, body) VALUES (?, ?, ?)",
+                    (seq, count, _pack(series)),
+                )
                 self.db.executemany("DELETE FROM minute WHERE id = ?", [(row,) for row in rows])
         except _FILE_TROUBLE as error:
             self._trouble("telemetry cannot be sent", error)

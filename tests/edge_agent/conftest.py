@@ -31,6 +31,7 @@ from protocols.agent_link import (
     StateFact,
     TransactionEvent,
     TransactionEventType,
+    UpdateStatus,
 )
 from protocols.quantities import MilliAmperes
 
@@ -53,6 +54,7 @@ class MemoryStore:
         self.local = LISTED
         self.operative: dict[int, bool] = {}
         self.state: dict[object, StateFact] = {}
+        self.updates: list[UpdateStatus] = []
         self.samples: list[Sample] = []
         self.commits = 0
 
@@ -110,7 +112,10 @@ class MemoryStore:
         return results[-1] if results else None
 
     def put_state(self, fact: StateFact) -> None:
-        self.state[fact.evse if isinstance(fact, EvseStatus) else "station"] = fact
+        if isinstance(fact, UpdateStatus):
+            self.updates.append(fact)
+        else:
+            self.state[fact.evse if isinstance(fact, EvseStatus) else "station"] = fact
 
     def add(self, samples: Sequence[Sample]) -> None:
         self.samples += samples

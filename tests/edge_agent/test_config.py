@@ -40,6 +40,7 @@ def test_the_example_is_valid_and_shows_every_setting() -> None:
         configuration.TimesPart,
         configuration.MeteringPart,
         configuration.LocalPagePart,
+        configuration.UpdatesPart,
     )
     names = {name for part in parts for name in part.__struct_fields__} - {"base", "kind"}
     assert [name for name in names if name not in text] == []
@@ -200,3 +201,16 @@ def test_the_security_profile_is_what_the_files_make(more: str, profile: int) ->
 def test_contradictions_about_a_backend_are_refused(old: str, new: str, says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         configuration.parse(OCPP.replace(old, new, 1), "ocpp")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('[updates]\nurl = "https://cloud.example"', "director_root belong together"),
+        ('[updates]\nurl = "http://cloud.example"\ndirector_root = "d"', "is not https"),
+        ("[updates]\nrate_kib = 0", "rate_kib"),
+    ],
+)
+def test_updates_without_trust_are_refused(text: str, why: str) -> None:
+    with pytest.raises(configuration.ConfigError, match=why):
+        configuration.parse(f"{SMALL}\n{text}\n", "small")

@@ -66,7 +66,10 @@ async def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
         refused = await ask(tmp_path, Request(do="token", token="BLOCKED"))
         unknown = await ask(tmp_path, Request(do="dance"))
     assert refused == {"error": "this id token is blocked"}
-    assert "ask for status, token, read, write, retry, recover, log or watch" in unknown["error"]
+    assert (
+        "ask for status, token, read, write, retry, recover, update, log or watch"
+        in unknown["error"]
+    )
 
 
 async def test_a_line_that_is_no_request_does_not_end_the_connection(tmp_path: Path) -> None:

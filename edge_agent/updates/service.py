@@ -1,0 +1,466 @@
+"""The agent's own updates: fetch in a process apart, wait, commit, restart, prove, confirm."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from edge_agent.loop import Loop
+from edge_agent.rules.actions import Operative
+from edge_agent.rules.station import RefusedError
+from edge_agent.rules.update import (
+    Action,
+    Conditions,
+    Expected,
+    Fetch,
+    Health,
+    Hold,
+    Install,
+    LetGo,
+    StopFetching,
+    Tell,
+    Trial,
+    UpdateRefusedError,
+    UpdateRules,
+    Verdict,
+)
+from edge_agent.updates import launcher, slots
+from edge_agent.updates.crashes import settle
+from edge_agent.updates.floors import Floors, JournalError
+from edge_agent.updates.messages import Failure, Job, Message, Ready, Subject
+from protocols.agent_link import ClockQuality, UpdateState, UpdateStatus
+
+log = logging.getLogger(__name__)
+EVERY_S: Final = 1.0
+SETTLED_MS: Final = 30_000
+"""A start that has lived so long was no crash."""
+POWER: Final = Path("/sys/class/power_supply")
+PENDING: Final = "pending"
+LAST: Final = "last"
+LONGEST_LINE: Final = 256 * 1024
+END_S: Final = 5.0
+WORKER: Final = "edge_agent.updates.worker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where this agent's updates live, and what it is."""
+
+    root: Path
+    """Slots and boot record."""
+    state: Path
+    """Floors, metadata, downloads."""
+    slot: str
+    """The one that runs; empty: the factory's."""
+    images_root: Path
+    director_root: Path | None
+    station: str
+    hardware: str
+    version: str
+    url: str = ""
+    ca: Path | None = None
+    rate: int | None = None
+    check_every_s: float = 6 * 3600
+    hold_free: bool = True
+    selftest: tuple[str, ...] = ()
+    power: Path = POWER
+
+    def job(self, folder: str, now_ms: int, *, clock_trusted: bool) -> Job:
+        """What the process that fetches is told."""
+        return Job(
+            root=str(self.root),
+            state=str(self.state),
+            images_root=str(self.images_root),
+            director_root=None if self.director_root is None else str(self.director_root),
+            station=self.station,
+            hardware=self.hardware,
+            version=self.version,
+            running=self.slot,
+            now_ms=now_ms,
+            clock_trusted=clock_trusted,
+            url=self.url,
+            folder=folder,
+            ca=None if self.ca is None else str(self.ca),
+            rate=self.rate,
+            selftest=self.selftest,
+        )
+
+
+class _Said(msgspec.Struct, frozen=True):
+    """The last state that was told, as it is kept over restarts."""
+
+    about: Subject
+    state: UpdateState
+    reason: str
+
+
+class Updates:
+    """Runs beside the loop; everything it decides is decided by the rules."""
+
+    def __init__(
+        self,
+        place: Place,
+        loop: Loop,
+        *,
+        restart: Callable[[], object],
+        cloud: Callable[[], bool] = lambda: False,
+        stuck: Callable[[], Sequence[str]] = list,
+    ) -> None:
+        """Raises JournalError when the floors cannot be opened."""
+        self.place = place
+        self.loop = loop
+        self.rules = UpdateRules(hold_free=place.hold_free)
+        self._restart = restart
+        self._cloud = cloud
+        self._stuck = stuck
+        self._floors = Floors(place.state)
+        self._fetching: asyncio.Task[None] | None = None
+        self._todo: list[Action] = []
+        self._held: set[int] = set()
+        self._trial: Trial | None = None
+        self._began_ms = loop.clock.now().mono_ms
+        self._settled = False
+        self._failure = ""
+
+    # ------------------------------------------------------------------ asked from outside
+
+    def asked(self, request: UUID) -> str:
+        """The cloud's command. Raises RefusedError."""
+        return self._ask(request, "", "looking for it")
+
+    def from_folder(self, folder: str) -> str:
+        """A technician's stick. Raises RefusedError."""
+        if folder and not Path(folder).is_dir():
+            raise RefusedError(f"{folder} is no folder here; name the one with ota/ in it")
+        return self._ask(None, folder, "looking there; see: karvon agent status")
+
+    def _ask(self, request: UUID | None, folder: str, text: str) -> str:
+        if self._trial is not None:
+            raise RefusedError("a new version is on trial here; ask again when it is over")
+        try:
+            self._todo += self.rules.asked(request, folder)
+        except UpdateRefusedError as error:
+            raise RefusedError(str(error)) from error
+        return text
+
+    def described(self) -> dict[str, Any]:
+        """For `karvon agent status`."""
+        ready = self.rules.ready
+        return {
+            "slot": self.place.slot or launcher.FACTORY,
+            "phase": "trial" if self._trial is not None else self.rules.phase,
+            "version": "" if ready is None else ready.about.version,
+            "trouble": self.trouble(),
+        }
+
+    def trouble(self) -> str:
+        """What is wrong with updates now; empty: nothing."""
+        reports = "; ".join(self._floors.reports)
+        trial = self._trial.why if self._trial is not None else ""
+        texts = (self._failure, self.rules.trouble, trial, reports)
+        text = "; ".join(each for each in texts if each)
+        return f"updates: {text}" if text else ""
+
+    # ------------------------------------------------------------------ the work
+
+    async def run(self) -> None:
+        """For ever."""
+        self.reconcile()
+        due = self._next_check()
+        try:
+            while True:
+                await self.tick()
+                now = self.loop.clock.now().mono_ms
+                if now >= due and self._trial is None:
+                    due = self._next_check()
+                    await self._check()
+                await asyncio.sleep(EVERY_S)
+        finally:
+            await self._stop_fetching()
+
+    def _next_check(self) -> int:
+        """With up to half as much again by chance: a fleet does not ask as one."""
+        wait_s = self.place.check_every_s * (1 + random.random() / 2)  # noqa: S311  # no secret
+        return self.loop.clock.now().mono_ms + round(wait_s * 1000)
+
+    async def _check(self) -> None:
+        if self.place.url:
+            with contextlib.suppress(UpdateRefusedError):
+                await self._do(self.rules.asked(None))
+
+    async def tick(self) -> None:
+        """One second's work."""
+        if self._trial is not None:
+            self._judge(self._trial)
+        self._settle()
+        todo, self._todo = self._todo, []
+        await self._do(todo)
+        await self._do(self.rules.tick(self._conditions()))
+
+    def _conditions(self) -> Conditions:
+        return Conditions(
+            wall_ms=self.loop.clock.now().wall_ms, busy=self._busy(), forbidden=self._forbidden()
+        )
+
+    def _busy(self) -> tuple[int, ...]:
+        states = {evse: one.state for evse, one in self.loop.station.connectors.items()}
+        used = [evse for evse, state in states.items() if state.session or state.waiting]
+        return tuple(sorted(used))
+
+    def _forbidden(self) -> str:
+        if self.loop.ledger.failure:
+            return f"the journal cannot be written ({self.loop.ledger.failure})"
+        return "it runs on battery" if on_battery(self.place.power) else ""
+
+    async def _do(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Tell):
+                self._tell(action)
+            elif isinstance(action, Hold):
+                await self._hold()
+            elif isinstance(action, LetGo):
+                await self._let_go()
+            elif isinstance(action, StopFetching):
+                await self._stop_fetching()
+            elif isinstance(action, Fetch):
+                await self._stop_fetching()
+                self._fetching = asyncio.create_task(self._fetch(action), name="update fetch")
+            else:
+                await self._do(self._install(action))
+
+    # ------------------------------------------------------------------ EVSEs
+
+    async def _hold(self) -> None:
+        """In memory only: a restart puts them back into service by itself."""
+        for evse, connector in self.loop.station.connectors.items():
+            if connector.state.operative:
+                self._held.add(evse)
+                await self.loop.tell(evse, Operative(False))
+
+    async def _let_go(self) -> None:
+        wanted = self.loop.ledger.store.availability()
+        for evse in sorted(self._held):
+            if wanted.get(evse, True):
+                await self.loop.tell(evse, Operative(True))
+        self._held.clear()
+
+    # ------------------------------------------------------------------ fetching
+
+    async def _fetch(self, asked: Fetch) -> None:
+        """One run of the process that fetches; its messages go to the rules as they come."""
+        last: Message | None = None
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-I", "-B", "-m", WORKER),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=LONGEST_LINE,
+        )
+        try:
+            if process.stdin is None or process.stdout is None:
+                raise RuntimeError("a process without the pipes that were asked for")
+            now = self.loop.clock.now()
+            synced = now.quality is ClockQuality.SYNCED  # the cloud's word moves no floor
+            job = self.place.job(asked.folder, now.wall_ms, clock_trusted=synced)
+            process.stdin.write(msgspec.json.encode(job))
+            process.stdin.close()
+            async for line in process.stdout:
+                last = msgspec.json.decode(line, type=Message)
+                await self._do(self.rules.heard(last))
+            code = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if last is None or not final(last):
+            text = f"the process that fetches updates ended with {code}; see its log"
+            await self._do(self.rules.heard(Failure(UpdateState.DOWNLOAD_FAILED, text)))
+
+    async def _stop_fetching(self) -> None:
+        task, self._fetching = self._fetching, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+            await asyncio.wait([task], timeout=END_S)
+
+    # ------------------------------------------------------------------ committing
+
+    def _install(self, action: Install) -> list[Action]:
+        """From the last look to the record on disk nothing else runs: no session slips between."""
+        ready, busy = action.ready, self._busy()
+        if busy and not ready.force:
+            return self.rules.interrupted(f"EVSE {', '.join(map(str, busy))} in use")
+        if not launcher.usable(self.place.root, ready.slot):
+            return self.rules.given_up("the prepared slot is gone")
+        standing = launcher.read(self.place.root) or launcher.Record(confirmed=self.place.slot)
+        request = "" if ready.about.request is None else str(ready.about.request)
+        record = replace(
+            standing,
+            confirmed=self.place.slot,
+            previous=standing.previous if standing.confirmed == self.place.slot else "",
+            trial=ready.slot,
+            tries=launcher.TRIES,
+            request=request,
+            expects=self._expected().plain(),
+            failed=None,
+        )
+        try:
+            self._floors.keep_note(PENDING, msgspec.json.encode(ready))
+            self._tell(Tell(ready.about, UpdateState.INSTALL_REBOOTING))
+            launcher.write(self.place.root, record)
+        except (OSError, JournalError) as error:
+            return self.rules.given_up(f"{error}; repair the disk")
+        log.warning("update: restarting into %s (%s)", ready.about.version, ready.slot[:12])
+        self._restart()
+        return []
+
+    def _expected(self) -> Expected:
+        return Expected(frozenset(self._answering()), self._cloud())
+
+    def _answering(self) -> list[str]:
+        return [line.name for line in self.loop.lines if line.heard_ms and not line.trouble]
+
+    # ------------------------------------------------------------------ after the restart
+
+    def reconcile(self) -> None:
+        """What the start before this one has left: a trial, one given up, or one confirmed."""
+        record = launcher.read(self.place.root)
+        pending = self._pending()
+        last = self._floors.note(LAST)
+        if last is not None:
+            self._report(msgspec.json.decode(last, type=_Said))
+        if record is None:
+            return
+        if record.trial and record.trial == self.place.slot:
+            self._trial = Trial(Expected.of(record.expects), self.loop.clock.now().mono_ms)
+        elif record.failed is not None:
+            self._gave_up(record, record.failed, pending)
+        elif pending is not None and record.confirmed == pending.slot == self.place.slot:
+            self._confirmed(pending)
+
+    def _pending(self) -> Ready | None:
+        content = self._floors.note(PENDING)
+        if content is None or content == b"":
+            return None
+        try:
+            return msgspec.json.decode(content, type=Ready)
+        except msgspec.DecodeError:
+            return None  # of a later release, which was rolled back
+
+    def _gave_up(
+        self, record: launcher.Record, failed: launcher.Failed, pending: Ready | None
+    ) -> None:
+        if pending is not None and pending.slot == failed.slot:
+            reason = f"rolled back: {failed.why}"
+            self._tell(Tell(pending.about, UpdateState.INSTALLATION_FAILED, reason))
+            self._floors.keep_note(PENDING, b"")
+        with contextlib.suppress(OSError):  # it is told once more after the next start
+            launcher.write(self.place.root, replace(record, failed=None))
+
+    def _judge(self, trial: Trial) -> None:
+        health = Health(
+            journal=self.loop.ledger.failure,
+            stuck=self._stuck(),
+            boards=self._answering(),
+            cloud=self._cloud(),
+        )
+        verdict = trial.judge(health, self.loop.clock.now().mono_ms)
+        if verdict is Verdict.FAIL:
+            log.error("update: this version is not well (%s); restarting", trial.why)
+            self._trial = None
+            self._restart()
+        elif verdict is Verdict.CONFIRM:
+            self._confirm()
+
+    def _confirm(self) -> None:
+        """The record first: what is confirmed there stays, whatever is still to be told."""
+        record, pending = launcher.read(self.place.root), self._pending()
+        if record is None or record.trial != self.place.slot:
+            return
+        confirmed = replace(
+            record,
+            confirmed=record.trial,
+            previous=record.confirmed,
+            trial="",
+            tries=0,
+            request="",
+            expects={},
+        )
+        try:
+            launcher.write(self.place.root, confirmed)
+        except OSError as error:
+            self._failure = f"the boot record cannot be written ({error})"
+            return
+        self._trial, self._failure = None, ""
+        log.warning("update: %s is confirmed", self.place.version)
+        if pending is not None:
+            self._confirmed(pending)
+        with contextlib.suppress(OSError):
+            slots.collect(self.place.root, confirmed, self.place.slot)
+
+    def _confirmed(self, pending: Ready) -> None:
+        self._floors.raise_counter(pending.component, pending.counter)
+        self._tell(Tell(pending.about, UpdateState.INSTALLED))
+        self._floors.keep_note(PENDING, b"")
+
+    def _settle(self) -> None:
+        """Who lives is no part of a crash loop."""
+        lived = self.loop.clock.now().mono_ms - self._began_ms
+        if self._settled or lived < SETTLED_MS or self._trial is not None:
+            return
+        self._settled = True
+        settle(self.place.root)
+
+    # ------------------------------------------------------------------ telling
+
+    def _tell(self, tell: Tell) -> None:
+        said = _Said(tell.about, tell.state, tell.reason)
+        try:
+            self._floors.keep_note(LAST, msgspec.json.encode(said))
+            self._failure = ""
+        except JournalError as error:
+            self._failure = str(error)
+        log.info("update: %s %s %s", tell.about.version, tell.state, tell.reason)
+        self._report(said)
+
+    def _report(self, said: _Said) -> None:
+        status = UpdateStatus(
+            request=said.about.request,
+            target=said.about.target,
+            version=said.about.version,
+            state=said.state,
+            at=self.loop.clock.now(),
+            reason=said.reason,
+        )
+        self.loop.ledger.report(status)
+        self.loop.wake()
+
+    def close(self) -> None:
+        with contextlib.suppress(JournalError):
+            self._floors.close()
+
+
+def final(message: Message) -> bool:
+    """Whether the fetching process says nothing after it."""
+    return message.__struct_config__.tag != "progress"
+
+
+def on_battery(folder: Path = POWER) -> bool:
+    """Whether there is a mains supply, and it is off."""
+    mains = []
+    for supply in sorted(folder.glob("*")):
+        try:
+            if (supply / "type").read_text(encoding="ascii").strip() == "Mains":
+                mains.append((supply / "online").read_text(encoding="ascii").strip() == "1")
+        except OSError:
+            continue
+    return bool(mains) and not any(mains)

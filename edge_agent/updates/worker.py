@@ -1,0 +1,335 @@
+"""The process that fetches an update: metadata, image, slot; then it ends.
+
+It gets a `Job` on stdin and tells messages on stdout, the last of which is its result. What it
+needs of memory is gone when it ends, and ending it at any time is safe: the next one goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import urllib3
+
+from edge_agent.updates import launcher, packing, slots
+from edge_agent.updates.archive import ImageError, sha256
+from edge_agent.updates.choosing import (
+    Choice,
+    Disagreement,
+    Here,
+    Named,
+    Refused,
+    deltas,
+    directed,
+    newest,
+)
+from edge_agent.updates.download import (
+    Bucket,
+    Download,
+    DownloadFailed,
+    ImageRefused,
+    Pace,
+    Wanted,
+)
+from edge_agent.updates.fetching import (
+    FolderFetcher,
+    FolderSource,
+    HttpFetcher,
+    HttpSource,
+    Source,
+    pool,
+)
+from edge_agent.updates.floors import Floors, JournalError
+from edge_agent.updates.messages import (
+    Current,
+    Failure,
+    Job,
+    Message,
+    Nothing,
+    Progress,
+    Ready,
+    Subject,
+)
+from edge_agent.updates.trust import Repository, Unreachable, Untrusted
+from protocols.agent_link import UpdateState
+from protocols.release import (
+    IMAGES_METADATA,
+    IMAGES_TARGETS,
+    Encoding,
+    Kind,
+    Release,
+    director_metadata,
+)
+
+FOLDER: Final = "folder:"
+METADATA: Final = "metadata"
+DOWNLOADS: Final = "downloads"
+LOCK: Final = "worker.lock"
+_PR_SET_PDEATHSIG: Final = 1
+Tell = Callable[[Message], None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is to be installed, and how long that may be done."""
+
+    choice: Choice
+    ways: list[tuple[Named, Release]]
+    """Deltas that lead there from what runs, then the whole image."""
+    valid_until_ms: int
+
+    @property
+    def about(self) -> Subject:
+        request = self.choice.request
+        return Subject(
+            target=self.choice.target.path,
+            version=self.choice.release.version,
+            request=None if request is None else request.id,
+        )
+
+
+class Worker:
+    """One job."""
+
+    def __init__(self, job: Job, tell: Tell, pace: Pace | None = None) -> None:
+        self.job = job
+        self.tell = tell
+        self._pace = pace
+        self._root, self._state = Path(job.root), Path(job.state)
+        self._received = 0
+        self._about: Subject | None = None
+
+    def run(self) -> Message:
+        """The result, which is also told."""
+        try:
+            result = self._run()
+        except Unreachable as error:
+            result = self._failed(UpdateState.DOWNLOAD_FAILED, error)
+        except (Untrusted, Disagreement, ImageRefused) as error:
+            result = self._failed(UpdateState.INVALID_SIGNATURE, error)
+        except DownloadFailed as error:
+            result = self._failed(UpdateState.DOWNLOAD_FAILED, error)
+        except (Refused, JournalError) as error:
+            result = self._failed(UpdateState.INSTALLATION_FAILED, error)
+        except ImageError as error:
+            result = self._failed(UpdateState.INSTALL_VERIFICATION_FAILED, error)
+        except OSError as error:
+            text = f"{error.filename or self._root}: {error.strerror}; free space or repair it"
+            result = Failure(UpdateState.INSTALLATION_FAILED, text, self._about)
+        self.tell(result)
+        return result
+
+    def _failed(self, state: UpdateState, error: Exception) -> Failure:
+        return Failure(state, str(error), self._about)
+
+    def _run(self) -> Message:
+        floors = Floors(self._state)
+        try:
+            found = self._look(floors)
+        finally:
+            floors.close()
+        if found is None:
+            return Nothing()
+        self._about = found.about
+        release = found.choice.release
+        if release.raw_sha256 == self._running():
+            return Current(found.about)
+        if not launcher.usable(self._root, release.raw_sha256):
+            self._say(UpdateState.DOWNLOADING)
+            image = self._fetched(found)
+            self._say(UpdateState.SIGNATURE_VERIFIED)
+            slots.prepare(self._root, image, selftest=self.job.selftest)
+        request = found.choice.request
+        return Ready(
+            about=found.about,
+            slot=release.raw_sha256,
+            component=release.component,
+            counter=release.release_counter,
+            valid_until_ms=found.valid_until_ms,
+            window=None if request is None else request.window,
+            force=request is not None and request.force,
+            received=self._received,
+        )
+
+    def _say(self, state: UpdateState) -> None:
+        if self._about is not None:
+            self.tell(Progress(self._about, state))
+
+    def _running(self) -> str:
+        """The image that runs; the factory's name is in its mark."""
+        if self.job.running:
+            return self.job.running
+        try:
+            mark = launcher.path_of(self._root, "") / launcher.COMPLETE
+            return mark.read_text(encoding="ascii").strip()
+        except OSError:
+            return ""
+
+    # ------------------------------------------------------------------ metadata
+
+    def _look(self, floors: Floors) -> Found | None:
+        """Both repositories refreshed, the floors raised, what is for us chosen."""
+        if self.job.clock_trusted:
+            floors.raise_time(self.job.now_ms)
+        now_ms = max(self.job.now_ms, floors.time_ms())
+        here = Here(
+            station=self.job.station,
+            hardware=self.job.hardware,
+            version=self.job.version,
+            now_ms=now_ms,
+            counter=floors.counter,
+        )
+        images = self._repository("images", IMAGES_METADATA, self.job.images_root, floors, now_ms)
+        images.refresh()
+        until = [images.valid_until_ms]
+        if self.job.folder or self.job.director_root is None:
+            choice = newest(images.all_of(Kind.AGENT), here)
+            if choice is not None and choice.release.raw_sha256 == self._running():
+                choice = None
+        else:
+            director = self._repository(
+                "director",
+                director_metadata(self.job.station),
+                self.job.director_root,
+                floors,
+                now_ms,
+            )
+            director.refresh()
+            told = {named.path: named for named in director.targets()}
+            choice = directed(told, images.named, here)
+            director.accept()
+            until.append(director.valid_until_ms)
+        ways = []
+        if choice is not None:
+            ways = deltas(choice, images.all_of(Kind.AGENT), self._running())
+            until.append(images.valid_until_ms)
+            if choice.request is not None:
+                until.append(choice.request.expires_at)
+        images.accept()
+        if choice is None:
+            return None
+        return Found(choice, [*ways, (choice.target, choice.release)], min(until))
+
+    def _repository(
+        self, name: str, place: str, root: str, floors: Floors, now_ms: int
+    ) -> Repository:
+        if self.job.folder:
+            fetcher: FolderFetcher | HttpFetcher = FolderFetcher(Path(self.job.folder), FOLDER)
+            url = f"{FOLDER}{place}/"
+        else:
+            fetcher = HttpFetcher(self._connections())
+            url = f"{self.job.url.rstrip('/')}/{place}/"
+        return Repository(
+            name,
+            url,
+            folder=self._state / METADATA,
+            root=Path(root),
+            fetcher=fetcher,
+            floors=floors,
+            now_ms=now_ms,
+        )
+
+    def _connections(self) -> urllib3.PoolManager:
+        return pool(None if self.job.ca is None else Path(self.job.ca))
+
+    # ------------------------------------------------------------------ the image
+
+    def _fetched(self, found: Found) -> bytes:
+        """The image, by the shortest way that leads to it."""
+        last: Exception | None = None
+        for named, release in found.ways:
+            whole = release.encoding is not Encoding.ZSTD_DELTA
+            try:
+                base = None if whole else self._base(release)
+                path = self._download(named)
+                self._say(UpdateState.DOWNLOADED)
+                image = _unpacked(path.read_bytes(), release, base)
+            except (ImageError, ImageRefused, OSError) as error:
+                if whole:
+                    raise
+                last = error
+                continue
+            path.unlink()
+            return image
+        raise ImageError(f"no way leads to the image: {last}")
+
+    def _base(self, release: Release) -> bytes:
+        """What runs, as an image. Raises ImageError when its files were changed."""
+        base = slots.image_of(self._root, self.job.running)
+        if sha256(base) != release.base_sha256:
+            raise ImageError("what runs was changed: no delta fits it")
+        return base
+
+    def _download(self, named: Named) -> Path:
+        source: Source
+        if self.job.folder:
+            source = FolderSource(Path(self.job.folder) / IMAGES_TARGETS)
+        else:
+            address = f"{self.job.url.rstrip('/')}/{IMAGES_TARGETS}"
+            source = HttpSource(address, self._connections())
+        download = Download(
+            source,
+            self._state / DOWNLOADS,
+            Wanted(named.path, named.length, named.sha256),
+            bucket=Bucket(self.job.rate),
+            pace=self._pace,
+        )
+        path = download.run()
+        self._received += named.length
+        return path
+
+
+def _unpacked(packed: bytes, release: Release, base: bytes | None) -> bytes:
+    """Raises ImageError when it is not the image that was signed."""
+    if release.encoding is Encoding.RAW:
+        image = packed
+    else:
+        image = packing.decompress(packed, release.raw_length, base)
+    if sha256(image) != release.raw_sha256:
+        raise ImageError("the unpacked image is not the one that was signed")
+    return image
+
+
+def main() -> int:
+    """Work off the job on stdin; 0 when it could be done, whatever its result is."""
+    _die_with_the_agent()
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    os.nice(10)  # charging goes first
+    lock = _alone(Path(job.state))
+
+    def tell(message: Message) -> None:
+        sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
+        sys.stdout.buffer.flush()
+
+    try:
+        Worker(job, tell).run()
+    finally:
+        os.close(lock)
+    return 0
+
+
+def _die_with_the_agent() -> None:
+    """A worker whose agent was killed would meet the next agent's."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _alone(state: Path) -> int:
+    """Wait until no other worker has this folder."""
+    state.mkdir(parents=True, exist_ok=True)
+    handle = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle
+
+
+if __name__ == "__main__":
+    sys.exit(main())

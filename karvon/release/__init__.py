@@ -1,0 +1,1 @@
+"""Releases as their makers see them: keys, images, signatures, publication. Needs no cloud."""
