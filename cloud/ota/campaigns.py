@@ -85,7 +85,7 @@ class Taker:
     station: Candidate
     link: str
     path: str
-    """The one file for a station that speaks OCPP; an agent chooses by itself."""
+    """The image that it is directed to."""
 
 
 class Campaigns:
@@ -272,8 +272,9 @@ class Campaigns:
         if not takers:
             raise NobodyMeant(
                 f"none of the {len(members)} stations of this cohort can take release"
-                f" {release.version}: agents take agent, board and settings releases, stations that"
-                " speak OCPP a board's raw image for their model",
+                f" {release.version}: agents take its only image, or the one for a hardware id that"
+                " they are tagged with; stations that speak OCPP a board's raw image for their"
+                " model",
                 members=len(members),
             )
         placed = cohorts.waves(
@@ -438,19 +439,21 @@ async def forget_station(cursor: Cursor, station_id: int, now: datetime) -> None
 def taker(
     station: Candidate, link: str, release: ReleaseRow, targets: Sequence[TargetRow]
 ) -> Taker | None:
-    """How the station takes the release; None: it cannot, or never connected."""
-    if not link:
-        return None
+    """How the station takes the release; None: it cannot, or never connected.
+
+    A station is directed to one whole image: an agent finds the deltas to it by itself. Which
+    hardware an agent runs on is not told over its link: where a release has images for several, a
+    tag says which one is its.
+    """
+    whole = [one for one in targets if one.custom["encoding"] != Encoding.ZSTD_DELTA]
     if link == AGENT:
-        return Taker(station, link, "")
-    plain = [
-        one
-        for one in targets
-        if one.custom["encoding"] == Encoding.RAW
-        and any(hw in station.models for hw in one.custom["hw_ids"])
-    ]
-    is_board = release.kind == Kind.BOARD
-    return Taker(station, link, plain[0].path) if is_board and plain else None
+        fitting = [one for one in whole if not station.tags.isdisjoint(one.custom["hw_ids"])]
+        chosen = whole if len(whole) == 1 else fitting
+    else:
+        plain = release.kind == Kind.BOARD and link
+        raw = [one for one in whole if one.custom["encoding"] == Encoding.RAW]
+        chosen = [one for one in raw if plain and set(station.models) & set(one.custom["hw_ids"])]
+    return Taker(station, link, chosen[0].path) if chosen else None
 
 
 def _device(

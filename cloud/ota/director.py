@@ -94,7 +94,7 @@ class Director:
     async def _named(self, cursor: Cursor, known: Known, identity: str) -> dict[str, Any]:
         """Each target by its path: as the images repository has it, with the request beside."""
         requests = await store.assigned(cursor, known.id)
-        rows = await store.targets(cursor, {one.release_id for one in requests})
+        rows = await store.targets_at(cursor, {one.path for one in requests})
         return named(identity, requests, rows)
 
 
@@ -104,7 +104,7 @@ def named(identity: str, requests: Sequence[Assigned], rows: Sequence[TargetRow]
     for asked in requests:
         request = msgspec.to_builtins(_request(identity, asked))
         for row in rows:
-            if row.release_id == asked.release_id and row.is_current:
+            if row.path == asked.path:
                 custom = {**row.body["custom"], "request": request}
                 found[row.path] = {**row.body, "custom": custom}
     return found

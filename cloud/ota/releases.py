@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from cloud.kernel import events
 from cloud.kernel.database import Cursor, Database, TenantId
@@ -46,10 +46,9 @@ class Released:
 class Trust:
     """What a station is commissioned with, and what a root must name."""
 
-    online_key: str
-    online_public: str
-    director_key: str
-    director_public: str
+    online: dict[str, Any]
+    """The key's id, type, scheme and public part, as TUF writes them."""
+    director: dict[str, Any]
     root: str | None
     """The newest root of the images, as JSON text; None: none was uploaded yet."""
     director_root: str
@@ -90,12 +89,9 @@ class Releases:
         async with self._database.unit(caller.tenant_id, read_only=True) as cursor:
             root = (await store.newest(cursor, IMAGES)).get(ROOT)
         director = await self.director_root()
-        online, signer = self._keys.online, self._keys.director
         return Trust(
-            online.id,
-            online.public.keyval["public"],
-            signer.id,
-            signer.public.keyval["public"],
+            self._keys.online.told,
+            self._keys.director.told,
             None if root is None else root.body.decode(),
             director.body.decode(),
         )

@@ -97,17 +97,29 @@ class ReceivedView(BaseModel):
     received: int = Field(description="bytes; the next part begins there")
 
 
+class KeyView(BaseModel):
+    """As TUF writes a key, with its id."""
+
+    keyid: str
+    keytype: str
+    scheme: str
+    keyval: dict[str, str]
+
+
 class TrustView(BaseModel):
-    online_key: str = Field(description="id of the key that a root lets sign snapshot, timestamp")
-    online_public: str = Field(description="Ed25519, hexadecimal")
-    director_key: str
-    director_public: str
+    online: KeyView = Field(description="what a root must let sign snapshot and timestamp")
+    director: KeyView
     root: str | None = Field(description="the images' newest root, for commissioning")
     director_root: str
 
     @classmethod
     def of(cls, trust: Trust) -> TrustView:
-        return cls.model_validate(trust, from_attributes=True)
+        return cls(
+            online=KeyView(**trust.online),
+            director=KeyView(**trust.director),
+            root=trust.root,
+            director_root=trust.director_root,
+        )
 
 
 def router(releases: Releases) -> APIRouter:

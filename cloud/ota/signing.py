@@ -68,6 +68,11 @@ class OnlineKey:
     def id(self) -> str:
         return str(self.public.keyid)
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """Its public half with its id."""
+        return {"keyid": self.id, **self.public.to_dict()}
+
     def sign(self, signed: Root | Snapshot | Targets | Timestamp) -> bytes:
         """The metadata as it is served."""
         metadata: Metadata[Any] = Metadata(signed)

@@ -239,6 +239,12 @@ async def targets(cursor: Cursor, releases_: Collection[int]) -> list[TargetRow]
     return await rows(cursor, TargetRow, sql, (list(releases_),))
 
 
+async def targets_at(cursor: Cursor, paths: Collection[str]) -> list[TargetRow]:
+    """Those of these that are published now."""
+    sql = f"SELECT {_TARGET} FROM ota.target WHERE path = ANY(%s) AND is_current"
+    return await rows(cursor, TargetRow, sql, (list(paths),))
+
+
 async def target(cursor: Cursor, path: str) -> TargetRow | None:
     return await row(
         cursor, TargetRow, f"SELECT {_TARGET} FROM ota.target WHERE path = %s", (path,)
@@ -266,7 +272,7 @@ class Assigned:
     """A release that a station is to install, or to keep."""
 
     request: UUID
-    release_id: int
+    path: str
     deadline_at: datetime
     opens_at: datetime | None
     closes_at: datetime | None
@@ -277,7 +283,7 @@ async def assigned(cursor: Cursor, station_id: int) -> list[Assigned]:
     return await rows(
         cursor,
         Assigned,
-        "SELECT d.request, c.release_id, d.deadline_at, d.opens_at, d.closes_at,"
+        "SELECT d.request, d.path, d.deadline_at, d.opens_at, d.closes_at,"
         " coalesce((c.terms ->> 'force')::boolean, false) AS force"
         " FROM ota.device d JOIN ota.campaign c ON c.id = d.campaign_id"
         " WHERE d.station_id = %s AND d.is_latest AND d.standing IN ('offered', 'succeeded')"
