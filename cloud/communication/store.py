@@ -19,7 +19,7 @@ from cloud.communication.greeting import KnownOutbox
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.facts import to_ranges
 from cloud.kernel.paging import Column, Cut, Part, Sorts, Where, select_page
-from cloud.kernel.rows import row, rows
+from cloud.kernel.rows import jsonb, literal, row, rows
 from protocols.agent_link import Action, CommandStatus, Hello, Ranges, Stream
 from protocols.ocpp.asks import AnyAsk
 
@@ -297,14 +297,14 @@ async def add_commands(
             tenant,
             actor,
             now,
-            [command for command, _, _, _ in given],
-            [station for _, station, _, _ in given],
-            [Jsonb(_kept(do)) for _, _, do, _ in given],
+            literal(command for command, _, _, _ in given),
+            literal(station for _, station, _, _ in given),
+            [jsonb(_kept(do)) for _, _, do, _ in given],
             [until for _, _, _, until in given],
-            ["ocpp" if isinstance(do, AnyAsk) else None for _, _, do, _ in given],
+            literal("ocpp" if isinstance(do, AnyAsk) else "NULL" for _, _, do, _ in given),
         ),
     )
-    stations = [str(station) for _, station, _, _ in given]
+    stations = literal(station for _, station, _, _ in given)
     await cursor.execute(
         "SELECT pg_notify(%s, station) FROM unnest(%s::text[]) AS t (station)",
         (COMMAND_CHANNEL, stations),

@@ -313,6 +313,11 @@ class Held:
     path: str
 
 
+_PROOFS: Final = {str(one): one for one in Proof}
+_STANDINGS: Final = {str(one): one for one in Standing}
+"""Looked up: calling an enumeration takes longer than all else that a row needs."""
+
+
 async def devices(cursor: Cursor, campaign_id: int) -> list[Held]:
     """In the order in which they are offered the release."""
     await cursor.execute(
@@ -326,8 +331,8 @@ async def devices(cursor: Cursor, campaign_id: int) -> list[Held]:
             Device(
                 station=station,
                 wave=wave,
-                proof=Proof(proof),
-                standing=Standing(standing),
+                proof=_PROOFS[proof],
+                standing=_STANDINGS[standing],
                 request=request,
                 word=word,
                 running=running,
@@ -368,12 +373,12 @@ async def save_devices(
         (
             now,
             literal(one.station for one in changed),
-            [str(one.standing) for one in changed],
+            literal(one.standing for one in changed),
             [one.word for one in changed],
             [one.running for one in changed],
             [one.reason for one in changed],
             [one.deadline for one in changed],
-            [one.excused for one in changed],
+            literal(one.excused for one in changed),
             campaign_id,
         ),
     )

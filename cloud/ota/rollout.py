@@ -242,8 +242,14 @@ def total(counts: Iterable[Count]) -> Count:
     """All of them together."""
     sums = Count()
     for count in counts:
-        for name, value in vars(count).items():
-            setattr(sums, name, getattr(sums, name) + value)
+        sums.waiting += count.waiting
+        sums.offered += count.offered
+        sums.succeeded += count.succeeded
+        sums.failed += count.failed
+        sums.excused += count.excused
+        sums.skipped += count.skipped
+        sums.gone += count.gone
+        sums.withdrawn += count.withdrawn
     return sums
 
 
@@ -413,9 +419,10 @@ class Rollout:
 
     def _failing(self) -> str:
         begun = self.counts[: self.wave + 1]
-        for name, count in [(f"wave {n + 1}", c) for n, c in enumerate(begun)] + [
-            ("all waves so far", total(begun))
-        ]:
+        if not any(count.failed > count.excused for count in begun):
+            return ""
+        named = [(f"wave {number}", count) for number, count in enumerate(begun, 1)]
+        for name, count in (*named, ("all waves so far", total(begun))):
             failed = count.failed - count.excused
             most = share_of(self.plan.error_percent, count.size)
             if failed and count.settled >= self.plan.min_sample and failed >= most:

@@ -12,7 +12,17 @@ import json
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("wire", "agent", "link", "ingest", "storage", "api", "ocpp_parse", "ocpp_gateway")
+BENCHMARKS = (
+    "wire",
+    "agent",
+    "link",
+    "ingest",
+    "storage",
+    "api",
+    "ocpp_parse",
+    "ocpp_gateway",
+    "ota_campaign",
+)
 WHEN_NAMED = ("soak", "ocpp_idle")
 """Long: they run when they are asked for."""
 ROOT = Path(__file__).resolve().parents[2]
