@@ -139,6 +139,8 @@ class Agent:
         self.traffic = traffic
         self.ocpp: LinkedUplink | None = None
         self.updates: Updates | None = None
+        self.no_updates = ""
+        """Why there are none, though they are configured."""
         self.end: Callable[[], object] = lambda: None
         """Ends the agent; set by who runs it."""
         self._on_journal_error = on_journal_error
@@ -292,7 +294,7 @@ class Agent:
         meter = f"site meter: {self._meter_trouble}" if self._meter_trouble else ""
         site = self.site_link.trouble() if self.site_link is not None else ""
         traffic = self.traffic.trouble() if self.traffic is not None else ""
-        updates = self.updates.trouble() if self.updates is not None else ""
+        updates = self.updates.trouble() if self.updates is not None else self.no_updates
         ledger, upkeep = self.loop.ledger.failure, self._upkeep_trouble
         now = (ledger, upkeep, meter, self._strained, site, traffic, self._refused(), updates)
         locked = (
@@ -318,6 +320,11 @@ class Agent:
             raise RefusedError(str(error)) from error
         self.loop.wake()
         return f"{count} facts are offered to the OCPP backend once more"
+
+    def reached(self) -> bool:
+        """Whether every uplink is connected; so it is where there is none."""
+        mqtt = self.uplink is None or self.inbox.up is True
+        return mqtt and (self.ocpp is None or self.ocpp.link == links.CONNECTED)
 
     def update_from(self, folder: str) -> str:
         """Look for a new version there, or where the cloud shows them. Raises RefusedError."""

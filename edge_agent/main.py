@@ -450,10 +450,7 @@ def connect(config: Config, agent: Agent) -> None:
 
 
 def take_updates(config: Config, agent: Agent, file: Path | None) -> None:
-    """Let the agent install new versions, where that is configured and it runs from a slot.
-
-    Raises JournalError.
-    """
+    """Let the agent install new versions, where that is configured and it runs from a slot."""
     root = os.environ.get("KARVON_ROOT")
     if config.updates is None or not root:
         return
@@ -461,13 +458,14 @@ def take_updates(config: Config, agent: Agent, file: Path | None) -> None:
 
     slot = os.environ.get("KARVON_SLOT", "")
     place = update_place(config, config.updates, Path(root), slot, file)
-    updates = Updates(
-        place,
-        agent.loop,
-        restart=agent.restart,
-        cloud=lambda: agent.inbox.up is True,
-        stuck=agent.stuck,
-    )
+    try:
+        updates = Updates(
+            place, agent.loop, restart=agent.restart, cloud=agent.reached, stuck=agent.stuck
+        )
+    except JournalError as error:
+        log.error("no updates: %s", error)  # noqa: TRY400  # charging goes on all the same
+        agent.no_updates = f"updates: {error}"
+        return
     agent.updates = updates
     agent.desk.update = updates.asked
 

@@ -77,6 +77,7 @@ def _print_status(answer: dict[str, Any]) -> None:
             ),
             *_site_lines(answer.get("site")),
             *_traffic_lines(answer.get("traffic")),
+            *_update_lines(answer.get("updates")),
             *(f"ALARM: {alarm}" for alarm in station["alarms"]),
             "",
         ]
@@ -149,6 +150,14 @@ def _neighbour_lines(site: dict[str, Any]) -> list[str]:
 
 def _ago(milliseconds: int | None) -> str:
     return "never" if milliseconds is None else f"{milliseconds / 1000:.0f} s ago"
+
+
+def _update_lines(updates: dict[str, Any] | None) -> list[str]:
+    """Which slot runs, and what waits to take its place."""
+    if updates is None:
+        return []
+    after = f", {updates['version']} waits" if updates["version"] else ""
+    return [f"updates: slot {updates['slot'][:12]} runs, {updates['phase']}{after}"]
 
 
 def _traffic_lines(traffic: dict[str, Any] | None) -> list[str]:

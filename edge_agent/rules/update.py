@@ -120,6 +120,8 @@ class UpdateRules:
     ready: Ready | None = None
     trouble: str = ""
     """Why the last look for an update failed; for people."""
+    failed: tuple[str, UUID | None] | None = None
+    """The slot that was rolled back, and whose request it was: not tried again for the same."""
     _request: UUID | None = None
     _folder: str = ""
     _held: bool = False
@@ -147,6 +149,13 @@ class UpdateRules:
         if isinstance(message, Progress):
             return self._tell(Tell(message.about, message.state))
         self.trouble = message.reason if isinstance(message, Failure) else ""
+        if isinstance(message, Ready) and self._had(message):
+            self.phase, self.ready = Phase.IDLE, None
+            self.trouble = (
+                f"{message.about.version} was rolled back here; it is not tried again"
+                " before it is asked for anew"
+            )
+            return []
         if isinstance(message, Ready):
             self.phase, self.ready = Phase.WAITING, message
             return self._tell(Tell(message.about, UpdateState.INSTALL_SCHEDULED))
@@ -156,6 +165,15 @@ class UpdateRules:
         if isinstance(message, Nothing):
             return self._withdrawn(before)
         return self._failed(message)
+
+    def _had(self, ready: Ready) -> bool:
+        """A technician with a stick may insist."""
+        return not self._folder and self.failed == (ready.slot, ready.about.request)
+
+    def lost(self) -> None:
+        """The fetch that ran is not there any more; nobody will hear of it."""
+        if self.phase is Phase.FETCHING:
+            self.phase, self.ready = Phase.IDLE, None
 
     def _withdrawn(self, before: Ready | None) -> list[Action]:
         """Nothing is asked for: what was, is not any more."""

@@ -18,6 +18,7 @@ from edge_agent.journal.files import (
     JournalError,
     Schema,
     explain,
+    is_damage,
     open_checked,
     set_aside,
     writing,
@@ -60,6 +61,8 @@ class Floors:
         try:
             return open_checked(path, _SCHEMA, synchronous="FULL", page_size=4096)
         except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
             aside = set_aside(path, "damaged")
             self.reports.append(f"{NAME} was damaged ({error}), kept as {aside.name}")
             if copy.exists():

@@ -47,6 +47,7 @@ SETTLED_MS: Final = 30_000
 POWER: Final = Path("/sys/class/power_supply")
 PENDING: Final = "pending"
 LAST: Final = "last"
+FAILED: Final = "failed"
 LONGEST_LINE: Final = 256 * 1024
 END_S: Final = 5.0
 WORKER: Final = "edge_agent.updates.worker"
@@ -131,6 +132,7 @@ class Updates:
         self._began_ms = loop.clock.now().mono_ms
         self._settled = False
         self._failure = ""
+        self._instead = ""
 
     # ------------------------------------------------------------------ asked from outside
 
@@ -167,7 +169,7 @@ class Updates:
         """What is wrong with updates now; empty: nothing."""
         reports = "; ".join(self._floors.reports)
         trial = self._trial.why if self._trial is not None else ""
-        texts = (self._failure, self.rules.trouble, trial, reports)
+        texts = (self._failure, self._instead, self.rules.trouble, trial, reports)
         text = "; ".join(each for each in texts if each)
         return f"updates: {text}" if text else ""
 
@@ -175,6 +177,7 @@ class Updates:
 
     async def run(self) -> None:
         """For ever."""
+        self.rules.lost()
         self.reconcile()
         due = self._next_check()
         try:
@@ -258,6 +261,18 @@ class Updates:
 
     async def _fetch(self, asked: Fetch) -> None:
         """One run of the process that fetches; its messages go to the rules as they come."""
+        try:
+            last, code = await self._worked(asked)
+        except (OSError, msgspec.DecodeError) as error:
+            text = f"updates cannot be fetched: {error}"
+            await self._do(self.rules.heard(Failure(UpdateState.DOWNLOAD_FAILED, text)))
+            return
+        if last is None or not final(last):
+            text = f"the process that fetches updates ended with {code}; see its log"
+            await self._do(self.rules.heard(Failure(UpdateState.DOWNLOAD_FAILED, text)))
+
+    async def _worked(self, asked: Fetch) -> tuple[Message | None, int]:
+        """Its last message, and how it ended. Raises OSError, msgspec.DecodeError."""
         last: Message | None = None
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -268,7 +283,7 @@ class Updates:
         )
         try:
             if process.stdin is None or process.stdout is None:
-                raise RuntimeError("a process without the pipes that were asked for")
+                raise OSError("a process without the pipes that were asked for")
             now = self.loop.clock.now()
             synced = now.quality is ClockQuality.SYNCED  # the cloud's word moves no floor
             job = self.place.job(asked.folder, now.wall_ms, clock_trusted=synced)
@@ -282,9 +297,7 @@ class Updates:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        if last is None or not final(last):
-            text = f"the process that fetches updates ended with {code}; see its log"
-            await self._do(self.rules.heard(Failure(UpdateState.DOWNLOAD_FAILED, text)))
+        return last, code
 
     async def _stop_fetching(self) -> None:
         task, self._fetching = self._fetching, None
@@ -338,6 +351,7 @@ class Updates:
         last = self._floors.note(LAST)
         if last is not None:
             self._report(msgspec.json.decode(last, type=_Said))
+        self.rules.failed = self._failed_before()
         if record is None:
             return
         if record.trial and record.trial == self.place.slot:
@@ -346,9 +360,22 @@ class Updates:
             self._gave_up(record, record.failed, pending)
         elif pending is not None and record.confirmed == pending.slot == self.place.slot:
             self._confirmed(pending)
+        elif pending is not None:
+            text = "the restart came before it began; ask again"
+            self._tell(Tell(pending.about, UpdateState.INSTALLATION_FAILED, text))
+            self._floors.keep_note(PENDING, b"")
+        if not record.trial and record.confirmed != self.place.slot:
+            self._instead = "what is confirmed cannot be started; an earlier version runs"
+
+    def _failed_before(self) -> tuple[str, UUID | None] | None:
+        failed = self._ready(FAILED)
+        return None if failed is None else (failed.slot, failed.about.request)
 
     def _pending(self) -> Ready | None:
-        content = self._floors.note(PENDING)
+        return self._ready(PENDING)
+
+    def _ready(self, name: str) -> Ready | None:
+        content = self._floors.note(name)
         if content is None or content == b"":
             return None
         try:
@@ -362,7 +389,9 @@ class Updates:
         if pending is not None and pending.slot == failed.slot:
             reason = f"rolled back: {failed.why}"
             self._tell(Tell(pending.about, UpdateState.INSTALLATION_FAILED, reason))
+            self._floors.keep_note(FAILED, msgspec.json.encode(pending))
             self._floors.keep_note(PENDING, b"")
+            self.rules.failed = (pending.slot, pending.about.request)
         with contextlib.suppress(OSError):  # it is told once more after the next start
             launcher.write(self.place.root, replace(record, failed=None))
 

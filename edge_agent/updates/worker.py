@@ -245,6 +245,7 @@ class Worker:
 
     def _fetched(self, found: Found) -> bytes:
         """The image, by the shortest way that leads to it."""
+        self._forget_others(found)
         last: Exception | None = None
         for named, release in found.ways:
             whole = release.encoding is not Encoding.ZSTD_DELTA
@@ -261,6 +262,13 @@ class Worker:
             path.unlink()
             return image
         raise ImageError(f"no way leads to the image: {last}")
+
+    def _forget_others(self, found: Found) -> None:
+        """What earlier updates have left of their downloads."""
+        wanted = {named.sha256 for named, _ in found.ways}
+        for path in (self._state / DOWNLOADS).glob("*"):
+            if path.name.partition(".")[0] not in wanted:
+                path.unlink()
 
     def _base(self, release: Release) -> bytes:
         """What runs, as an image. Raises ImageError when its files were changed."""

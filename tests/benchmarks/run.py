@@ -21,6 +21,7 @@ BENCHMARKS = (
     "api",
     "ocpp_parse",
     "ocpp_gateway",
+    "ota",
     "ota_campaign",
 )
 WHEN_NAMED = ("soak", "ocpp_idle")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
+
+if TYPE_CHECKING:
+    from ota_world import Maker
 
 from edge_agent.clock import Clock
 from edge_agent.desk import Desk
@@ -217,3 +220,14 @@ def make_rig() -> Callable[..., Rig]:
 @pytest.fixture
 def rig() -> Rig:
     return Rig()
+
+
+@pytest.fixture(scope="session")
+def makers(tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    """Makers of releases who have published their keys, and nothing else."""
+    from ota_world import Maker
+
+    folder = tmp_path_factory.mktemp("makers")
+    maker = Maker(folder / "repo")
+    maker.publish(folder / "shown")
+    return maker

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import (
@@ -74,7 +77,12 @@ class ReleaseKeys:
         return signed(named, signing or self.roles[role])
 
     def add(
-        self, version: str = "2.0.0", image: bytes = IMAGE, kind: Kind = Kind.AGENT, **more: Any
+        self,
+        version: str = "2.0.0",
+        image: bytes = IMAGE,
+        kind: Kind = Kind.AGENT,
+        packed: bytes | None = None,
+        **more: Any,
     ) -> str:
         """A file of a release; returns its path."""
         given: dict[str, Any] = {
@@ -83,10 +91,10 @@ class ReleaseKeys:
         }  # fmt: skip
         digest = hashlib.sha256(image).hexdigest()
         release = Release(kind=kind, version=version, raw_sha256=digest, **given)
-        path = image_path(release)
-        self.files[kind][path] = TargetFile(
-            len(image), {"sha256": digest}, path, {"custom": custom_of(release)}
-        )
+        path, sent = image_path(release), packed or image
+        hashes = {"sha256": hashlib.sha256(sent).hexdigest()}
+        custom = {"custom": custom_of(release)}
+        self.files[kind][path] = TargetFile(len(sent), hashes, path, custom)
         return path
 
 
@@ -153,3 +161,18 @@ def released(
         return int(answer.json()["releases"][0]["id"])
 
     return made
+
+
+@pytest.fixture
+async def address(world: Any) -> AsyncIterator[str]:
+    """Where the world is served over a real socket."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(world.app, log_config=None, access_log=False, lifespan="off")
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve([listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        await serving

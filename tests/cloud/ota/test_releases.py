@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import socket
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from tuf.ngclient import Updater, UpdaterConfig
 
 from cloud.kernel.http import Role
@@ -21,21 +18,6 @@ from protocols.release import Encoding, Kind, request_of, without_request
 from tests.cloud.ota.conftest import IMAGE, ReleaseKeys, signer
 
 URL = "/api/v1/releases"
-
-
-@pytest.fixture
-async def address(world: Any) -> AsyncIterator[str]:
-    """Where the world is served over a real socket."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(world.app, log_config=None, access_log=False, lifespan="off")
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve([listener]))
-        while not server.started:
-            await asyncio.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        await serving
 
 
 def client(address: str, folder: Path, repository: str, root: bytes) -> Updater:

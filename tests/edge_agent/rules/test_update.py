@@ -172,6 +172,30 @@ def test_a_look_that_nobody_asked_for_troubles_only_people_here() -> None:
     assert told.about.request == OTHER
 
 
+def test_what_was_rolled_back_is_not_tried_again_for_the_same_request() -> None:
+    rules = UpdateRules(failed=(READY.slot, ASKED))
+    rules.asked(ASKED)
+    assert rules.heard(READY) == []
+    assert (rules.phase, rules.tick(IDLE)) == (Phase.IDLE, [])
+    assert "rolled back" in rules.trouble
+    rules.asked(OTHER)
+    again = msgspec.structs.replace(ABOUT, request=OTHER)
+    assert states(rules.heard(msgspec.structs.replace(READY, about=again))) == ["InstallScheduled"]
+    rules = UpdateRules(failed=(READY.slot, ASKED))
+    rules.asked(None, "/stick")
+    assert states(rules.heard(READY)) == ["InstallScheduled"]
+
+
+def test_a_fetch_that_nobody_will_hear_of_is_forgotten() -> None:
+    rules = UpdateRules()
+    rules.asked(ASKED)
+    rules.lost()
+    assert rules.phase is Phase.IDLE
+    rules = waiting()
+    rules.lost()
+    assert rules.phase is Phase.WAITING
+
+
 def test_what_runs_already_is_said_to_be_installed() -> None:
     rules = UpdateRules()
     rules.asked(ASKED)

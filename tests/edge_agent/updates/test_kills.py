@@ -68,7 +68,7 @@ def test_ota_f26_kill_of_fetching_at_any_time(
     whole_run, began = worker(world, server)
     assert isinstance(said(whole_run)[-1], Ready)
     takes = time.monotonic() - began
-    count = sample_size(5, 200)
+    count = sample_size(3, 200)
     for number in range(count):
         slots.wipe(world.controller.folder / "slots" / name)
         process, began = worker(world, server)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -72,6 +74,12 @@ class Agent:
             assert time.monotonic() < deadline, (self.states(), self.updates.trouble())
             await self.second()
             await asyncio.sleep(0.02)
+
+    async def prepared(self) -> None:
+        """A slot is made, as the fetching process would have it."""
+        slot = self.world.controller.install("2.0")
+        self.updates.rules.asked(ASKED)
+        await self.updates._do(self.updates.rules.heard(ready(self.world, slot)))
 
     async def second(self) -> None:
         await self.rig.seconds(1)
@@ -150,13 +158,10 @@ async def test_it_waits_for_the_session_and_then_frees_the_evse(
     running: World, make_rig: Callable[..., Rig]
 ) -> None:
     rig = make_rig(boards=2)
-    on_the_wall(rig)
-    running.offer("2.0")
     it = agent(running, rig)
     await rig.seconds(2)
     await rig.charge(5)
-    it.updates.from_folder(str(running.out))
-    await it.until(UpdateState.INSTALL_SCHEDULED)
+    await it.prepared()
     for _ in range(5):
         await it.second()
     assert it.restarts == 0
@@ -173,13 +178,10 @@ async def test_evses_come_back_when_it_is_abandoned(
 ) -> None:
     """And one that the operator took out of service meanwhile does not."""
     rig = make_rig(boards=3)
-    on_the_wall(rig)
-    running.offer("2.0")
     it = agent(running, rig)
     await rig.seconds(2)
     await rig.charge(5)
-    it.updates.from_folder(str(running.out))
-    await it.until(UpdateState.INSTALL_SCHEDULED)
+    await it.prepared()
     await it.second()
     now = rig.clock.now().wall_ms
     await rig.desk.command(
@@ -398,6 +400,48 @@ async def test_a_fetching_process_that_dies_is_said_to_have_failed(
     assert "updates: " in it.updates.trouble()
 
 
+async def test_what_was_rolled_back_is_not_tried_again(running: World, rig: Rig) -> None:
+    """The director asks for it as before; only a new request is another try."""
+    on_the_wall(rig)
+    name = running.offer("2.0")
+    floors = running.floors()
+    floors.keep_note(PENDING, msgspec.json.encode(ready(running, name)))
+    floors.close()
+    running.controller.record(confirmed=running.running, failed=Failed(name, "why", str(ASKED)))
+    with Server(running.out) as server:
+        it = agent(running, rig, url=server.url)
+        it.updates.reconcile()
+        await command(rig)
+        deadline = time.monotonic() + 60
+        while "not tried again" not in it.updates.trouble():
+            assert time.monotonic() < deadline
+            await it.second()
+            await asyncio.sleep(0.02)
+        assert it.restarts == 0
+        path = next(iter(running.maker.workshop.newest("agent").signed.targets))
+        running.ask(path, id=UUID(int=6))
+        await command(rig, UUID(int=6))
+        await it.until(UpdateState.INSTALL_REBOOTING)
+
+
+async def test_a_restart_between_note_and_record_is_told(running: World, rig: Rig) -> None:
+    floors = running.floors()
+    floors.keep_note(PENDING, msgspec.json.encode(ready(running, "0" * 64)))
+    floors.close()
+    it = agent(running, rig)
+    it.updates.reconcile()
+    assert it.last().reason == "the restart came before it began; ask again"
+
+
+async def test_an_earlier_version_that_had_to_be_started_is_an_alarm(
+    running: World, rig: Rig
+) -> None:
+    running.controller.record(confirmed="0" * 64, previous=running.running)
+    it = agent(running, rig)
+    it.updates.reconcile()
+    assert "an earlier version runs" in it.updates.trouble()
+
+
 async def test_a_folder_that_is_none_is_refused(running: World, rig: Rig) -> None:
     with pytest.raises(RefusedError, match="is no folder"):
         agent(running, rig).updates.from_folder("/no/such/stick")
@@ -406,3 +450,15 @@ async def test_a_folder_that_is_none_is_refused(running: World, rig: Rig) -> Non
 def test_without_a_mains_supply_there_is_no_battery(tmp_path: Path) -> None:
     assert not on_battery(tmp_path)
     assert not on_battery(tmp_path / "none")
+
+
+def test_the_running_agent_carries_none_of_what_checks_and_fetches() -> None:
+    """Memory of a controller: that is the business of a process that ends."""
+    looks = (
+        "import sys, edge_agent.updates.service, edge_agent.main\n"
+        "print({'tuf', 'urllib3', 'cryptography', 'securesystemslib'} & set(sys.modules))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", looks], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ran.stdout.strip() == "set()"

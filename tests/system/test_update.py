@@ -1,0 +1,106 @@
+"""The real agent updates itself while a session runs, and comes back from a bad version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ota_real import RealController, real_image
+from ota_server import Server
+from ota_slots import image
+from ota_world import HARDWARE, World
+
+from edge_agent.updates import launcher
+from edge_agent.updates.archive import sha256
+from protocols.agent_link import UpdateState
+from protocols.release import Encoding, Kind, Release
+
+BAD = """
+if "run" in sys.argv:
+    sys.exit("this version cannot run")
+"""
+
+
+class Rig:
+    """Makers, a web server with both repositories, and a controller with the first version."""
+
+    def __init__(self, folder: Path) -> None:
+        self.world = World(folder)
+        self.server = Server(self.world.out)
+        self.world.job()  # hands out the roots
+        self.controller = RealController(
+            folder,
+            f'url = "{self.server.url}"\nhardware = "{HARDWARE}"\n'
+            f'images_root = "{folder}/images.root.json"\n'
+            f'director_root = "{folder}/director.root.json"\n',
+        )
+        self.first = self.controller.install(real_image("1.0.0"))
+        launcher.write(self.controller.root, launcher.Record(confirmed=self.first))
+
+    def release(self, version: str, image: bytes) -> str:
+        """Published and asked for; returns its slot's name."""
+        release = Release(
+            kind=Kind.AGENT,
+            name="karvon-agent",
+            version=version,
+            release_counter=0,
+            hw_ids=(HARDWARE,),
+            raw_sha256="",
+            raw_length=0,
+            encoding=Encoding.ZSTD,
+        )
+        (path,) = self.world.maker.workshop.add(image, release)
+        self.world.maker.publish(self.world.out)
+        self.world.ask(path)
+        return sha256(image)
+
+    def told(self) -> str:
+        return self.controller.service.log.read_text()
+
+    def end(self) -> None:
+        self.controller.end()
+        self.server.close()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    try:
+        rig.controller.start()
+        yield rig
+    finally:
+        rig.end()
+
+
+@pytest.mark.system
+def test_ota_f26_the_real_agent_updates_and_comes_back_from_a_bad_version(rig: Rig) -> None:
+    """A session runs while it is fetched; it waits; then the new version proves itself."""
+    controller = rig.controller
+    controller.until(lambda: controller.evse() == "Available", "the first version")
+    controller.board("plug", evse=1, wants_wh=50_000, max_current_ma=16_000)
+    controller.until(lambda: controller.evse() == "Occupied", "the vehicle")
+    controller.ask(do="token", token="CARD", evse=1)
+    good = rig.release("1.1.0", real_image("1.1.0"))
+    controller.ask(do="update")
+    controller.until(lambda: "EVSE 1 in use" in rig.told(), "the session to be waited for")
+    assert controller.version() == "1.0.0"
+    controller.board("unplug", evse=1)
+    controller.until(lambda: controller.version() == "1.1.0", "the new version")
+    controller.until(
+        lambda: (record := launcher.read(controller.root)) and record.confirmed == good,
+        "its confirmation",
+    )
+    assert f"1.1.0 {UpdateState.INSTALLED}" in rig.told()
+    assert controller.evse() == "Available"
+    bad = rig.release("1.2.0", image("1.2.0", BAD))
+    starts = controller.service.starts
+    controller.ask(do="update")
+    controller.until(lambda: "rolled back" in rig.told(), "the way back")
+    assert controller.service.starts == starts + launcher.TRIES + 1
+    controller.until(lambda: controller.version() == "1.1.0", "the version before")
+    record = launcher.read(controller.root)
+    assert record is not None
+    assert (record.confirmed, record.trial) == (good, "")
+    assert launcher.usable(controller.root, bad)
+    assert not controller.board("status")["violations"]
