@@ -62,6 +62,7 @@ from cloud.ota import campaigns as ota_campaigns
 from cloud.ota import campaigns_rest, serving
 from cloud.ota import rest as releases_rest
 from cloud.ota.api import Order
+from cloud.ota.bucket import Bucket, StoreKey
 from cloud.ota.campaigns import Campaigns, UpdateHandover
 from cloud.ota.director import Director
 from cloud.ota.planner import Surroundings
@@ -301,7 +302,7 @@ class Updates:
             OnlineKey.kept(config.ota_online_key_file or home / "online.pem"),
             OnlineKey.kept(config.ota_director_key_file or home / "director.pem"),
         )
-        files = Files(home)
+        files = Files(home, _bucket(config))
         releases = Releases(database, files, keys, utc_now)
         around = Surroundings(UpdateLink(), f"{config.ota_url or url}/ota/files")
         campaigns = Campaigns(database, stations, around, utc_now)
@@ -499,6 +500,14 @@ class Cloud:
         if url is not None:
             return outside_broker(self._config, url)
         return await stack.enter_async_context(embedded_broker(self._config, _report))
+
+
+def _bucket(config: CloudConfig) -> Bucket | None:
+    """Where images lie beside the folder. Raises OSError and ValueError for its key."""
+    if config.ota_s3_key_file is None:
+        return None
+    key = StoreKey.read(config.ota_s3_key_file, config.ota_s3_region)
+    return Bucket(config.ota_s3_url, key, utc_now)
 
 
 def _in_url(host: str) -> str:

@@ -58,9 +58,9 @@ class Served:
                 "this address asks too often; wait a second, then go on where you were"
             )
 
-    def file(self, row: TargetRow, cache: str) -> Response:
+    async def file(self, row: TargetRow, cache: str) -> Response:
         """An image, or the range of it that the request names. Raises FileNotFound."""
-        file = self.files.path(row.sha256)
+        file = await self.files.path(row.sha256)
         if file is None:
             raise _missing()
         headers = {"ETag": f'"{row.sha256}"', "Cache-Control": cache}
@@ -91,7 +91,7 @@ def _add_images(routes: APIRouter, served: Served) -> None:
         row = None if found is None else await served.releases.target(found[1] + found[3])
         if found is None or row is None or row.sha256 != found[2]:
             raise _missing()
-        return served.file(row, FOR_EVER)
+        return await served.file(row, FOR_EVER)
 
 
 def _add_director(routes: APIRouter, served: Served) -> None:
@@ -123,7 +123,7 @@ def _add_files(routes: APIRouter, served: Served) -> None:
         row = None if path is None else await served.releases.target(path)
         if row is None or row.path.rpartition("/")[2] != name:
             raise _missing()
-        return served.file(row, PRIVATE)
+        return await served.file(row, PRIVATE)
 
 
 def _parts(name: str) -> tuple[str, int]:

@@ -1,7 +1,8 @@
 """Where images lie: files named by their SHA-256, in one folder that every API process shares.
 
-An upload comes in parts and is not to be seen before its digest proves right. What lies here was
-named by signed metadata, or waits to be.
+Or in an object store, and the folder of each process keeps what was asked for. An upload comes in
+parts and is not to be seen before its digest proves right. What lies here was named by signed
+metadata, or waits to be.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from cloud.ota.api import FileMisplaced, FileTooLarge, StorageFull
+from cloud.ota.bucket import Bucket
 from protocols.release import IMAGE_LIMIT
 
 _CHUNK: Final = 1024 * 1024
@@ -22,15 +24,22 @@ _CHUNK: Final = 1024 * 1024
 class Files:
     """Images on disk. Every method raises StorageFull where the disk does."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bucket: Bucket | None = None) -> None:
+        self._bucket = bucket
+        self._fetching: dict[str, asyncio.Lock] = {}
         self._whole = folder / "targets"
         self._coming = folder / "incoming"
         for part in (self._whole, self._coming):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def path(self, sha256: str) -> Path | None:
-        """The whole file; None when it is not here."""
+    async def path(self, sha256: str) -> Path | None:
+        """The whole file, fetched from the object store if need be; None: there is none."""
         file = self._whole / sha256
+        if not file.is_file() and self._bucket is not None:
+            lock = self._fetching.setdefault(sha256, asyncio.Lock())
+            async with lock:
+                if not file.is_file():
+                    await asyncio.to_thread(self._fetch, self._bucket, sha256)
         return file if file.is_file() else None
 
     async def received(self, owner: int, sha256: str) -> int:
@@ -86,24 +95,41 @@ class Files:
 
     def _finish(self, owner: int, sha256: str, length: int) -> bool:
         whole = self._whole / sha256
+        part = self._part(owner, sha256)
+        if not whole.is_file() and not part.is_file() and self._bucket is not None:
+            self._fetch(self._bucket, sha256)
         if whole.is_file():
             return whole.stat().st_size == length
-        part = self._part(owner, sha256)
-        if not part.is_file():
+        if not part.is_file() or not self._is_right(part, sha256):
             return False
-        digest = hashlib.sha256()
-        with part.open("rb") as read:
-            while chunk := read.read(_CHUNK):
-                digest.update(chunk)
-            right = digest.hexdigest() == sha256 and read.tell() == length
-            if right:
-                os.fsync(read.fileno())
-        if not right:
-            part.unlink()
+        if part.stat().st_size != length:
             return False
+        if self._bucket is not None:
+            self._bucket.put(sha256, part)
         part.rename(whole)
         _sync(self._whole)
         return True
+
+    def _fetch(self, bucket: Bucket, sha256: str) -> None:
+        """Bring it from the object store, if that has it whole."""
+        aside = self._coming / f"fetched-{sha256}-{os.getpid()}"
+        try:
+            if bucket.get(sha256, aside) and self._is_right(aside, sha256):
+                aside.rename(self._whole / sha256)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _is_right(self, file: Path, sha256: str) -> bool:
+        """Whether it is what its name says, and on disk; a wrong one is thrown away."""
+        digest = hashlib.sha256()
+        with file.open("rb") as read:
+            while chunk := read.read(_CHUNK):
+                digest.update(chunk)
+            if digest.hexdigest() == sha256:
+                os.fsync(read.fileno())
+                return True
+        file.unlink()
+        return False
 
 
 def _sync(folder: Path) -> None:
