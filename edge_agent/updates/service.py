@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 
 from edge_agent.loop import Loop
-from edge_agent.rules.actions import Operative
+from edge_agent.rules.actions import Emit, Operative
 from edge_agent.rules.station import RefusedError
 from edge_agent.rules.update import (
     Action,
@@ -38,7 +38,7 @@ from edge_agent.updates import launcher, slots
 from edge_agent.updates.crashes import settle
 from edge_agent.updates.floors import Floors, JournalError
 from edge_agent.updates.messages import Failure, Job, Message, Ready, Subject
-from protocols.agent_link import ClockQuality, UpdateState, UpdateStatus
+from protocols.agent_link import ClockQuality, SecurityEvent, UpdateState, UpdateStatus
 
 log = logging.getLogger(__name__)
 EVERY_S: Final = 1.0
@@ -50,6 +50,11 @@ LAST: Final = "last"
 FAILED: Final = "failed"
 LONGEST_LINE: Final = 256 * 1024
 END_S: Final = 5.0
+SECURITY: Final = {
+    UpdateState.INSTALLED: "FirmwareUpdated",
+    UpdateState.INVALID_SIGNATURE: "InvalidFirmwareSignature",
+}
+"""States that are OCPP security events, too."""
 WORKER: Final = "edge_agent.updates.worker"
 
 
@@ -251,7 +256,9 @@ class Updates:
                 await self.loop.tell(evse, Operative(False))
 
     async def _let_go(self) -> None:
-        wanted = self.loop.ledger.store.availability()
+        wanted: dict[int, bool] = {}
+        with contextlib.suppress(JournalError):  # what was held was in service then
+            wanted = self.loop.ledger.store.availability()
         for evse in sorted(self._held):
             if wanted.get(evse, True):
                 await self.loop.tell(evse, Operative(True))
@@ -460,6 +467,15 @@ class Updates:
             self._failure = str(error)
         log.info("update: %s %s %s", tell.about.version, tell.state, tell.reason)
         self._report(said)
+        if tell.state in SECURITY:
+            self._secure(SECURITY[tell.state], f"{tell.about.version} {tell.reason}".strip())
+
+    def _secure(self, kind: str, text: str) -> None:
+        """For those who watch over security: it is not forgotten before the cloud has it."""
+        event = SecurityEvent(id=uuid4(), at=self.loop.clock.now(), type=kind, text=text)
+        if not self.loop.ledger.write([Emit(event)]):
+            self.loop.ledger.write_later([Emit(event)])
+        self.loop.wake()
 
     def _report(self, said: _Said) -> None:
         status = UpdateStatus(

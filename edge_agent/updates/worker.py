@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from edge_agent.updates.choosing import (
     newest,
 )
 from edge_agent.updates.download import (
+    SPARE_BYTES,
     Bucket,
     Download,
     DownloadFailed,
@@ -74,6 +76,8 @@ FOLDER: Final = "folder:"
 METADATA: Final = "metadata"
 DOWNLOADS: Final = "downloads"
 LOCK: Final = "worker.lock"
+TREE: Final = 2
+"""Times the image's bytes that a slot takes at most."""
 _PR_SET_PDEATHSIG: Final = 1
 Tell = Callable[[Message], None]
 
@@ -144,6 +148,7 @@ class Worker:
         if release.raw_sha256 == self._running():
             return Current(found.about)
         if not launcher.usable(self._root, release.raw_sha256):
+            self._room(release)
             self._say(UpdateState.DOWNLOADING)
             image = self._fetched(found)
             self._say(UpdateState.SIGNATURE_VERIFIED)
@@ -159,6 +164,16 @@ class Worker:
             force=request is not None and request.force,
             received=self._received,
         )
+
+    def _room(self, release: Release) -> None:
+        """A slot holds the image's files and their bytecode. Raises DownloadFailed."""
+        free = shutil.disk_usage(self._root).free
+        needed = TREE * release.raw_length + SPARE_BYTES
+        if free < needed:
+            raise DownloadFailed(
+                f"{self._root}: {free >> 20} MiB are free, and a slot needs {needed >> 20} MiB;"
+                " free space"
+            )
 
     def _say(self, state: UpdateState) -> None:
         if self._about is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -47,6 +50,16 @@ def test_what_is_written_is_read_back(release: Release) -> None:
     assert release_of(path, custom) == release
     assert request_of(path, custom) == ASKED
     assert without_request(custom) == custom_of(release)
+
+
+def test_the_pages_example_is_understood_completely() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "releases.md").read_text()
+    (text,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    said = json.loads(text)
+    path = "agent/x.zst"
+    assert custom_of(release_of(path, said), request_of(path, said)) == said
+    fields = {*Release.__struct_fields__, *Request.__struct_fields__} - {"base_sha256"}
+    assert [name for name in fields if f"`{name}`" not in page and f".{name}`" not in page] == []
 
 
 def test_full_images_and_deltas_lie_side_by_side() -> None:

@@ -21,6 +21,7 @@ from cloud.kernel.config import CloudConfig
 from edge_agent.config import Config, parse
 from karvon.agent import app as agent_app
 from karvon.demo.network import Network
+from karvon.release.cli import app as release_app
 
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
 TESTED: Final = re.compile(r"<!-- tested -->\n```sh\n(.*?)```", re.DOTALL)
@@ -155,8 +156,26 @@ def test_the_pages_configurations_are_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["operations.md", "agent.md", "api.md", "load-management.md", "ocpp-commands.md"]
+    "name",
+    [
+        "operations.md",
+        "agent.md",
+        "api.md",
+        "load-management.md",
+        "ocpp-commands.md",
+        "releases.md",
+    ],
 )
 def test_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", _page(name)):
         assert (DOCS / target).exists(), target
+
+
+def test_the_release_makers_page_names_commands_that_there_are() -> None:
+    page = _page("releases.md")
+    groups = get_command(release_app).commands  # type: ignore[attr-defined]  # a group
+    named = re.findall(r"^karvon release (\w+) (\w+)", page, re.MULTILINE)
+    assert {first for first, _ in named} == {"keys", "build", "sign", "publish", "verify"}
+    for first, second in named:
+        assert second in getattr(groups[first], "commands", {second})
+    assert {"renew", "withdraw"} <= set(groups)

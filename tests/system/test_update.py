@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ota_real import RealController, real_image
@@ -74,8 +75,10 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 
 @pytest.mark.system
-def test_ota_f26_the_real_agent_updates_and_comes_back_from_a_bad_version(rig: Rig) -> None:
-    """A session runs while it is fetched; it waits; then the new version proves itself."""
+def test_ota_f26_the_real_agent_updates_and_comes_back_from_a_bad_version(
+    rig: Rig, kills: Any
+) -> None:
+    """A session runs while it is fetched; it waits; killed on trial, it proves itself."""
     controller = rig.controller
     controller.until(lambda: controller.evse() == "Available", "the first version")
     controller.board("plug", evse=1, wants_wh=50_000, max_current_ma=16_000)
@@ -87,6 +90,10 @@ def test_ota_f26_the_real_agent_updates_and_comes_back_from_a_bad_version(rig: R
     assert controller.version() == "1.0.0"
     controller.board("unplug", evse=1)
     controller.until(lambda: controller.version() == "1.1.0", "the new version")
+    controller.service.kill()
+    kills.count("update.trial")
+    controller.until(lambda: controller.service.starts == 3, "its second try")
+    controller.until(lambda: controller.version() == "1.1.0", "the new version once more")
     controller.until(
         lambda: (record := launcher.read(controller.root)) and record.confirmed == good,
         "its confirmation",

@@ -269,6 +269,8 @@ async def test_a_damaged_upload_is_thrown_away_and_begins_again(
 async def test_parts_come_in_their_order(admin: httpx.AsyncClient) -> None:
     url = f"/api/v1/release-files/{'0' * 64}"
     await admin.put(url, params={"offset": 0}, content=b"0123")
+    again = await admin.put(url, params={"offset": 0}, content=b"0123")
+    assert (again.status_code, again.json()["received"]) == (200, 4)
     late = await admin.put(url, params={"offset": 8}, content=b"89")
     assert (late.status_code, late.json()["params"]["received"]) == (409, 4)
     assert (await admin.put(url, params={"offset": 4}, content=b"4567")).json()["received"] == 8

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -188,18 +186,6 @@ def test_ota_f23_no_room_is_said_before_a_byte_is_fetched(server: Server, tmp_pa
     with pytest.raises(DownloadFailed, match="free space"):
         download(server, tmp_path, spare_bytes=2**60).run()
     assert server.asked == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 200 KiB, really mounted."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("NOT RUN: file systems cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_ota_f23_disk_full_fails_cleanly_and_leaves_the_room_to_sessions(

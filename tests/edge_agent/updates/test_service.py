@@ -21,12 +21,13 @@ from edge_agent.rules.station import RefusedError
 from edge_agent.rules.update import LATE_MS, STEADY_MS
 from edge_agent.updates import launcher
 from edge_agent.updates.launcher import Failed, Record
-from edge_agent.updates.messages import Ready, Subject
+from edge_agent.updates.messages import Failure, Ready, Subject
 from edge_agent.updates.service import PENDING, Place, Updates, on_battery
 from protocols.agent_link import (
     Command,
     CommandStatus,
     ConnectorStatus,
+    SecurityEvent,
     SetAvailability,
     Update,
     UpdateState,
@@ -440,6 +441,18 @@ async def test_an_earlier_version_that_had_to_be_started_is_an_alarm(
     it = agent(running, rig)
     it.updates.reconcile()
     assert "an earlier version runs" in it.updates.trouble()
+
+
+async def test_what_nobody_signed_is_a_security_event(running: World, rig: Rig) -> None:
+    it = agent(running, rig)
+    about = Subject(target="agent/x", version="2.0", request=ASKED)
+    refusal = Failure(UpdateState.INVALID_SIGNATURE, "images: signed by 0/2 keys", about)
+    for _ in range(2):
+        it.updates.rules.asked(ASKED)
+        await it.updates._do(it.updates.rules.heard(refusal))
+    (event,) = [fact for fact in rig.store.facts if isinstance(fact, SecurityEvent)]
+    assert event.type == "InvalidFirmwareSignature"
+    assert event.text == "2.0 images: signed by 0/2 keys"
 
 
 async def test_a_folder_that_is_none_is_refused(running: World, rig: Rig) -> None:

@@ -462,6 +462,14 @@ def test_two_makers_never_share_trust(world: World, tmp_path: Path) -> None:
     refused(world, "signed by 0/", folder=str(tmp_path / "stick"), url="")
 
 
+def test_ota_f23_no_room_for_a_slot_is_said_before_anything_is_fetched(
+    world: World, server: Any, small_disk: Path
+) -> None:
+    world.offer("2.0")
+    refused(world, "a slot needs", UpdateState.DOWNLOAD_FAILED, root=str(small_disk))
+    assert not [path for path, *_ in server.asked if "/targets/" in path]
+
+
 def test_ids_are_kept_through(world: World) -> None:
     path, _ = world.maker.release("2.0")
     world.maker.publish(world.out)
