@@ -536,7 +536,7 @@ def _report(event: ChildEvent) -> None:
     logger.warning("%s %s: %s", event.child, event.what, event.detail)
 
 
-def _spare_the_collector() -> None:
+def spare_the_collector() -> None:
     """Look for garbage cycles less often.
 
     Decoding makes many short-lived containers and hardly a cycle; with the interpreter's defaults a
@@ -548,7 +548,7 @@ def _spare_the_collector() -> None:
 
 async def serve(config: CloudConfig, announce: Callable[[Ready], None]) -> None:
     """Run until SIGTERM or SIGINT, then stop everything in order."""
-    _spare_the_collector()
+    spare_the_collector()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

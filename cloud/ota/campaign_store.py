@@ -302,60 +302,45 @@ async def add_devices(
     )
 
 
-@dataclass(frozen=True)
-class Held:
-    """A device as its campaign's planning needs it."""
-
-    device: Device
-    component: str
-    link: str
-    token: str
-    path: str
-
-
 _PROOFS: Final = {str(one): one for one in Proof}
 _STANDINGS: Final = {str(one): one for one in Standing}
 """Looked up: calling an enumeration takes longer than all else that a row needs."""
 
 
-async def devices(cursor: Cursor, campaign_id: int) -> list[Held]:
-    """In the order in which they are offered the release."""
+async def devices(cursor: Cursor, campaign_id: int) -> list[Device]:
+    """In the order in which they are offered the release; those that wait without a request."""
     await cursor.execute(
-        "SELECT station_id, wave, proof, standing, request, word, running, reason, deadline_at,"
-        " is_excused, component, link, token, path FROM ota.device WHERE campaign_id = %s"
-        " ORDER BY wave, place, station_id",
+        "SELECT station_id, wave, proof, standing,"
+        " CASE WHEN standing <> 'waiting' THEN request END, word, running, reason, deadline_at,"
+        " is_excused FROM ota.device WHERE campaign_id = %s ORDER BY wave, place, station_id",
         (campaign_id,),
     )
     return [
-        Held(
-            Device(
-                station=station,
-                wave=wave,
-                proof=_PROOFS[proof],
-                standing=_STANDINGS[standing],
-                request=request,
-                word=word,
-                running=running,
-                reason=reason,
-                deadline=deadline,
-                excused=excused,
-            ),
-            *more,
-        )
-        for (
-            station,
-            wave,
-            proof,
-            standing,
-            request,
-            word,
-            running,
-            reason,
-            deadline,
-            excused,
-            *more,
-        ) in await cursor.fetchall()
+        Device(station, wave, _PROOFS[proof], _STANDINGS[standing], *more)
+        for station, wave, proof, standing, *more in await cursor.fetchall()
     ]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a station is asked."""
+
+    station_id: int
+    link: str
+    request: UUID
+    token: str
+    path: str
+
+
+async def ways(cursor: Cursor, campaign_id: int, stations: Collection[int]) -> dict[int, Way]:
+    found = await rows(
+        cursor,
+        Way,
+        "SELECT station_id, link, request, token, path FROM ota.device"
+        " WHERE campaign_id = %s AND station_id = ANY(%s::int[])",
+        (campaign_id, literal(stations)),
+    )
+    return {one.station_id: one for one in found}
 
 
 async def save_devices(
@@ -394,10 +379,10 @@ async def take_over(
     """Make this campaign's offer the stations' latest; earlier campaigns are told that they are
     out.
     """
-    keys = list(stations)
+    keys = literal(stations)
     await cursor.execute(
         "WITH mine AS (SELECT station_id, component FROM ota.device"
-        "  WHERE campaign_id = %(mine)s AND station_id = ANY(%(keys)s)),"
+        "  WHERE campaign_id = %(mine)s AND station_id = ANY(%(keys)s::int[])),"
         " out AS (UPDATE ota.device d SET is_latest = false FROM mine m"
         "  WHERE d.station_id = m.station_id AND d.component = m.component AND d.is_latest"
         "  AND d.campaign_id <> %(mine)s"
@@ -415,7 +400,7 @@ async def take_over(
     opens, closes = window or (None, None)
     await cursor.execute(
         "UPDATE ota.device SET is_latest = true, offered_at = %s, opens_at = %s, closes_at = %s"
-        " WHERE campaign_id = %s AND station_id = ANY(%s)",
+        " WHERE campaign_id = %s AND station_id = ANY(%s::int[])",
         (now, opens, closes, campaign_id, keys),
     )
 

@@ -17,9 +17,10 @@ from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.events import Event as LogEvent
 from cloud.ota import campaign_store as store
 from cloud.ota.api import Link, Order
-from cloud.ota.campaign_store import CampaignRow, Held
+from cloud.ota.campaign_store import CampaignRow, Way
 from cloud.ota.rollout import (
     Action,
+    Device,
     Entered,
     Event,
     Gone,
@@ -85,12 +86,9 @@ async def turn(
     now: datetime,
 ) -> Rollout:
     """Plan a locked campaign; `orders` are people's, with who gave each."""
-    held = {one.device.station: one for one in await store.devices(cursor, campaign.id)}
-    stage = Stage(campaign.stage)
-    rollout = Rollout(
-        plan_of(campaign.terms, version), (one.device for one in held.values()), stage,
-        campaign.wave,
-    )  # fmt: skip
+    held = {one.station: one for one in await store.devices(cursor, campaign.id)}
+    plan = plan_of(campaign.terms, version)
+    rollout = Rollout(plan, held.values(), Stage(campaign.stage), campaign.wave)
     daily = window_of(campaign.terms)
     window = None if daily is None else daily.next(now)
     starts = None if window is None else window[1]
@@ -117,41 +115,42 @@ async def _apply(
     campaign: CampaignRow,
     rollout: Rollout,
     actions: Sequence[Action],
-    held: dict[int, Held],
+    held: dict[int, Device],
     window: tuple[datetime, datetime] | None,
     around: Surroundings,
     now: datetime,
 ) -> None:
-    changed = [one for one in rollout.devices.values() if one is not held[one.station].device]
+    changed = [one for one in rollout.devices.values() if one is not held[one.station]]
     await store.save_devices(cursor, campaign.id, changed, now)
     entered = [(one.station, str(one.what), one.reason) for one in actions
                if isinstance(one, Entered)]  # fmt: skip
     await store.add_steps(cursor, campaign.tenant_id, campaign.id, entered, now)
     offers = [one.station for one in actions if isinstance(one, Offer)]
     offers = [one for one in offers if rollout.devices[one].standing is Standing.OFFERED]
-    orders = []
+    withdrawn = sorted({one.station for one in actions if isinstance(one, Withdraw)})
+    if not offers and not withdrawn:
+        return
     if offers:
         await store.take_over(cursor, campaign.id, offers, window, now)
-        opens = now if window is None else max(now, window[0])
-        orders = [_offer(held[one], rollout, campaign, opens, around) for one in offers]
-    withdrawn = {one.station for one in actions if isinstance(one, Withdraw)}
-    orders += [_again(held[one], now) for one in sorted(withdrawn) if held[one].link == AGENT]
+    opens = now if window is None else max(now, window[0])
+    ways = await store.ways(cursor, campaign.id, [*offers, *withdrawn])
+    orders = [_offer(ways[one], rollout, campaign, opens, around) for one in offers]
+    orders += [_again(ways[one], now) for one in withdrawn if ways[one].link == AGENT]
     tenant = TenantId(campaign.tenant_id)
     await around.link.order(cursor, tenant, orders, f"campaign:{campaign.id}")
 
 
 def _offer(
-    held: Held, rollout: Rollout, campaign: CampaignRow, opens: datetime, around: Surroundings
+    way: Way, rollout: Rollout, campaign: CampaignRow, opens: datetime, around: Surroundings
 ) -> Order:
-    device = rollout.devices[held.device.station]
-    assert device.request is not None
-    assert device.deadline is not None
-    if held.link == AGENT:
-        return Order(device.request, device.station, Update(device.request), device.deadline)
+    until = rollout.devices[way.station_id].deadline
+    assert until is not None
+    if way.link == AGENT:
+        return Order(way.request, way.station_id, Update(way.request), until)
     signed = campaign.terms.get("signed") or {}
-    name = held.path.rpartition("/")[2]
+    name = way.path.rpartition("/")[2]
     ask = UpdateFirmware(
-        location=f"{around.files_url}/{held.token}/{name}",
+        location=f"{around.files_url}/{way.token}/{name}",
         retrieve_at=opens,
         retries=_RETRIES,
         retry_interval_s=_RETRY_S,
@@ -159,19 +158,14 @@ def _offer(
         signature=signed.get("signature"),
         expected_version=rollout.plan.version,
     )
-    return Order(device.request, device.station, ask, device.deadline)
+    return Order(way.request, way.station_id, ask, until)
 
 
-def _again(held: Held, now: datetime) -> Order:
+def _again(way: Way, now: datetime) -> Order:
     """Have the agent read what the director says now: no longer this."""
-    request = held.device.request
-    assert request is not None
-    # a command of its own, known again should this be planned twice
-    return Order(_following(request), held.device.station, Update(request), now + _LOOK_AGAIN)
-
-
-def _following(request: UUID) -> UUID:
-    return UUID(int=request.int ^ 1)
+    # a command of its own, whose id is a neighbour of the request's
+    command = UUID(int=way.request.int ^ 1)
+    return Order(command, way.station_id, Update(way.request), now + _LOOK_AGAIN)
 
 
 async def _tell(

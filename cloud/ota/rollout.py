@@ -275,6 +275,7 @@ class Rollout:
         self.counts = [Count() for _ in range(waves)]
         self._waiting: list[deque[int]] = [deque() for _ in range(waves)]
         self._actions: list[Action] = []
+        self._is_counted_anew = False
         for device in self.devices.values():
             self.counts[device.wave].add(device, 1)
             if device.standing is Standing.WAITING:
@@ -288,13 +289,15 @@ class Rollout:
     def handle(self, event: Event, now: datetime, starts: datetime | None = None) -> list[Action]:
         """What follows from the event. `starts`: when a window opens that offers wait for."""
         self._actions = []
+        self._is_counted_anew = False
         if isinstance(event, Reported | Running | Gone):
             self._of_device(event)
         elif isinstance(event, Tick):
             self._expire(now)
         else:
             self._order(event)
-        self._judge(max(now, starts or now))
+        if self._is_counted_anew or not isinstance(event, Reported | Running | Gone):
+            self._judge(max(now, starts or now))
         return self._actions
 
     # ------------------------------------------------------------------ devices
@@ -361,6 +364,7 @@ class Rollout:
         if (old.standing, old.excused) != (device.standing, device.excused):
             self.counts[device.wave].add(old, -1)
             self.counts[device.wave].add(device, 1)
+            self._is_counted_anew = True
         return device
 
     def _enter(self, device: Device, reason: str) -> None:
