@@ -35,9 +35,14 @@ class Entry:
 
 def pack(entries: Iterable[Entry]) -> bytes:
     """The image of these files."""
+    return _packed(sorted(entries, key=lambda each: each.name.encode()))
+
+
+def _packed(ordered: Iterable[Entry]) -> bytes:
+    """One file at a time: a controller has memory for the image, and not for it twice."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for entry in sorted(entries, key=lambda each: each.name.encode()):
+        for entry in ordered:
             info = tarfile.TarInfo(entry.name)
             info.size = len(entry.content)
             info.mode = 0o755 if entry.executable else 0o644
@@ -70,15 +75,16 @@ def _belongs(name: str) -> bool:
 
 def of_slot(slot: Path, packages: Path) -> bytes:
     """The image that a slot was made of. Raises OSError; bytecode is left out."""
-    return pack(_kept(slot, packages))
-
-
-def _kept(slot: Path, packages: Path) -> Iterator[Entry]:
-    yield Entry(MANIFEST, (slot / MANIFEST).read_bytes())
+    files = {MANIFEST: slot / MANIFEST}
     for path in packages.rglob("*"):
         if path.is_file() and CACHE not in path.parts:
-            name = f"{PACKAGES}/{path.relative_to(packages).as_posix()}"
-            yield Entry(name, path.read_bytes(), bool(path.stat().st_mode & 0o100))
+            files[f"{PACKAGES}/{path.relative_to(packages).as_posix()}"] = path
+    return _packed(_read(name, files[name]) for name in sorted(files, key=str.encode))
+
+
+def _read(name: str, path: Path) -> Entry:
+    executable = name != MANIFEST and bool(path.stat().st_mode & 0o100)
+    return Entry(name, path.read_bytes(), executable)
 
 
 def sha256(content: bytes) -> str:

@@ -13,20 +13,30 @@ else:
     from backports import zstd
 
 LEVEL: Final = 19
+DELTA_LEVELS: Final = (3, LEVEL)
+"""Which of them makes the smaller delta depends on the change: both are tried."""
 MOST_WINDOW_LOG: Final = 30
 """A gigabyte: nothing larger is released, and nothing larger is unpacked."""
 
 
 def compress(image: bytes, base: bytes | None = None) -> bytes:
     """Packed whole, or against `base`."""
-    options: dict[int, int] = {
-        zstd.CompressionParameter.compression_level: LEVEL,
+    if base is None:
+        return zstd.compress(image, options=_options(LEVEL))
+    return min((_delta(image, base, level) for level in DELTA_LEVELS), key=len)
+
+
+def _options(level: int) -> dict[int, int]:
+    return {
+        zstd.CompressionParameter.compression_level: level,
         zstd.CompressionParameter.checksum_flag: 1,
     }
-    if base is None:
-        return zstd.compress(image, options=options)
+
+
+def _delta(image: bytes, base: bytes, level: int) -> bytes:
+    """The window reaches from the image's end to the base's beginning."""
     window = max(10, min(MOST_WINDOW_LOG, (len(base) + len(image)).bit_length()))
-    options |= {
+    options = _options(level) | {
         zstd.CompressionParameter.window_log: window,
         zstd.CompressionParameter.enable_long_distance_matching: 1,
     }

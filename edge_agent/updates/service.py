@@ -154,6 +154,8 @@ class Updates:
     def _ask(self, request: UUID | None, folder: str, text: str) -> str:
         if self._trial is not None:
             raise RefusedError("a new version is on trial here; ask again when it is over")
+        if not folder and not self.place.url:
+            raise RefusedError("no cloud shows releases here (updates.url); give a folder: --from")
         try:
             self._todo += self.rules.asked(request, folder)
         except UpdateRefusedError as error:

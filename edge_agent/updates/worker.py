@@ -76,6 +76,9 @@ FOLDER: Final = "folder:"
 METADATA: Final = "metadata"
 DOWNLOADS: Final = "downloads"
 LOCK: Final = "worker.lock"
+MEMORY: Final = 8
+"""Times the image's bytes that it takes to apply a delta to another."""
+MEMINFO: Final = Path("/proc/meminfo")
 TREE: Final = 2
 """Times the image's bytes that a slot takes at most."""
 _PR_SET_PDEATHSIG: Final = 1
@@ -104,10 +107,17 @@ class Found:
 class Worker:
     """One job."""
 
-    def __init__(self, job: Job, tell: Tell, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        tell: Tell,
+        pace: Pace | None = None,
+        memory: Callable[[], int | None] | None = None,
+    ) -> None:
         self.job = job
         self.tell = tell
         self._pace = pace
+        self._memory = memory or available
         self._root, self._state = Path(job.root), Path(job.state)
         self._received = 0
         self._about: Subject | None = None
@@ -205,6 +215,7 @@ class Worker:
         )
         images = self._repository("images", IMAGES_METADATA, self.job.images_root, floors, now_ms)
         images.refresh()
+        images.accept()
         until = [images.valid_until_ms]
         if self.job.folder or self.job.director_root is None:
             choice = newest(images.all_of(Kind.AGENT), here)
@@ -219,9 +230,9 @@ class Worker:
                 now_ms,
             )
             director.refresh()
+            director.accept()
             told = {named.path: named for named in director.targets()}
             choice = directed(told, images.named, here)
-            director.accept()
             until.append(director.valid_until_ms)
         ways = []
         if choice is not None:
@@ -264,6 +275,8 @@ class Worker:
         last: Exception | None = None
         for named, release in found.ways:
             whole = release.encoding is not Encoding.ZSTD_DELTA
+            if not whole and not self._affordable(release):
+                continue
             try:
                 base = None if whole else self._base(release)
                 path = self._download(named)
@@ -277,6 +290,11 @@ class Worker:
             path.unlink()
             return image
         raise ImageError(f"no way leads to the image: {last}")
+
+    def _affordable(self, release: Release) -> bool:
+        """A delta needs both images in memory; without that the whole one comes."""
+        free = self._memory()
+        return free is None or free >= MEMORY * release.raw_length
 
     def _forget_others(self, found: Found) -> None:
         """What earlier updates have left of their downloads."""
@@ -320,6 +338,17 @@ def _unpacked(packed: bytes, release: Release, base: bytes | None) -> bytes:
     if sha256(image) != release.raw_sha256:
         raise ImageError("the unpacked image is not the one that was signed")
     return image
+
+
+def available(path: Path = MEMINFO) -> int | None:
+    """Bytes of memory that may be had; None where the system does not tell."""
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+        return (
+            next(int(each.split()[1]) for each in lines if each.startswith("MemAvailable:")) << 10
+        )
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
 
 
 def main() -> int:

@@ -393,7 +393,7 @@ async def test_ota_f38_stopping_ends_the_fetching_process(
 async def test_a_fetching_process_that_dies_is_said_to_have_failed(
     running: World, rig: Rig
 ) -> None:
-    it = agent(running, rig)
+    it = agent(running, rig, url="http://127.0.0.1:9")
     running.state.joinpath("worker.lock").mkdir(parents=True)
     await command(rig)
     await it.until(UpdateState.DOWNLOAD_FAILED)
@@ -456,8 +456,13 @@ async def test_what_nobody_signed_is_a_security_event(running: World, rig: Rig) 
 
 
 async def test_a_folder_that_is_none_is_refused(running: World, rig: Rig) -> None:
+    it = agent(running, rig)
     with pytest.raises(RefusedError, match="is no folder"):
-        agent(running, rig).updates.from_folder("/no/such/stick")
+        it.updates.from_folder("/no/such/stick")
+    with pytest.raises(RefusedError, match="give a folder"):
+        it.updates.from_folder("")
+    await command(rig)
+    assert rig.store.facts[-1].status is CommandStatus.REJECTED
 
 
 def test_without_a_mains_supply_there_is_no_battery(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from ota_world import STATION, Director, Maker, World, changed, request
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, TargetFile
 
+from edge_agent.updates import slots
 from edge_agent.updates.messages import Current, Failure, Nothing, Ready
+from edge_agent.updates.worker import available
 from protocols.agent_link import UpdateState
 from protocols.release import IMAGES_METADATA, IMAGES_TARGETS, Kind, custom_of, release_of
 
@@ -413,11 +415,25 @@ def test_a_delta_is_taken_where_it_fits(world: World, server: Any) -> None:
     base, made = world.maker.release("1.1", files=bulk)
     world.running = world.controller.install("1.1", **bulk)
     name = world.offer("1.2", files=bulk, delta_from=("1.1",))
+    whole = image_file_size(world, "1.2")
+    without_memory = world.work(memory=lambda: 0)
+    assert isinstance(without_memory, Ready)
+    assert without_memory.received == whole
+    slots.wipe(world.controller.folder / "slots" / name)
     result = world.work()
     assert isinstance(result, Ready), result
     assert result.slot == name
-    assert result.received < 1500 < image_file_size(world, "1.2")
+    assert result.received < 1500 < whole
     assert base != made
+
+
+def test_memory_is_what_the_system_says_or_unknown(tmp_path: Path) -> None:
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal:  999 kB\nMemAvailable:  123 kB\n")
+    assert available(told) == 123 * 1024
+    told.write_text("MemTotal:  999 kB\n")
+    assert available(told) is None
+    assert available(tmp_path / "none") is None
 
 
 def image_file_size(world: World, version: str) -> int:

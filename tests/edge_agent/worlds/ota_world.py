@@ -210,10 +210,10 @@ class World:
                 shutil.copy(source, self.folder / name)
         return Job(**(known | fields))
 
-    def work(self, pace: Pace = NO_WAIT, **fields: Any) -> Any:
+    def work(self, pace: Pace = NO_WAIT, memory: Any = None, **fields: Any) -> Any:
         """One run of the worker in this process; returns its result."""
         self.messages = []
-        return Worker(self.job(**fields), self.messages.append, pace).run()
+        return Worker(self.job(**fields), self.messages.append, pace, memory).run()
 
     def floors(self) -> Floors:
         return Floors(self.state)
