@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -58,6 +58,19 @@ from cloud.kernel.migrate import migrate
 from cloud.kernel.observability import Check, health_routes
 from cloud.kernel.serving import apart, http, http_url, listening, supervised
 from cloud.ocpp import Neighbours, gateway
+from cloud.ota import campaigns as ota_campaigns
+from cloud.ota import campaigns_rest, serving
+from cloud.ota import rest as releases_rest
+from cloud.ota.api import Order
+from cloud.ota.bucket import Bucket, StoreKey
+from cloud.ota.campaigns import Campaigns, UpdateHandover
+from cloud.ota.director import Director
+from cloud.ota.planner import Surroundings
+from cloud.ota.releases import Keys, Releases
+from cloud.ota.serving import Served
+from cloud.ota.signing import OnlineKey
+from cloud.ota.storage import Files
+from cloud.ota.writer import UpdateWriter
 from cloud.stations import rest as stations_rest
 from cloud.stations.registration import Policy
 from cloud.stations.service import Settings, Stations
@@ -133,6 +146,7 @@ class Link(CommandLink):
         await communication_store.forget_station(cursor, station_id)
         await configuration_store.forget_station(cursor, station_id)
         await diagnostics_store.forget_station(cursor, station_id)
+        await ota_campaigns.forget_station(cursor, station_id, utc_now())
 
     async def owner(self, cursor: Cursor, username: str, password: str) -> Known | None:
         return await self._credentials.owner(cursor, username, password)
@@ -185,6 +199,7 @@ def tenancy(database: Database) -> Tenancy:
         ConfigurationHandover(),
         DiagnosticsHandover(),
         TariffHandover(utc_now),
+        UpdateHandover(utc_now),
         lists.authorization,
     ]
     return Tenancy(database, followers, utc_now)
@@ -248,6 +263,7 @@ class Modules:
             ConfigurationWriter(),
             DiagnosticsWriter(ocpp_store.expected_versions),
             TransactionWriter(ocpp_store.started_by),
+            UpdateWriter(),
         ]
         return Neighbours(self.stations, self.stations, self.ocpp_commands, self.security, writers)
 
@@ -268,6 +284,51 @@ class Modules:
             diagnostics_rest.router(self.diagnostics),
             api_rest.router(database, self.stations, feed),
             watching_rest.router(watching),
+        ]
+
+
+class UpdateLink:
+    """The way to stations, as campaigns ask for it."""
+
+    async def links(self, cursor: Cursor, stations: Collection[int]) -> dict[int, str]:
+        present = await communication_store.presence(cursor, stations)
+        return {station: one.link for station, one in present.items()}
+
+    async def order(
+        self, cursor: Cursor, tenant: TenantId, orders: Sequence[Order], actor: str
+    ) -> None:
+        given = [(one.id, one.station_id, one.do, one.until) for one in orders]
+        await communication_store.add_commands(cursor, tenant, given, actor, utc_now())
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Releases and campaigns, for a process that serves REST: it alone needs the online keys."""
+
+    releases: Releases
+    campaigns: Campaigns
+    served: Served
+
+    @classmethod
+    def over(cls, database: Database, stations: Stations, config: CloudConfig, url: str) -> Self:
+        """Raises OSError and ValueError for keys that cannot be read."""
+        home = config.ota_folder or config.data_dir / "ota"
+        keys = Keys(
+            OnlineKey.kept(config.ota_online_key_file or home / "online.pem"),
+            OnlineKey.kept(config.ota_director_key_file or home / "director.pem"),
+        )
+        files = Files(home, _bucket(config))
+        releases = Releases(database, files, keys, utc_now)
+        around = Surroundings(UpdateLink(), f"{config.ota_url or url}/ota/files")
+        campaigns = Campaigns(database, stations, around, utc_now)
+        director = Director(database, stations, releases, keys.director, utc_now)
+        return cls(releases, campaigns, Served(releases, director, campaigns, files, utc_now))
+
+    def routers(self) -> list[APIRouter]:
+        return [
+            releases_rest.router(self.releases),
+            campaigns_rest.router(self.campaigns),
+            serving.router(self.served),
         ]
 
 
@@ -352,6 +413,9 @@ class Cloud:
             feed = EventFeed(database, modules.stations)
             watching = Watching(live_sources(modules), utc_now)
             routers = modules.routers(database, feed, watching)
+            here = http_url(config.reachable_host, listener.getsockname()[1])
+            updates = Updates.over(database, modules.stations, config, here)
+            routers += updates.routers()
         if config.serves_ocpp:
             self._gateway = await stack.enter_async_context(
                 gateway(config, database, modules.of_gateway(), pki, utc_now, self._registry)
@@ -364,6 +428,7 @@ class Cloud:
             lists = modules.authorization.run
             await stack.enter_async_context(supervised("authorization lists", lists))
             await stack.enter_async_context(supervised("answers", modules.answers.run))
+            await stack.enter_async_context(supervised("campaigns", updates.campaigns.run))
             await stack.enter_async_context(feed.serving())
             await stack.enter_async_context(watching.serving())
         port = listener.getsockname()[1]
@@ -401,6 +466,7 @@ class Cloud:
             TelemetryWriter(),
             TransactionWriter(),
             CommandResults(),
+            UpdateWriter(),
         ]
         committer = await stack.enter_async_context(GroupCommitter(database, writers))
         topics = tuple(up_filter(shard) for shard in self._config.shard_ids()) or (up_filter(),)
@@ -451,6 +517,14 @@ class Cloud:
         return await stack.enter_async_context(embedded_broker(self._config, _report))
 
 
+def _bucket(config: CloudConfig) -> Bucket | None:
+    """Where images lie beside the folder. Raises OSError and ValueError for its key."""
+    if config.ota_s3_key_file is None:
+        return None
+    key = StoreKey.read(config.ota_s3_key_file, config.ota_s3_region)
+    return Bucket(config.ota_s3_url, key, utc_now)
+
+
 def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
@@ -477,7 +551,7 @@ def _report(event: ChildEvent) -> None:
     logger.warning("%s %s: %s", event.child, event.what, event.detail)
 
 
-def _spare_the_collector() -> None:
+def spare_the_collector() -> None:
     """Look for garbage cycles less often.
 
     Decoding makes many short-lived containers and hardly a cycle; with the interpreter's defaults a
@@ -489,7 +563,7 @@ def _spare_the_collector() -> None:
 
 async def serve(config: CloudConfig, announce: Callable[[Ready], None]) -> None:
     """Run until SIGTERM or SIGINT, then stop everything in order."""
-    _spare_the_collector()
+    spare_the_collector()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -19,7 +19,7 @@ from cloud.communication.greeting import KnownOutbox
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.facts import to_ranges
 from cloud.kernel.paging import Column, Cut, Part, Sorts, Where, select_page
-from cloud.kernel.rows import row, rows
+from cloud.kernel.rows import jsonb, literal, row, rows
 from protocols.agent_link import Action, CommandStatus, Hello, Ranges, Stream
 from protocols.ocpp.asks import AnyAsk
 
@@ -293,6 +293,40 @@ async def add_command(
         ),
     )
     await cursor.execute("SELECT pg_notify(%s, %s)", (COMMAND_CHANNEL, str(station_id)))
+
+
+async def add_commands(
+    cursor: Cursor,
+    tenant: TenantId,
+    given: Sequence[tuple[UUID, int, Action | AnyAsk, datetime]],
+    actor: str,
+    now: datetime,
+) -> None:
+    """The same for many at once: id, station, action and end of each."""
+    if not given:
+        return
+    await cursor.execute(
+        "INSERT INTO communication.command"
+        " (id, tenant_id, station_id, action, actor, status, requested_at, expires_at, link)"
+        " SELECT c.id, %s, c.station_id, c.action, %s, 'requested', %s, c.expires_at, c.link"
+        " FROM unnest(%s::uuid[], %s::int[], %s::jsonb[], %s::timestamptz[], %s::text[])"
+        " AS c (id, station_id, action, expires_at, link)",
+        (
+            tenant,
+            actor,
+            now,
+            literal(command for command, _, _, _ in given),
+            literal(station for _, station, _, _ in given),
+            [jsonb(_kept(do)) for _, _, do, _ in given],
+            [until for _, _, _, until in given],
+            literal("ocpp" if isinstance(do, AnyAsk) else "NULL" for _, _, do, _ in given),
+        ),
+    )
+    stations = literal(station for _, station, _, _ in given)
+    await cursor.execute(
+        "SELECT pg_notify(%s, station) FROM unnest(%s::text[]) AS t (station)",
+        (COMMAND_CHANNEL, stations),
+    )
 
 
 def _kept(action: Action | AnyAsk) -> dict[str, Any]:

@@ -115,6 +115,37 @@ class CloudConfig(BaseSettings):
     telemetry_compaction: Literal["blocks", "timescale"] = Field(
         "blocks", description="timescale: TimescaleDB's own compression, if licensed"
     )
+    ota_url: str = Field(
+        "",
+        max_length=300,
+        pattern=r"^$|^https?://[^/?#]+(/[^?#]*[^/?#])?$",
+        description="this cloud's address as stations that speak OCPP fetch firmware from it, e.g."
+        " https://cloud.example; default: where HTTP is served",
+    )
+    ota_folder: Path | None = Field(
+        None,
+        description="where images lie; API processes share it; default: ota in the data folder",
+    )
+    ota_s3_url: str = Field(
+        "",
+        max_length=300,
+        pattern=r"^$|^https?://[^/?#]+/[^?#]*[^/?#]$",
+        description="S3-compatible store for images, with bucket and prefix, e.g."
+        " https://s3.example/karvon/ota; the folder then only keeps what is asked for",
+    )
+    ota_s3_region: str = Field("us-east-1", max_length=60, description="that store's region")
+    ota_s3_key_file: Path | None = Field(
+        None, description="file with that store's key, as KEY_ID:SECRET"
+    )
+    ota_online_key_file: Path | None = Field(
+        None,
+        description="Ed25519 key (PEM) that signs how fresh releases are; default: made in the data"
+        " folder",
+    )
+    ota_director_key_file: Path | None = Field(
+        None,
+        description="Ed25519 key (PEM) that signs who gets what; default: made in the data folder",
+    )
     notice_days: int = Field(
         90, ge=1, le=36500, description="days that OCPP stations' notices are kept"
     )
@@ -154,6 +185,7 @@ class CloudConfig(BaseSettings):
         for name, key in (
             ("ocpp_ca_file", "ocpp_ca_key_file"),
             ("ocpp_certificate_file", "ocpp_key_file"),
+            ("ota_s3_url", "ota_s3_key_file"),
         ):
             if bool(getattr(self, name)) != bool(getattr(self, key)):
                 raise ValueError(f"give {name} and {key} together")

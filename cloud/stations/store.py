@@ -852,3 +852,42 @@ async def put_security_event(
         " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
         (tenant, station_id, fact.id, at, fact.type, fact.text),
     )
+
+
+# --------------------------------------------------------------------------- the fleet at a glance
+
+
+@dataclass(frozen=True)
+class FleetStation:
+    """A station, and what it runs as far as it has told."""
+
+    id: int
+    identity: str
+    site_id: int | None
+    agent_version: str
+    boards: dict[str, str]
+    model: str
+    firmware: str
+    """Of a station that speaks OCPP itself."""
+
+
+async def fleet(cursor: Cursor) -> list[FleetStation]:
+    """Every station of the unit of work's tenant."""
+    return await rows(
+        cursor,
+        FleetStation,
+        "SELECT s.id, s.identity, s.site_id, coalesce(a.agent_version, '') AS agent_version,"
+        " coalesce(a.boards, '{}') AS boards, coalesce(h.model, '') AS model,"
+        " coalesce(h.firmware, '') AS firmware FROM stations.station s"
+        " LEFT JOIN stations.station_state a ON a.station_id = s.id"
+        " LEFT JOIN stations.hardware h ON h.station_id = s.id ORDER BY s.id",
+    )
+
+
+async def agent_versions(cursor: Cursor, stations_: Collection[int]) -> dict[int, str]:
+    """What the stations' agents run, as they told last."""
+    await cursor.execute(
+        "SELECT station_id, agent_version FROM stations.station_state WHERE station_id = ANY(%s)",
+        (list(stations_),),
+    )
+    return dict(await cursor.fetchall())

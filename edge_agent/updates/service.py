@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
+from edge_agent import pulse
 from edge_agent.loop import Loop
 from edge_agent.rules.actions import Emit, Operative
 from edge_agent.rules.station import RefusedError
@@ -42,6 +43,8 @@ from protocols.agent_link import ClockQuality, SecurityEvent, UpdateState, Updat
 
 log = logging.getLogger(__name__)
 EVERY_S: Final = 1.0
+LONGEST_STEP_S: Final = 240.0
+"""Some steps write and check a whole slot on a slow card; behind it the supervision begins to count."""
 SETTLED_MS: Final = 30_000
 """A start that has lived so long was no crash."""
 POWER: Final = Path("/sys/class/power_supply")
@@ -189,6 +192,7 @@ class Updates:
         due = self._next_check()
         try:
             while True:
+                pulse.beat(LONGEST_STEP_S)
                 await self.tick()
                 now = self.loop.clock.now().mono_ms
                 if now >= due and self._trial is None:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed or refused, 2 wrong usage or configuration, 3 out o
 from __future__ import annotations
 
 import importlib
+import json
 import keyword
 import sys
 from collections.abc import Callable, Mapping
@@ -16,10 +17,18 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from karvon.remote import tariffs, tasks
+from karvon.remote import tariffs, tasks, updates
 from karvon.remote.call import Call, Option, command, moment
 from karvon.remote.client import USAGE, RemoteError, at
-from karvon.remote.resources import HELD, PRICES, RESOURCES, Field, Resource, Verb
+from karvon.remote.resources import (
+    HELD,
+    OF_CAMPAIGNS,
+    PRICES,
+    RESOURCES,
+    Field,
+    Resource,
+    Verb,
+)
 
 HELP: Final = """The cloud: run it, keep it, and speak with one that runs.
 
@@ -37,6 +46,9 @@ TYPES: Final[Mapping[str, Any]] = {
     "flag": bool,
     "moment": str,
     "secret": Path,
+    "words": str,
+    "numbers": str,
+    "json": str,
 }
 
 
@@ -204,6 +216,20 @@ def _value(field: Field, value: Any) -> Any:
             return Path(value).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise RemoteError(USAGE, f"{value} cannot be read: {error}") from None
+    return _many(field, value)
+
+
+def _many(field: Field, value: Any) -> Any:
+    """Lists, which are written with commas, and JSON. Raises RemoteError."""
+    try:
+        if field.kind == "json":
+            return json.loads(value)
+        if field.kind == "numbers":
+            return [int(one) for one in value.split(",") if one.strip()]
+    except ValueError as error:
+        raise RemoteError(USAGE, f"{value!r} is no {field.name}: {error}") from None
+    if field.kind == "words":
+        return [one.strip() for one in value.split(",") if one.strip()]
     return value
 
 
@@ -254,13 +280,25 @@ def _grow() -> None:
             _grow_import(branch, resource)
         for verb in resource.verbs:
             command(branch, verb.name, _verb(verb), verb.about, [key])
-        if resource.name == "tariffs":
-            tariffs.add_pricing(branch, key, [_option(field) for field in PRICES], _prices)
-        if resource.name == "events":
-            tasks.add_following(branch)
+        _grow_more(branch, resource, key)
         app.add_typer(branch, name=resource.name)
     _grow_held()
     tasks.add_tasks(app)
+
+
+def _grow_more(branch: typer.Typer, resource: Resource, key: Option) -> None:
+    """What only this resource has."""
+    if resource.name == "tariffs":
+        tariffs.add_pricing(branch, key, [_option(field) for field in PRICES], _prices)
+    if resource.name == "events":
+        tasks.add_following(branch)
+    if resource.name == "releases":
+        updates.add_publishing(branch)
+    if resource.name == "campaigns":
+        updates.add_history(branch, key)
+        for below in OF_CAMPAIGNS:
+            options = [key, *_list_options(below)]
+            command(branch, below.name, _list(below), below.about, options, csv_too=True)
 
 
 def _grow_held() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from karvon.remote.show import Column
 
-Kind = Literal["text", "number", "decimal", "flag", "moment", "secret"]
+Kind = Literal["text", "number", "decimal", "flag", "moment", "secret", "words", "numbers", "json"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,14 @@ PRICES: Final = (
     Field("max_total", "The most that one costs."),
     Field("shown_digits", "Decimals for people; if not said the currency's.", "number"),
     Field("valid_from", "From then on: 2030-01-01, or a time; now if not said.", "moment"),
+)
+
+NARROWED: Final = (
+    Field("sites", "Of these sites, by number, with commas.", "numbers"),
+    Field("models", "Parts of what stations say they are, with commas.", "words"),
+    Field("versions", "Beginnings of the version that they run, with commas.", "words"),
+    Field("tags", "With any of these tags, with commas.", "words"),
+    Field("percent", "Of those that the rest leaves; always the same ones.", "number"),
 )
 
 RESOURCES: Final = (
@@ -335,6 +343,90 @@ RESOURCES: Final = (
             Field("evse", "At this EVSE of the station.", "number"),
         ),
         remove="From then on the next wider place's tariff holds there.",
+    ),
+    Resource(
+        "releases",
+        "/releases",
+        "release",
+        "Releases: software and firmware that the release keys have signed.",
+        (
+            Column("id"),
+            Column("kind"),
+            Column("name"),
+            Column("version"),
+            Column("counter"),
+            Column("uploaded", "uploaded_at"),
+            Column("revoked", "revoked_at"),
+        ),
+        filters=(
+            Field("kind", "agent, board or settings."),
+            Field("name", "Of this component."),
+            Field("revoked", "Only those that are revoked, or are not.", "flag"),
+        ),
+        sort="uploaded_at, version, counter",
+    ),
+    Resource(
+        "cohorts",
+        "/cohorts",
+        "cohort",
+        "Cohorts: which stations a campaign means.",
+        (
+            Column("id"),
+            Column("name"),
+            Column("sites"),
+            Column("models"),
+            Column("versions"),
+            Column("tags"),
+            Column("%", "percent"),
+        ),
+        filters=(TEXT,),
+        sort="name, created_at",
+        add=(Field("name", "What people call it."), *NARROWED),
+        change=(Field("name", "What people call it."), *NARROWED),
+        remove="Campaigns keep what it was.",
+    ),
+    Resource(
+        "campaigns",
+        "/campaigns",
+        "campaign",
+        "Campaigns: a release, brought to a cohort in waves.",
+        (
+            Column("id"),
+            Column("name"),
+            Column("release", "release.version"),
+            Column("stage"),
+            Column("wave"),
+            Column("waiting", "counts.waiting"),
+            Column("under way", "counts.offered"),
+            Column("succeeded", "counts.succeeded"),
+            Column("failed", "counts.failed"),
+            Column("reason"),
+        ),
+        filters=(
+            Field("stage", "draft, running, paused, halted, finished or aborted."),
+            Field("release", "Of this release, by its number.", "number"),
+            TEXT,
+        ),
+        sort="created_at, name",
+        add=(
+            Field("name", "What people call it."),
+            Field("release", "The release's number.", "number"),
+            Field("cohort", "The cohort's number.", "number"),
+            Field("waves", "Cumulative percents, with commas: 1,10,50.", "numbers"),
+            Field("success_percent", "Of a wave, before the next begins (95).", "number"),
+            Field("error_percent", "Of a wave, or of all so far: halts it (5).", "number"),
+            Field("min_sample", "Ends that it takes before failures halt it (5).", "number"),
+            Field("deadline_s", "Seconds after which silence is failure (a day).", "number"),
+            Field("window", 'JSON: {"start": "01:00", "end": "05:00", "time_zone": …}.', "json"),
+            Field("force", "Wait neither for the window nor for transactions.", "flag"),
+            Field("signed", "JSON for OCPP stations: certificate and signature.", "json"),
+        ),
+        verbs=(
+            Verb("approve", "POST", "/campaigns/{campaign}/approval", "Let a colleague's begin."),
+            Verb("pause", "POST", "/campaigns/{campaign}/pause", "Offer it to nobody more."),
+            Verb("resume", "POST", "/campaigns/{campaign}/resumption", "Go on."),
+            Verb("abort", "POST", "/campaigns/{campaign}/abort", "End it for good."),
+        ),
     ),
     Resource(
         "users",
@@ -606,3 +698,37 @@ HELD: Final = (
     ),
 )
 """What one station holds or told: `karvon cloud variables STATION`."""
+
+OF_CAMPAIGNS: Final = (
+    Resource(
+        "devices",
+        "/campaigns/{campaign}/devices",
+        "station",
+        "What became of each station.",
+        (
+            Column("station"),
+            Column("wave"),
+            Column("standing"),
+            Column("told", "word"),
+            Column("runs", "running"),
+            Column("reason"),
+            Column("deadline", "deadline_at"),
+            Column("at"),
+        ),
+        filters=(
+            Field("standing", "waiting, offered, succeeded, failed, skipped, gone, withdrawn."),
+            Field("wave", "Of this wave, from 1.", "number"),
+            Field("word", "That told this last, e.g. Downloading."),
+        ),
+        sort="wave, at, station",
+    ),
+    Resource(
+        "audit",
+        "/campaigns/{campaign}/audit",
+        "at",
+        "Who did what to it.",
+        (Column("at"), Column("actor"), Column("what"), Column("reason")),
+        sort="at",
+    ),
+)
+"""Lists below a campaign: `karvon cloud campaigns devices CAMPAIGN`."""

@@ -23,6 +23,7 @@ BENCHMARKS = (
     "ocpp_gateway",
     "ota",
     "ota_line",
+    "ota_campaign",
 )
 WHEN_NAMED = ("soak", "ocpp_idle")
 """Long: they run when they are asked for."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import secrets
+import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,6 +45,17 @@ from cloud.kernel.events import Event
 from cloud.kernel.facts import Delivery, FactWriter
 from cloud.kernel.http import Caller, Role
 from cloud.kernel.migrate import migrate
+from cloud.ota import campaigns_rest, serving
+from cloud.ota import rest as releases_rest
+from cloud.ota.api import Order
+from cloud.ota.campaigns import Campaigns
+from cloud.ota.director import Director
+from cloud.ota.planner import Surroundings
+from cloud.ota.releases import Keys, Releases
+from cloud.ota.serving import Served
+from cloud.ota.signing import OnlineKey
+from cloud.ota.storage import Files
+from cloud.ota.writer import UpdateWriter
 from cloud.stations import rest as stations_rest
 from cloud.stations.api import StationRef
 from cloud.stations.ports import AgentEndpoint
@@ -130,6 +143,8 @@ class FakeLink:
         self.on_send: Callable[[Cursor], Awaitable[None]] | None = None
         self.forgotten: list[int] = []
         self.issued: dict[str, Known] = {}
+        self.linked: dict[int, str] = {}
+        self.ordered: list[Order] = []
 
     async def presence(self, cursor: Cursor, stations: Collection[int]) -> dict[int, Presence]:
         return {station: self.present[station] for station in stations if station in self.present}
@@ -175,6 +190,14 @@ class FakeLink:
         self.sent.append((station_id, action))
         return uuid4()
 
+    async def links(self, cursor: Cursor, stations: Collection[int]) -> dict[int, str]:
+        return {station: link for station, link in self.linked.items() if station in stations}
+
+    async def order(
+        self, cursor: Cursor, tenant: TenantId, orders: Sequence[Order], actor: str
+    ) -> None:
+        self.ordered += orders
+
 
 class Clock:
     """A clock that stands until it is moved."""
@@ -212,6 +235,9 @@ def _routers(service: Callable[[str], Any]) -> list[APIRouter]:
         asks_rest.router(service("calls")),
         configuration_rest.router(service("configuration")),
         diagnostics_rest.router(service("diagnostics")),
+        releases_rest.router(service("releases")),
+        campaigns_rest.router(service("campaigns")),
+        serving.router(service("served")),
         api_rest.router(service("database"), stations, service("feed")),
     ]
 
@@ -240,7 +266,26 @@ class World:
         self.telemetry = Telemetry(database, self.stations)
         self.security = OcppSecurity(database, self.stations, certificate_authority(), self.clock)
         self.feed = EventFeed(database, self.stations)
-        self.writers: list[FactWriter] = [StateWriter(), TelemetryWriter(), TransactionWriter()]
+        self._furnish_updates()
+        self.writers: list[FactWriter] = [
+            StateWriter(),
+            TelemetryWriter(),
+            TransactionWriter(),
+            UpdateWriter(),
+        ]
+
+    def _furnish_updates(self) -> None:
+        """Releases and campaigns over a folder that goes with the world."""
+        database, clock = self.database, self.clock
+        home = Path(tempfile.mkdtemp(prefix="karvon-world-"))
+        weakref.finalize(self, shutil.rmtree, home, ignore_errors=True)
+        self.keys = Keys(OnlineKey.kept(home / "online.pem"), OnlineKey.kept(home / "director.pem"))
+        self.files = Files(home)
+        self.releases = Releases(database, self.files, self.keys, clock)
+        around = Surroundings(self.link, "http://cloud/ota/files")
+        self.campaigns = Campaigns(database, self.stations, around, clock)
+        director = Director(database, self.stations, self.releases, self.keys.director, clock)
+        self.served = Served(self.releases, director, self.campaigns, self.files, clock)
 
     @functools.cached_property
     def app(self) -> Within:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
 from typing import Any
 
 import schemathesis
@@ -63,6 +65,9 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         for name in ("dry_run", "on_error"):  # these answer bad rows with a report, by intent
             (case.query or {}).pop(name, None)
     _untangle(case)
+    if case.method == "POST" and case.path.endswith("/releases") and _meant_well(case):
+        root = Path(os.environ["RELEASE_ROOT"]).read_text(encoding="utf-8")
+        case.body = {"metadata": [{"role": "root", "body": root}]}
     if _meant_well(case) and case.media_type == "text/csv":
         case.body = SHEETS[case.path.split("/")[3]]
 

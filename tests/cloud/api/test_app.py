@@ -126,6 +126,31 @@ NEEDS: dict[tuple[str, str], Role | None] = {
     ("GET", "/api/v1/telemetry/energy"): V,
     ("GET", "/api/v1/events"): V,
     ("GET", "/api/v1/events/stream"): V,
+    ("GET", "/api/v1/releases"): V,
+    ("POST", "/api/v1/releases"): A,
+    ("GET", "/api/v1/releases/{release}"): V,
+    ("GET", "/api/v1/release-trust"): V,
+    ("GET", "/api/v1/release-files/{sha256}"): A,
+    ("PUT", "/api/v1/release-files/{sha256}"): A,
+    ("GET", "/api/v1/cohorts"): V,
+    ("POST", "/api/v1/cohorts"): OP,
+    ("GET", "/api/v1/cohorts/{cohort}"): V,
+    ("PATCH", "/api/v1/cohorts/{cohort}"): OP,
+    ("DELETE", "/api/v1/cohorts/{cohort}"): OP,
+    ("GET", "/api/v1/cohorts/{cohort}/members"): V,
+    ("GET", "/api/v1/stations/{station}/tags"): V,
+    ("PUT", "/api/v1/stations/{station}/tags"): OP,
+    ("GET", "/api/v1/stations/{station}/updates"): V,
+    ("GET", "/api/v1/campaigns"): V,
+    ("POST", "/api/v1/campaigns"): OP,
+    ("GET", "/api/v1/campaigns/{campaign}"): V,
+    ("GET", "/api/v1/campaigns/{campaign}/audit"): V,
+    ("POST", "/api/v1/campaigns/{campaign}/approval"): OP,
+    ("POST", "/api/v1/campaigns/{campaign}/pause"): OP,
+    ("POST", "/api/v1/campaigns/{campaign}/resumption"): OP,
+    ("POST", "/api/v1/campaigns/{campaign}/abort"): OP,
+    ("GET", "/api/v1/campaigns/{campaign}/devices"): V,
+    ("GET", "/api/v1/campaigns/{campaign}/devices/{station}/history"): V,
 }
 
 
@@ -155,6 +180,10 @@ async def test_every_route_asks_for_its_role(world: Any) -> None:
                     action="Reset",
                     tariff=999,
                     assignment=999,
+                    release=999,
+                    cohort=999,
+                    campaign=999,
+                    sha256="0" * 64,
                 )
                 query = {"cursor": "x"} if url.endswith("/stream") else None  # it has no end
                 answer = await client.request(method, url, params=query)
@@ -177,6 +206,7 @@ async def test_reading_takes_no_turn_through_a_thread(
             url = path.format(
                 command=uuid4(), key_id=9, user_id=9, site=9, station="CP-9", evse=1, value="none",
                 group=9, transaction=uuid4(), serial="00", tariff=9, assignment=9,
+                release=9, cohort=9, campaign=9, sha256="0" * 64,
             )  # fmt: skip
             assert (await admin.get(url)).status_code in {200, 404}, path
 

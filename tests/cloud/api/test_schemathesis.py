@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 
 from cloud.kernel.http import Role
+from tests.cloud.ota.conftest import ReleaseKeys
 
 HOOKS = Path(__file__).resolve().with_name("schemathesis_hooks.py")
 ENDLESS = "/stream$|/live$"
@@ -47,6 +48,7 @@ async def furnish(client: httpx.AsyncClient) -> None:
         ("tariff-assignments", {"tariff": 1}),
         ("id-tokens", {"value": "04A2B3C4D5E6F7", "group": "fleet"}),
         ("users", {"name": "Aziza", "role": "viewer", "password": "0123456789"}),
+        ("cohorts", {"name": "all"}),
     ):
         assert (await client.post(f"/api/v1/{path}", json=body)).status_code == 201
 
@@ -65,6 +67,8 @@ async def test_every_check_passes(
         await furnish(admin)
     async with world.database.listener() as owner:  # a number that nobody hits: it would go
         await owner.execute("ALTER SEQUENCE users.api_key_id_seq RESTART WITH 987654")
+    root = tmp_path / "root.json"
+    root.write_bytes(ReleaseKeys(world.keys, world.clock()).root())
     async with await world.client(role) as client, served(world.app) as url:
         key = client.headers.get("authorization")
         count = sample_size(1, 40)
@@ -78,7 +82,7 @@ async def test_every_check_passes(
         process = await asyncio.create_subprocess_exec(
             *command,
             cwd=tmp_path,
-            env={**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS)},
+            env={**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS), "RELEASE_ROOT": str(root)},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )

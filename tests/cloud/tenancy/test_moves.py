@@ -21,6 +21,7 @@ from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.facts import Delivery, GroupCommitter
 from cloud.kernel.http import Role
 from cloud.main import CommandLink, Directory, Lists
+from cloud.ota.campaigns import UpdateHandover
 from cloud.stations.api import SiteNotFound, StationNotFound, StationRef, to_ms
 from cloud.stations.tenancy import Tenancy
 from cloud.stations.writer import StateWriter
@@ -129,6 +130,7 @@ async def moving(world: Any) -> AsyncIterator[Moving]:
         TelemetryHandover(),
         ConfigurationHandover(),
         DiagnosticsHandover(),
+        UpdateHandover(world.clock),
         lists.authorization,
     ]
     tenancy = Tenancy(world.database, followers, world.clock)
@@ -311,6 +313,9 @@ KEPT = {
     "communication.command",  # stays with the tenant that gave it
     "authorization.list_push",  # made anew
     "tariffs.assignment",  # ends, and still prices what started before
+    "ota.device", "ota.step",  # its part in campaigns of the tenant of that time
+    "ota.observation",  # counted there once more: it is gone
+    "ota.tag",  # the operator's words for it: void
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -31,6 +32,7 @@ from protocols.agent_link import (
     Trigger,
 )
 from protocols.quantities import Milliseconds, WattHours
+from tests.cloud.ota.conftest import IMAGE, ReleaseKeys
 
 MINE, THEIRS = TenantId(1), TenantId(2)
 _TABLES = """
@@ -206,8 +208,11 @@ BODIES: dict[str, Any] = {
     "/api/v1/stations/{station}/ocpp-password": {},
     "/api/v1/stations/{station}/ocpp-certificates": {"csr": signing_request("CP-NEW")},
     "/api/v1/ocpp-certificates/{serial}/revocation": {"reason": "stolen"},
+    "/api/v1/cohorts": {"name": "new"},
+    "/api/v1/campaigns": {"name": "new", "release": 1, "cohort": 1},
+    "/api/v1/stations/{station}/tags": {"tags": ["new"]},
 }
-EVERYBODYS = ("/me", "/stream", "/live", "/ocpp-authority")
+EVERYBODYS = ("/me", "/stream", "/live", "/ocpp-authority", "/release-trust")
 RENAMED = {"name": "renamed"}
 
 
@@ -244,6 +249,26 @@ async def furnish(client: httpx.AsyncClient) -> dict[str, Any]:
     }
 
 
+async def campaign(world: Any, client: httpx.AsyncClient) -> dict[str, Any]:
+    """A release, and a campaign with the station CP-2; what names them."""
+    keys = ReleaseKeys(world.keys, world.clock())
+    keys.add()
+    digest = hashlib.sha256(IMAGE).hexdigest()
+    url = f"/api/v1/release-files/{digest}"
+    assert (await client.put(url, params={"offset": 0}, content=IMAGE)).status_code == 200
+    signed = {"root": keys.root(), "targets": keys.targets(), "agent": keys.role("agent")}
+    documents = [{"role": role, "body": body.decode()} for role, body in signed.items()]
+    published = await client.post("/api/v1/releases", json={"metadata": documents})
+    release = published.json()["releases"][0]["id"]
+    cohort = (await client.post("/api/v1/cohorts", json={"name": "all"})).json()["id"]
+    body = {"name": "all", "release": release, "cohort": cohort}
+    made = (await client.post("/api/v1/campaigns", json=body)).json()["id"]
+    async with await world.client(Role.OPERATOR, THEIRS) as other:
+        begun = await other.post(f"/api/v1/campaigns/{made}/approval")
+    assert begun.status_code == 200, begun.text
+    return {"sha256": digest, "release": release, "cohort": cohort, "campaign": made}
+
+
 async def test_every_route_meets_nothing_of_theirs(
     world: Any, world_of: Callable[[Database], Any]
 ) -> None:
@@ -251,6 +276,8 @@ async def test_every_route_meets_nothing_of_theirs(
         parameters = {"evse": 1, "action": "Reset", "command": uuid4(), **await furnish(owner)}
         station = await world.station("CP-2", tenant=THEIRS)
         parameters["transaction"] = await transaction(world, station)
+        world.link.linked[station.id] = "agent"
+        parameters |= await campaign(world, owner)
         key = owner.headers["authorization"]
         reads = [path for method, path in _guarded_routes(world.app) if method == "GET"]
         shown = [path for path in reads if _shows(await _ask(owner, "GET", path, parameters))]

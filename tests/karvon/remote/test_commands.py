@@ -210,7 +210,8 @@ def test_the_table_offers_what_the_api_takes(serving: dict[str, str]) -> None:
         }
         assert {field.name for field in resource.filters} == _parameters(listed["get"])
         assert _sorts(paths, listed["get"]) == set(filter(None, resource.sort.split(", ")))
-        assert {field.name for field in resource.add} == _body(paths, listed)
+        if resource.name != "releases":  # they come from a folder: tests/karvon/remote/test_updates
+            assert {field.name for field in resource.add} == _body(paths, listed)
         assert {field.name for field in resource.change} == _body(
             paths, {"post": single.get("patch")}
         )
