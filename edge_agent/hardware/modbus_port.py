@@ -1,14 +1,14 @@
 """One owner per serial line or TCP connection: all who share it queue here.
 
-Writes go ahead of reads; each unit gets its pauses; a unit that is dead among others is left alone
-for a while so that they are not slowed down; a late answer is never taken for the next one.
+Writes go ahead of reads; each unit gets its pauses, in which others are served; a unit that is dead
+among others costs them one timeout, then is left alone for a while; a late answer is never taken
+for the next one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 import itertools
 import logging
 import termios
@@ -35,6 +35,10 @@ FAILURES_BEFORE_LOST: Final = 3
 FAILURES_BEFORE_RECONNECT: Final = 2
 MAX_BACKOFF_S: Final = 15.0
 MAX_TIMEOUT_S: Final = 5.0
+SILENCE_CHARS: Final = 3.5
+LEAST_SILENCE_S: Final = 0.00175
+"""Between two frames on a serial line (MODBUS over Serial Line V1.02, 2.5.1.1)."""
+BITS_A_CHAR: Final = 11
 EXCEPTIONS: Final = {
     1: "illegal function",
     2: "illegal address",
@@ -104,6 +108,7 @@ class UnitHealth:
     """What the port knows of one unit (monotonic seconds)."""
 
     free_at: float = 0.0
+    """Not asked before: its pause, or the time in which a late answer of it may still come."""
     failures: int = 0
     lost_at: float | None = None
     quarantined_until: float = 0.0
@@ -150,6 +155,7 @@ class ModbusPort:
         self._backoff = 0.0
         self._requests = self._missed_ever = 0
         self._heard_at: float | None = None
+        self._quiet_until = 0.0
         # One line per poll would bury what matters; this port says "lost" and "restored" itself.
         logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
 
@@ -194,18 +200,15 @@ class ModbusPort:
         loop = asyncio.get_running_loop()
         rank = 0 if isinstance(request, WriteRequest) else 1
         job = Job(rank, next(self._numbers), request, limits, timeout_s, loop.create_future())
-        heapq.heappush(self._queue, job)
+        self._queue.append(job)
         self._wake.set()
         return await job.answer
 
     async def _own(self) -> None:
         while True:
-            await self._wake.wait()
-            if not self._queue:
-                self._wake.clear()
-                continue
-            job = heapq.heappop(self._queue)
-            if job.answer.done():
+            job = self._take()
+            if job is None:
+                await self._wait()
                 continue
             outcome = await self._outcome(job)
             if job.answer.done():
@@ -214,6 +217,34 @@ class ModbusPort:
                 job.answer.set_exception(outcome)
             else:
                 job.answer.set_result(outcome)
+
+    def _take(self) -> Job | None:
+        """The first in the queue whose unit may be asked now, off the queue; None: nobody."""
+        self._queue = [job for job in self._queue if not job.answer.done()]
+        now = self._clock()
+        ready = (job for job in self._queue if self._free_at(job) <= now)
+        first = min(ready, default=None)
+        if first is not None:
+            self._queue.remove(first)
+        return first
+
+    def _free_at(self, job: Job) -> float:
+        health = self._units.get(job.request.unit)
+        if health is None or self._left_alone(job, health) > 0:
+            return 0.0  # the answer is ready
+        return health.free_at
+
+    def _left_alone(self, job: Job, health: UnitHealth) -> float:
+        """Seconds for which this unit is not read; what makes it safe is tried all the same."""
+        return 0.0 if job.rank == 0 else health.quarantined_until - self._clock()
+
+    async def _wait(self) -> None:
+        """Until somebody asks for something, or a unit that is asked for has had its pause."""
+        self._wake.clear()
+        free = min((self._free_at(job) for job in self._queue), default=None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if free is None else free - self._clock()):
+                await self._wake.wait()
 
     async def _outcome(self, job: Job) -> Words | Exception:
         try:
@@ -233,13 +264,13 @@ class ModbusPort:
 
     async def _serve(self, job: Job) -> Words:
         health = self._units.setdefault(job.request.unit, UnitHealth())
-        wait = health.quarantined_until - self._clock()
-        if wait > 0 and not isinstance(job.request, WriteRequest):
+        wait = self._left_alone(job, health)
+        if wait > 0:
             raise self._unreachable(job, f"left alone for {wait:.0f} s more")
         await self._connect(job)
-        pause = health.free_at - self._clock()
-        if pause > 0:
-            await asyncio.sleep(pause)
+        silence = self._quiet_until - self._clock()
+        if silence > 0:
+            await asyncio.sleep(silence)
         started = self._clock()
         try:
             words = await self._attempt(job, health)
@@ -289,6 +320,7 @@ class ModbusPort:
     def _answered(self, job: Job, health: UnitHealth, started: float) -> None:
         now = self._heard_at = self._clock()
         self._requests += 1
+        self._quiet_until = now + self._silence
         written = isinstance(job.request, WriteRequest)
         gap = max(job.limits.gap_ms, job.limits.write_gap_ms if written else 0)
         health.free_at = now + gap / 1000
@@ -313,10 +345,18 @@ class ModbusPort:
             health.lost_at = now
             logger.warning("%s: lost, no answer %d times", self._name(job.request.unit), 3)
         if self.link.kind == "rtu":
-            # A serial reply carries no number: let a late one pass while nobody listens.
-            await asyncio.sleep(patience)
+            # A serial reply carries no number: let a late one pass before this unit is asked again.
+            # Others are told apart by their own, so they need not wait.
+            health.free_at = now + patience
         elif self._alone_or_all_dead():
             await self._disconnect()
+
+    @property
+    def _silence(self) -> float:
+        """Seconds that must lie between an answer and the next request."""
+        if self.link.kind == "tcp":
+            return 0.0
+        return max(LEAST_SILENCE_S, SILENCE_CHARS * BITS_A_CHAR / (self.link.baudrate or 9600))
 
     def _alone_or_all_dead(self) -> bool:
         """A half-open connection looks like silence: only a new one tells."""
