@@ -12,7 +12,10 @@ import json
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("wire", "agent", "link", "ingest", "storage", "api", "ocpp_parse", "ocpp_gateway")
+BENCHMARKS = (
+    *("wire", "agent", "bus", "replay", "link", "ingest", "storage", "api", "ocpp_parse"),
+    "ocpp_gateway",
+)
 WHEN_NAMED = ("soak", "ocpp_idle")
 """Long: they run when they are asked for."""
 ROOT = Path(__file__).resolve().parents[2]

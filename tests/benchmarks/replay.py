@@ -1,0 +1,316 @@
+"""replay.*: back after thirty days without network, with 100,000 billing facts to tell.
+
+The journal is filled by the agent's own parts (`offline_month.py`), then an agent process takes it
+up at a site of eight connectors (`edge_site.py`). Behind a proxy that swallows all it goes on
+charging; when the proxy lets it through, the backlog leaves while vehicles come and go. The free
+rate is what the same cloud commits, beside the same site, when a sender gives it batches sealed
+beforehand as fast as the broker takes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import shutil
+import ssl
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import paho.mqtt.client as mqtt
+from cloud_process import CloudProcess, cloud_process
+from edge_site import TOKEN, EdgeSite, Spot, await_
+from figure import Figure
+from offline_month import DAYS, live_through
+
+from edge_agent.config import load
+from edge_agent.journal import Journal, JournalBudget
+from karvon.demo.faults import FaultProxy
+from karvon.demo.lines import ask
+from karvon.demo.process import DemoError
+from protocols.agent_link import (
+    Ack,
+    BillingBatch,
+    ClockQuality,
+    Down,
+    Hello,
+    Mark,
+    Stamp,
+    Stream,
+    Up,
+    Welcome,
+    decode_down,
+    down_filter,
+    encode,
+    escape,
+    up_topic,
+)
+from protocols.quantities import Milliseconds
+
+FACTS = 100_000
+FREE_FACTS = 40_000
+STATION, FREE = "BENCH-REPLAY", "BENCH-FREE"
+EVENT_S = 60
+SEND_EVERY_S = 0.5
+PROBE_S = 0.2
+HANDSHAKE_S = 2.0
+DRAINED_S = 240.0
+UNDER_WAY = 40
+"""What waits for an acknowledgement at any moment beside no backlog."""
+MORE = (
+    f'credentials = "credentials.json"\ntelemetry_every_s = {SEND_EVERY_S}\n'
+    f"[times]\nevent_s = {EVENT_S}\n[failsafe]\ntimeout_s = 120\n"
+    '[authorization]\nunknown = "allow"\n'
+)
+
+
+async def measure(runs: int) -> list[Figure]:
+    del runs
+    with tempfile.TemporaryDirectory() as name, cloud_process() as cloud:
+        site = EdgeSite(Path(name))
+        with site.chargers():
+            url = urlsplit(site.join(cloud, STATION))
+            with FaultProxy(url.port or 8883) as proxy:
+                site.configure(STATION, f"mqtts://localhost:{proxy.port}", MORE)
+                waiting = await filled(site, STATION, FACTS, Path(name) / "journal")
+                free = await filled(site, FREE, FREE_FACTS, Path(name) / "free")
+                batches = sealed(Path(name) / "free", free)
+                return await asyncio.to_thread(_replay, cloud, site, proxy, waiting, batches)
+
+
+async def filled(site: EdgeSite, station: str, facts: int, folder: Path) -> int:
+    """A journal of a month at `folder`; it is written in memory, where a sync costs nothing."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as quick:
+        config = Path(quick) / "agent.toml"
+        config.write_text(site.config.read_text().replace(STATION, station))
+        found = await live_through(load(config), facts, len(site.spots), TOKEN)
+        shutil.copytree(Path(quick) / "journal", folder)
+    return found
+
+
+def sealed(folder: Path, facts: int) -> list[tuple[int, bytes]]:
+    """All batches of a journal as an agent would send them, and how many facts each holds."""
+    boot, batches = uuid4(), []
+    journal = Journal.open(folder, station=FREE, boot=boot, budget=JournalBudget())
+    with contextlib.closing(journal):
+        while found := journal.billing(limit=10_000):
+            for one in found:
+                batch = BillingBatch(journal.outbox, one.seq, 1, stamp(boot), one.facts)
+                batches.append((len(one.facts), encode(batch)))
+                journal.settle(Stream.BILLING, ((one.seq, one.seq),))
+        outbox = journal.outbox
+    assert sum(count for count, _ in batches) == facts
+    marks = {stream: Mark(next=1, floor=1) for stream in Stream}
+    marks[Stream.BILLING] = Mark(next=len(batches) + 1, floor=1)
+    hello = Hello(outbox, (boot,), stamp(boot), marks, "bench", (), (), 0)
+    return [(0, encode(hello)), *batches]
+
+
+def stamp(boot: object) -> Stamp:
+    wall = Milliseconds(time.time_ns() // 1_000_000)
+    return Stamp(wall, Milliseconds(time.monotonic_ns() // 1_000_000), boot, ClockQuality.SYNCED)
+
+
+# ------------------------------------------------------------------ the unpaced sender
+
+
+class Unpaced:
+    """Says hello, then gives the broker every batch at once; counts what is acknowledged."""
+
+    def __init__(self, cloud: CloudProcess, batches: list[tuple[int, bytes]]) -> None:
+        self._hello, self._batches = batches[0][1], batches[1:]
+        joined = cloud.join(FREE)
+        address = urlsplit(joined.mqtt_url)
+        self._where = (address.hostname or "", address.port or 8883)
+        self._heard: queue.Queue[Welcome | Ack | str] = queue.Queue()
+        self._client = mqtt.Client(
+            mqtt.CallbackAPIVersion.VERSION2, client_id=f"karvon-{escape(FREE)}"
+        )
+        self._client.username_pw_set(joined.username, joined.password)
+        self._client.tls_set_context(ssl.create_default_context(cadata=joined.ca_pem))
+        self._client.max_inflight_messages_set(1000)
+        self._client.on_subscribe = lambda *_: self._heard.put("subscribed")
+        self._client.on_message = self._arrived
+
+    def _arrived(self, _client: object, _: object, message: mqtt.MQTTMessage) -> None:
+        heard = decode_down(Down(message.topic.rpartition("/")[2]), message.payload)
+        if isinstance(heard, Welcome | Ack):
+            self._heard.put(heard)
+
+    def rate(self) -> float:
+        """Facts a second, from the first packet to the last acknowledgement."""
+        self._client.connect(*self._where)
+        self._client.loop_start()
+        self._client.subscribe(down_filter(FREE), 1)
+        assert self._heard.get(timeout=20) == "subscribed"
+        self._client.publish(up_topic(FREE, Up.HELLO), self._hello, 1)
+        assert isinstance(self._heard.get(timeout=20), Welcome)
+        began, acked = time.monotonic(), set[int]()
+        for _, payload in self._batches:
+            self._client.publish(up_topic(FREE, Up.BILLING), payload, 1)
+        while len(acked) < len(self._batches):
+            heard = self._heard.get(timeout=60)
+            if isinstance(heard, Ack) and heard.stream is Stream.BILLING:
+                for first, last in heard.ranges:
+                    acked |= set(range(first, last + 1))
+        took = time.monotonic() - began
+        self._client.disconnect()
+        self._client.loop_stop()
+        return sum(count for count, _ in self._batches) / took
+
+
+# ------------------------------------------------------------------ the replay
+
+
+def _replay(
+    cloud: CloudProcess,
+    site: EdgeSite,
+    proxy: FaultProxy,
+    waiting: int,
+    batches: list[tuple[int, bytes]],
+) -> list[Figure]:
+    proxy.blackhole = True
+    with site.agent():
+        await_(lambda: _pending(site) >= waiting, 30, "the agent with its backlog")
+        site.all_charge()
+        free = Unpaced(cloud, batches).rate()
+        before = proxy.connections
+        proxy.blackhole = False
+        proxy.cut()
+        await_(lambda: proxy.connections > before, 90, "the reconnect")
+        run = Run(cloud, site)
+        run.until_drained()
+    rate = waiting / (run.drained_s - run.began_s)
+    return [
+        Figure(
+            name="replay.starts_s",
+            value=run.began_s,
+            unit="s",
+            at_most=5,
+            detail={"days": DAYS, "facts": waiting},
+        ),
+        Figure(
+            name="replay.live_late_s",
+            value=max(run.late_s),
+            unit="s",
+            at_most=2,
+            detail={
+                "samples": len(run.late_s),
+                "p50_s": round(sorted(run.late_s)[len(run.late_s) // 2], 2),
+                "handshake_s": HANDSHAKE_S,
+            },
+        ),
+        Figure(
+            name="replay.live_start_late_s",
+            value=max(run.starts_late_s),
+            unit="s",
+            at_most=2,
+            detail={"transactions": len(run.starts_late_s)},
+        ),
+        Figure(
+            name="replay.vs_free_rate",
+            value=rate / free,
+            unit="ratio",
+            at_least=0.8,
+            detail={
+                "facts_per_s": round(rate),
+                "free_facts_per_s": round(free),
+                "drained_s": round(run.drained_s, 1),
+            },
+        ),
+    ]
+
+
+def _status(site: EdgeSite) -> dict[str, int]:
+    try:
+        return dict(ask(site.folder / "journal" / "control.sock", {"do": "status"})["status"])
+    except DemoError:
+        return {}
+
+
+def _pending(site: EdgeSite) -> int:
+    return int(_status(site).get("pending_billing", 0))
+
+
+class Run:
+    """What is seen from the reconnect until nothing waits any more; seconds since the reconnect."""
+
+    def __init__(self, cloud: CloudProcess, site: EdgeSite) -> None:
+        self._cloud, self._site = cloud, site
+        self._at = time.monotonic()
+        self._newest = self._soon = datetime.now(UTC)
+        self._first = _pending(site)
+        self.began_s = self.drained_s = 0.0
+        self.late_s: list[float] = []
+        self.starts_late_s: list[float] = []
+
+    def _passed(self) -> float:
+        return time.monotonic() - self._at
+
+    def until_drained(self) -> None:
+        """Probe live data, and let a vehicle come and go at the last connector."""
+        visits = self._visits(self._site.spots[-1])
+        while True:
+            status = _status(self._site)
+            billing = int(status["pending_billing"])
+            if not self.began_s and billing < self._first:
+                self.began_s = self._passed()
+            if not self.drained_s and billing <= UNDER_WAY:
+                self.drained_s = self._passed()
+            if self.drained_s and status["pending_telemetry"] <= UNDER_WAY and self.starts_late_s:
+                return
+            assert self._passed() < DRAINED_S, f"still waiting: {status}"
+            self._probe()
+            next(visits)
+            time.sleep(PROBE_S)  # nothing tells when REST shows something new
+
+    def _probe(self) -> None:
+        """When a sample is first seen over REST, and how old it is then."""
+        since = (datetime.now(UTC) - timedelta(seconds=30)).isoformat()
+        until = (datetime.now(UTC) + timedelta(seconds=30)).isoformat()
+        query = f"from={since}&to={until}&evse=1&every=1s".replace("+", "%2B")
+        rows = self._cloud.call("GET", f"/api/v1/stations/{STATION}/telemetry?{query}")["items"]
+        at = max((datetime.fromisoformat(row["at"]) for row in rows), default=self._newest)
+        if at > self._newest:
+            self._newest = at
+            if self._passed() > HANDSHAKE_S:
+                self.late_s.append((datetime.now(UTC) - at).total_seconds())
+
+    def _visits(self, spot: Spot) -> Iterator[None]:
+        """A vehicle leaves, another comes, a card; from then until REST shows the transaction."""
+        while True:
+            spot.ask("unplug")
+            yield from self._until(lambda: self._shown(spot) == "Idle")
+            spot.ask("plug", wants_wh=None, max_current_ma=16_000)
+            yield from self._until(lambda: self._shown(spot) == "EVConnected")
+            ask(
+                self._site.folder / "journal" / "control.sock",
+                {"do": "token", "token": TOKEN, "evse": spot.number},
+            )
+            began = datetime.now(UTC) - timedelta(seconds=1)
+            yield from self._until(lambda began=began: self._started(spot, began))
+
+    def _until(self, holds: object) -> Iterator[None]:
+        while not holds():
+            yield
+
+    def _shown(self, spot: Spot) -> str:
+        told = ask(self._site.folder / "journal" / "control.sock", {"do": "status"})
+        evse = next(one for one in told["evses"] if one["evse"] == spot.number)
+        return str(evse["charging_state"])
+
+    def _started(self, spot: Spot, began: datetime) -> bool:
+        query = f"station={STATION}&evse={spot.number}&limit=1"
+        (newest, *_) = self._cloud.call("GET", f"/api/v1/transactions?{query}")["items"] or [None]
+        if newest is None:
+            return False
+        started = datetime.fromisoformat(newest["started_at"])
+        if started < began:
+            return False
+        self.starts_late_s.append((datetime.now(UTC) - started).total_seconds())
+        return True
