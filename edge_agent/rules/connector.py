@@ -71,6 +71,8 @@ BROKEN: Final = {IecState.NO_POWER, IecState.FAULT}
 LONG_AGO: Final = -(2**62)
 LIMIT_STEP_MA: Final = 1000
 """Boards round what they apply to whole amperes."""
+APPLIED_MS: Final = 2000
+"""What a board was told must show in its readings by then."""
 
 
 class Connector:
@@ -149,7 +151,7 @@ class Connector:
         self._set(reading=reading, read_at=now, meter=meter, step=step, lost="")
         self._note_fault(reading, now)
         restarted = self._board_restarted(step) and not expected
-        if returned or restarted or self._overrides(reading, now):
+        if returned or restarted or self._overrides(reading, now) or self._forgot(reading, now):
             self._set(written=None, released=None)
         if expected and self.state.session is not None:
             self._set(session=replace(self.state.session, saved_ms=LONG_AGO))
@@ -191,10 +193,18 @@ class Connector:
         running = self.state.session
         return step is Step.RESET and running is not None and running.proven
 
+    def _forgot(self, reading: EvseReading, now: Stamp) -> bool:
+        """The board waits for the release that it was given: it has started over meanwhile.
+
+        Before a whole watt-hour has flowed its register does not tell.
+        """
+        told = self.state.released is True and now.mono_ms - self.state.released_ms >= APPLIED_MS
+        return told and reading.awaits_release
+
     def _overrides(self, reading: EvseReading, now: Stamp) -> bool:
         """The board applies more than it was told, read well after it was told so."""
         written, applied = self.state.written, reading.applied_limit
-        if written is None or applied is None or now.mono_ms - self.state.written_ms < 2000:
+        if written is None or applied is None or now.mono_ms - self.state.written_ms < APPLIED_MS:
             return False
         if written < self.info.min_current:
             return applied >= self.info.min_current
@@ -551,7 +561,7 @@ class Connector:
 
     def _tell_contactor(self, wanted: bool, now: Stamp) -> None:
         if wanted:
-            self._set(released=True, meter=expect_reset(self.state.meter))
+            self._set(released=True, released_ms=now.mono_ms, meter=expect_reset(self.state.meter))
         else:
             self._set(released=False, withheld_ms=now.mono_ms)
 

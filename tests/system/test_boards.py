@@ -1,0 +1,83 @@
+"""Boards that vanish from their line, start over, or tell an energy that cannot be."""
+
+from __future__ import annotations
+
+import psutil
+
+from karvon.demo.process import DemoError
+
+JUMPS_WH = (8_000, -3_000)
+"""Forward, then back to where no session that started over could have come to so soon."""
+
+
+def test_a_serial_line_that_is_unplugged_and_comes_back(world) -> None:
+    station = world.station("B-gone", serial=True)
+    world.begin(station)
+    files = _files(station)
+    station.sim.stop()
+    assert not station.line.exists(), "the line is still there"
+    world.network.wait_for(lambda: _shows(station, "status") == "Faulted", 30, "the loss to show")
+    station.sim.start()
+    station.sim.ready()
+    world.network.wait_for(lambda: station.current_ma() > 0, 40, "the session to go on")
+    assert _files(station) <= files + 1, "it opens the line again and again without closing it"
+    world.leave(station)
+    world.agree(station)
+    assert len(world.network.transactions(station)) == 1
+
+
+def test_a_board_that_starts_over_in_a_session(world) -> None:
+    """The vehicle goes on charging or the session ends with a reason; no energy is made up."""
+    station = world.station("B-reset")
+    world.begin(station)
+    station.board("reset_board")
+    world.network.wait_for(
+        lambda: station.current_ma() > 0 or world.awaits_card(station), 40, "what follows"
+    )
+    world.leave(station)
+    world.network.wait_for(lambda: _all_ended(world, station), 60, "the end to be told")
+    told = world.network.transactions(station)
+    true_mwh = sum(session.energy_mwh for session in station.truth())
+    assert abs(sum(one["energy_wh"] for one in told) * 1000 - true_mwh) <= 1000 * len(told)
+    assert all(one["reason"] for one in told)
+
+
+def test_a_register_that_jumps_is_never_billed(world) -> None:
+    station = world.station("B-jump")
+    world.begin(station)
+    for wh in JUMPS_WH:
+        told = _jumps(world, station)
+        station.board("jump_register", wh=wh)
+        world.network.wait_for(
+            lambda told=told: _jumps(world, station) > told, 40, "the jump to be reported"
+        )
+    world.leave(station)
+    world.network.wait_for(lambda: _all_ended(world, station), 60, "the end to be told")
+    (one,) = world.network.transactions(station)
+    true_wh = sum(session.energy_mwh for session in station.truth()) // 1000
+    assert 0 <= one["energy_wh"] <= true_wh + 1
+    events = world.network.rest.get(f"/transactions/{one['transaction']}")["events"]
+    energies = [event["energy_wh"] for event in sorted(events, key=lambda each: each["seq_no"])]
+    assert energies == sorted(energies), "energy ran back"
+
+
+def _shows(station, what: str) -> str:
+    try:
+        evses = station.agent_status()["evses"]
+    except DemoError:
+        return ""
+    return str(evses[0][what]) if evses else ""
+
+
+def _files(station) -> int:
+    return psutil.Process(station.agent.pid).num_fds()
+
+
+def _all_ended(world, station) -> bool:
+    told = world.network.transactions(station)
+    return bool(told) and all(one["state"] == "ended" for one in told)
+
+
+def _jumps(world, station) -> int:
+    found = world.network.rest.items(f"/stations/{station.identity}/security-events")
+    return sum(1 for one in found if one["type"] == "MeterJumped")
