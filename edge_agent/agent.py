@@ -10,7 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
-from edge_agent import links
+from edge_agent import faultpoints, links
 from edge_agent.control import Readings
 from edge_agent.desk import Desk
 from edge_agent.disk import Disk
@@ -43,7 +43,7 @@ from protocols.agent_link import (
 
 log = logging.getLogger(__name__)
 UPKEEP_S: Final = 60
-WATCHDOG_S: Final = 10
+WATCHDOG_S: Final = 10.0
 STUCK_AFTER_S: Final = 60
 LONGEST_BACKOFF_S: Final = 60.0
 WATCHED_READINGS: Final = 100
@@ -241,6 +241,7 @@ class Agent:
         """Each second the clock and the disk; each minute the journal's budget and our status."""
         second = 0
         while True:
+            faultpoints.reach(faultpoints.UPKEEP)
             await self.desk.corrected(self.loop.clock.observe())
             await self.desk.lock_out()
             if self.loop.ledger.retry_due and not self.loop.ledger.retry():
@@ -433,11 +434,12 @@ class Agent:
 
     async def _watchdog(self) -> None:
         """Tell systemd that we live, as long as every board's poll goes on."""
+        every_s = watchdog_every_s(os.environ.get("WATCHDOG_USEC", ""))
         notify("READY=1")
         while True:
             if not self.stuck():
                 notify("WATCHDOG=1")
-            await asyncio.sleep(WATCHDOG_S)
+            await asyncio.sleep(every_s)
 
     def stuck(self) -> list[str]:
         """Boards whose poll has not finished a step for too long."""
@@ -495,6 +497,11 @@ async def supervised(
             pause = 1.0
         await sleep(pause)
         pause = min(2 * pause, LONGEST_BACKOFF_S)
+
+
+def watchdog_every_s(allowed_us: str) -> float:
+    """Twice within what systemd allows (sd_watchdog_enabled(3)), and never seldom."""
+    return min(WATCHDOG_S, int(allowed_us) / 2e6) if allowed_us.isdecimal() else WATCHDOG_S
 
 
 def notify(message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import psutil
+import pytest
 
 from karvon.demo.process import DemoError
 
@@ -10,11 +11,26 @@ JUMPS_WH = (8_000, -3_000)
 """Forward, then back to where no session that started over could have come to so soon."""
 
 
-def test_a_serial_line_that_is_unplugged_and_comes_back(world) -> None:
-    station = world.station("B-gone", serial=True)
-    world.begin(station)
-    files = _files(station)
-    station.sim.stop()
+@pytest.fixture(scope="module")
+def charging(world):
+    """A station for each kind of trouble in the midst of a session; they have it side by side."""
+    stations = {
+        name: world.station(f"B-{name}", serial=name == "gone")
+        for name in ("gone", "reset", "jump")
+    }
+    for station in stations.values():
+        world.begin(station)
+    stations["files"] = _files(stations["gone"])
+    stations["gone"].sim.stop()
+    stations["reset"].board("reset_board")
+    stations["jump"].board("jump_register", wh=JUMPS_WH[0])
+    yield stations
+    for name in ("gone", "reset", "jump"):
+        stations[name].stop()
+
+
+def test_a_serial_line_that_is_unplugged_and_comes_back(world, charging) -> None:
+    station, files = charging["gone"], charging["files"]
     assert not station.line.exists(), "the line is still there"
     world.network.wait_for(lambda: _shows(station, "status") == "Faulted", 30, "the loss to show")
     station.sim.start()
@@ -26,11 +42,9 @@ def test_a_serial_line_that_is_unplugged_and_comes_back(world) -> None:
     assert len(world.network.transactions(station)) == 1
 
 
-def test_a_board_that_starts_over_in_a_session(world) -> None:
+def test_a_board_that_starts_over_in_a_session(world, charging) -> None:
     """The vehicle goes on charging or the session ends with a reason; no energy is made up."""
-    station = world.station("B-reset")
-    world.begin(station)
-    station.board("reset_board")
+    station = charging["reset"]
     world.network.wait_for(
         lambda: station.current_ma() > 0 or world.awaits_card(station), 40, "what follows"
     )
@@ -42,15 +56,11 @@ def test_a_board_that_starts_over_in_a_session(world) -> None:
     assert all(one["reason"] for one in told)
 
 
-def test_a_register_that_jumps_is_never_billed(world) -> None:
-    station = world.station("B-jump")
-    world.begin(station)
-    for wh in JUMPS_WH:
-        told = _jumps(world, station)
-        station.board("jump_register", wh=wh)
-        world.network.wait_for(
-            lambda told=told: _jumps(world, station) > told, 40, "the jump to be reported"
-        )
+def test_a_register_that_jumps_is_never_billed(world, charging) -> None:
+    station = charging["jump"]
+    world.network.wait_for(lambda: _jumps(world, station) == 1, 40, "the jump to be reported")
+    station.board("jump_register", wh=JUMPS_WH[1])
+    world.network.wait_for(lambda: _jumps(world, station) == 2, 40, "the other jump too")
     world.leave(station)
     world.network.wait_for(lambda: _all_ended(world, station), 60, "the end to be told")
     (one,) = world.network.transactions(station)
