@@ -9,6 +9,8 @@ from karvon.demo.process import DemoError
 
 JUMPS_WH = (8_000, -3_000)
 """Forward, then back to where no session that started over could have come to so soon."""
+UNREAD_WH = 250
+"""What may flow, at the simulator's speed, between the last reading and a board's death."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,8 @@ def test_a_board_that_starts_over_in_a_session(world, charging) -> None:
     world.network.wait_for(lambda: _all_ended(world, station), 60, "the end to be told")
     told = world.network.transactions(station)
     true_mwh = sum(session.energy_mwh for session in station.truth())
-    assert abs(sum(one["energy_wh"] for one in told) * 1000 - true_mwh) <= 1000 * len(told)
+    lost_mwh = true_mwh - sum(one["energy_wh"] for one in told) * 1000
+    assert -1000 * len(told) <= lost_mwh <= UNREAD_WH * 1000
     assert all(one["reason"] for one in told)
 
 
