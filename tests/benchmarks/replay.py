@@ -3,8 +3,9 @@
 The journal is filled by the agent's own parts (`offline_month.py`), then an agent process takes it
 up at a site of eight connectors (`edge_site.py`). Behind a proxy that swallows all it goes on
 charging; when the proxy lets it through, the backlog leaves while vehicles come and go. The free
-rate is what the same cloud commits, beside the same site, when a sender gives it batches sealed
-beforehand as fast as the broker takes them.
+rate is what the same cloud commits, beside the same site, of an agent that is not paced: its
+journal and its uplink without a window and without a rate. What batches give that were sealed
+beforehand, by a sender that costs nothing, stands beside it: all share this machine's cores.
 """
 
 from __future__ import annotations
@@ -29,8 +30,13 @@ from edge_site import TOKEN, EdgeSite, Spot, await_
 from figure import Figure
 from offline_month import DAYS, live_through
 
+from edge_agent.clock import Clock
 from edge_agent.config import load
 from edge_agent.journal import Journal, JournalBudget
+from edge_agent.main import SURELY_PAST_MS
+from edge_agent.rules.clock import ClockRules
+from edge_agent.uplink.mqtt import MqttSettings, MqttUplink
+from edge_agent.uplink.session import SessionSettings
 from karvon.demo.faults import FaultProxy
 from karvon.demo.lines import ask
 from karvon.demo.process import DemoError
@@ -55,7 +61,8 @@ from protocols.quantities import Milliseconds
 
 FACTS = 100_000
 FREE_FACTS = 40_000
-STATION, FREE = "BENCH-REPLAY", "BENCH-FREE"
+STATION, FREE, SEALED = "BENCH-REPLAY", "BENCH-FREE", "BENCH-SEALED"
+NO_LIMIT = 1_000_000
 EVENT_S = 60
 SEND_EVERY_S = 0.5
 PROBE_S = 0.2
@@ -63,6 +70,7 @@ HANDSHAKE_S = 2.0
 """After the reconnect; until then nothing may leave."""
 BUCKET_S = 1
 """REST tells the second in which a sample was taken, which began so much before it at most."""
+OF_NOW_S = 60.0
 VISITED = 4
 """Connectors at which vehicles come and go."""
 DRAINED_S = 240.0
@@ -84,9 +92,9 @@ async def measure(runs: int) -> list[Figure]:
             with FaultProxy(url.port or 8883) as proxy:
                 site.configure(STATION, f"mqtts://localhost:{proxy.port}", MORE)
                 waiting = await filled(site, STATION, FACTS, Path(name) / "journal")
-                free = await filled(site, FREE, FREE_FACTS, Path(name) / "free")
-                batches = sealed(Path(name) / "free", free)
-                return await asyncio.to_thread(_replay, cloud, site, proxy, waiting, batches)
+                for station in (FREE, SEALED):
+                    await filled(site, station, FREE_FACTS, Path(name) / station)
+                return await asyncio.to_thread(_replay, cloud, site, proxy, waiting)
 
 
 async def filled(site: EdgeSite, station: str, facts: int, folder: Path) -> int:
@@ -99,10 +107,10 @@ async def filled(site: EdgeSite, station: str, facts: int, folder: Path) -> int:
     return found
 
 
-def sealed(folder: Path, facts: int) -> list[tuple[int, bytes]]:
+def sealed(folder: Path) -> list[tuple[int, bytes]]:
     """All batches of a journal as an agent would send them, and how many facts each holds."""
     boot, batches = uuid4(), []
-    journal = Journal.open(folder, station=FREE, boot=boot, budget=JournalBudget())
+    journal = Journal.open(folder, station=SEALED, boot=boot, budget=JournalBudget())
     with contextlib.closing(journal):
         while found := journal.billing(limit=10_000):
             for one in found:
@@ -110,7 +118,6 @@ def sealed(folder: Path, facts: int) -> list[tuple[int, bytes]]:
                 batches.append((len(one.facts), encode(batch)))
                 journal.settle(Stream.BILLING, ((one.seq, one.seq),))
         outbox = journal.outbox
-    assert sum(count for count, _ in batches) == facts
     marks = {stream: Mark(next=1, floor=1) for stream in Stream}
     marks[Stream.BILLING] = Mark(next=len(batches) + 1, floor=1)
     hello = Hello(outbox, (boot,), stamp(boot), marks, "bench", (), (), 0)
@@ -122,7 +129,43 @@ def stamp(boot: object) -> Stamp:
     return Stamp(wall, Milliseconds(time.monotonic_ns() // 1_000_000), boot, ClockQuality.SYNCED)
 
 
-# ------------------------------------------------------------------ the unpaced sender
+# ------------------------------------------------------------------ unpaced senders
+
+
+class Deaf:
+    """Nobody acts on what the cloud says: this is no station that charges."""
+
+    async def welcomed(self, welcome: object) -> None: ...
+
+    async def command(self, command: object) -> None: ...
+
+    def link_changed(self, up: bool, reason: str) -> None: ...
+
+
+async def unpaced_agent(cloud: CloudProcess, folder: Path) -> float:
+    """Facts a second that the cloud takes of an agent without window and rate."""
+    joined, clock = cloud.join(FREE), Clock(ClockRules(uuid4(), SURELY_PAST_MS))
+    clock.observe()
+    ca_file = folder / "ca.pem"
+    ca_file.write_text(joined.ca_pem)
+    settings = MqttSettings.at(joined.mqtt_url, password=joined.password, ca_file=ca_file)
+    session = SessionSettings(
+        station=FREE, agent_version="bench", in_flight=NO_LIMIT, per_second=NO_LIMIT
+    )
+    journal = Journal.open(folder, station=FREE, boot=clock.rules.boot, budget=JournalBudget())
+    with contextlib.closing(journal):
+        uplink = MqttUplink(settings, session, journal, Deaf(), clock)
+        running = asyncio.create_task(uplink.run())
+        waiting = journal.pending_billing
+        while journal.pending_billing == waiting:
+            await asyncio.sleep(0.01)  # the journal tells nobody that something was taken
+        began, waiting = time.monotonic(), journal.pending_billing
+        while journal.pending_billing:
+            await asyncio.sleep(0.01)
+        took = time.monotonic() - began
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    return waiting / took
 
 
 class Unpaced:
@@ -130,12 +173,12 @@ class Unpaced:
 
     def __init__(self, cloud: CloudProcess, batches: list[tuple[int, bytes]]) -> None:
         self._hello, self._batches = batches[0][1], batches[1:]
-        joined = cloud.join(FREE)
+        joined = cloud.join(SEALED)
         address = urlsplit(joined.mqtt_url)
         self._where = (address.hostname or "", address.port or 8883)
         self._heard: queue.Queue[Welcome | Ack | str] = queue.Queue()
         self._client = mqtt.Client(
-            mqtt.CallbackAPIVersion.VERSION2, client_id=f"karvon-{escape(FREE)}"
+            mqtt.CallbackAPIVersion.VERSION2, client_id=f"karvon-{escape(SEALED)}"
         )
         self._client.username_pw_set(joined.username, joined.password)
         self._client.tls_set_context(ssl.create_default_context(cadata=joined.ca_pem))
@@ -152,13 +195,13 @@ class Unpaced:
         """Facts a second, from the first packet to the last acknowledgement."""
         self._client.connect(*self._where)
         self._client.loop_start()
-        self._client.subscribe(down_filter(FREE), 1)
+        self._client.subscribe(down_filter(SEALED), 1)
         assert self._heard.get(timeout=20) == "subscribed"
-        self._client.publish(up_topic(FREE, Up.HELLO), self._hello, 1)
+        self._client.publish(up_topic(SEALED, Up.HELLO), self._hello, 1)
         assert isinstance(self._heard.get(timeout=20), Welcome)
         began, acked = time.monotonic(), set[int]()
         for _, payload in self._batches:
-            self._client.publish(up_topic(FREE, Up.BILLING), payload, 1)
+            self._client.publish(up_topic(SEALED, Up.BILLING), payload, 1)
         while len(acked) < len(self._batches):
             heard = self._heard.get(timeout=60)
             if isinstance(heard, Ack) and heard.stream is Stream.BILLING:
@@ -178,13 +221,14 @@ def _replay(
     site: EdgeSite,
     proxy: FaultProxy,
     waiting: int,
-    batches: list[tuple[int, bytes]],
 ) -> list[Figure]:
+    batches = sealed(site.folder / SEALED)
     proxy.blackhole = True
     with site.agent():
         await_(lambda: _pending(site) >= waiting, 30, "the agent with its backlog")
         site.all_charge()
-        free = Unpaced(cloud, batches).rate()
+        free = asyncio.run(unpaced_agent(cloud, site.folder / FREE))
+        bare = Unpaced(cloud, batches).rate()
         before = proxy.connections
         proxy.blackhole = False
         proxy.cut()
@@ -230,6 +274,12 @@ def _replay(
                 "free_facts_per_s": round(free),
                 "drained_s": round(run.drained_s, 1),
             },
+        ),
+        Figure(
+            name="replay.vs_sealed_rate",
+            value=rate / bare,
+            unit="ratio",
+            detail={"sealed_facts_per_s": round(bare)},
         ),
     ]
 
@@ -326,6 +376,8 @@ class Run:
         at = latest.get(what)
         if at is None or latest["transaction"] == known:
             return False
-        late = datetime.now(UTC) - datetime.fromisoformat(at)
-        self.facts_late_s.append(late.total_seconds())
+        late = (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
+        if late > OF_NOW_S:
+            return False  # one of the month that has just passed
+        self.facts_late_s.append(late)
         return True

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +112,45 @@ def _until_it_runs(world, drivers, name: str) -> None:
             return False
 
     wait_for(running, RUN_S, f"{name} to run again")
+
+
+def test_the_kernel_kills_the_agent_for_want_of_memory(world, kills) -> None:
+    """Its successor goes on with the session, and books it once."""
+    station = world.station("M")
+    world.begin(station)
+    with _starved(station.agent.pid):
+        wait_for(lambda: not station.agent.alive, RUN_S, "the kernel to kill it")
+    assert station.agent.exit_code == -signal.SIGKILL, station.agent.tail()
+    kills.count("no memory left for the agent")
+    station.agent.start()
+    world.network.wait_for(lambda: station.current_ma() > 0, 40, "the session to go on")
+    world.leave(station)
+    world.agree(station)
+
+
+@contextlib.contextmanager
+def _starved(pid: int) -> Iterator[None]:
+    """The process may not have one page more than it has, in a memory group of its own."""
+    for root, limit in (
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        ("/sys/fs/cgroup", "memory.max"),
+    ):
+        group = Path(root) / f"karvon-test-{pid}"
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(128 * 1024))
+            (group / "cgroup.procs").write_text(str(pid))
+        except OSError:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+            continue
+        yield
+        wait_for(lambda group=group: _removed(group), 10, "the memory group to be left")
+        return
+    pytest.skip("NOT RUN: this machine does not let us limit a process's memory")
+
+
+def _removed(group: Path) -> bool:
+    with contextlib.suppress(OSError):
+        group.rmdir()
+    return not group.exists()
