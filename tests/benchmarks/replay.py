@@ -316,7 +316,7 @@ class Run:
         visits = [self._visits(spot) for spot in self._site.spots[-VISITED:]]
         while not self._drained(_status(self._site)):
             self._probe()
-            for visit in visits:
+            for visit in visits if self._passed() > HANDSHAKE_S else ():
                 next(visit)
             time.sleep(PROBE_S)  # nothing tells when REST shows something new
 

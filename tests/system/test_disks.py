@@ -93,7 +93,11 @@ def _fill(ballast: Path) -> None:
 
 
 def test_the_power_is_cut(
-    world, mounts: list[Path], sample_size: Callable[[int, int], int], tmp_path: Path
+    world,
+    mounts: list[Path],
+    sample_size: Callable[[int, int], int],
+    record_property: Callable[[str, object], None],
+    tmp_path: Path,
 ) -> None:
     station = world.station("P", start=False)
     image, cut = tmp_path / "disk", tmp_path / "disk-at-the-cut"
@@ -102,7 +106,8 @@ def test_the_power_is_cut(
     _mount(mounts, station.journal, "-o", "loop", image)
     world.start(station)
     drivers = world.drivers(station)
-    for _ in range(sample_size(1, 40)):
+    cuts = sample_size(1, 40)
+    for _ in range(cuts):
         world.traffic(drivers, 4.0)
         world.network.kill(station.agent.name, signal.SIGSTOP)
         shutil.copyfile(image, cut)
@@ -114,6 +119,7 @@ def test_the_power_is_cut(
     world.traffic(drivers, 4.0)
     world.everybody_leaves(station)
     world.agree(station)
+    record_property("cuts of power", cuts)
     station.agent.stop()
     _run("umount", station.journal)
 
