@@ -11,17 +11,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from typing import Final, NewType
+from typing import Final, NewType, cast
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import TupleRow
 
+from cloud.kernel.cursor import Cursor as Cursor  # noqa: PLC0414  # what `unit` gives
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.pool import Connection, Pool
 
 TenantId = NewType("TenantId", int)
-Cursor = psycopg.AsyncCursor[TupleRow]
 
 APP_ROLE: Final = "karvon_app"
 COMMIT_ROLE: Final = "karvon_commit"
@@ -67,7 +66,7 @@ class Database:
         held = _joint.get()
         if held is not None and held[1:] == (self, tenant, asyncio.current_task()):
             async with held[0].transaction(), held[0].cursor() as cursor:
-                yield cursor
+                yield cast("Cursor", cursor)
             return
         seen = b"" if tenant is None else b"%d" % tenant
         begin = b"BEGIN READ ONLY" if read_only else b"BEGIN"
@@ -108,7 +107,7 @@ class Database:
             self._commit.connection(UNIT_DEADLINE_S) as connection,
             connection.cursor() as cursor,
         ):
-            yield cursor
+            yield cast("Cursor", cursor)
 
     @asynccontextmanager
     async def listener(self) -> AsyncIterator[Connection]:
@@ -145,7 +144,7 @@ async def _transaction(pool: Pool, deadline_s: float, begin: bytes) -> AsyncIter
     async with pool.connection(deadline_s) as connection, connection.cursor() as cursor:
         await cursor.execute(begin)
         try:
-            yield cursor
+            yield cast("Cursor", cursor)
         except Exception:
             with suppress(psycopg.Error):  # lost, and with it what was done
                 await connection.rollback()

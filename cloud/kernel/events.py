@@ -67,13 +67,17 @@ async def append(cursor: Cursor, events: Sequence[Event]) -> None:
         }
         for event in events
     ]
-    await cursor.execute(_APPEND, (msgspec.json.encode(told).decode(), CHANNEL))
+    told_text = msgspec.json.encode(told).decode()
+    if cursor.holds_back:
+        await cursor.at_last(_APPEND_OR_FAIL, (told_text, CHANNEL, len(events)))
+        return
+    await cursor.execute(_APPEND, (told_text, CHANNEL))
     found = await cursor.fetchone()
     if found is None or found[0] != len(events):
         raise RuntimeError("event partitions are missing: run the migrations")
 
 
-_APPEND: Final = """
+_APPENDED: Final = """
 WITH told AS MATERIALIZED (
     SELECT * FROM ROWS FROM (jsonb_to_recordset(%s::jsonb) AS (
         partition int, tenant_id int, kind text, station_id int, subject text, data jsonb
@@ -92,8 +96,11 @@ WITH told AS MATERIALIZED (
         tenant_id, kind, station_id, subject, data
     FROM told JOIN taken USING (partition) RETURNING partition
 )
-SELECT (SELECT count(*) FROM put), pg_notify(%s, '')
 """
+_APPEND: Final = f"{_APPENDED} SELECT (SELECT count(*) FROM put), pg_notify(%s, '')"  # noqa: S608  # ours
+_APPEND_OR_FAIL: Final = (
+    f"{_APPENDED} SELECT pg_notify(%s, ''), 1 / ((SELECT count(*) FROM put) = %s)::int"  # noqa: S608  # ours
+)
 
 
 @dataclass(frozen=True)

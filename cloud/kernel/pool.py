@@ -19,6 +19,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
+from cloud.kernel.cursor import Cursor
 from cloud.kernel.errors import Contended, Unavailable
 
 Connection = psycopg.AsyncConnection[TupleRow]
@@ -78,7 +79,9 @@ class Pool:
         soon = asyncio.get_running_loop().time() + CONNECT_TIMEOUT_S
         try:
             async with asyncio.timeout_at(min(until, soon)):
-                return await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+                return await psycopg.AsyncConnection.connect(
+                    self._conninfo, autocommit=True, cursor_factory=Cursor
+                )
         except TimeoutError:
             raise Unavailable("the database does not accept a connection in time") from None
 

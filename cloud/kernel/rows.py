@@ -7,7 +7,7 @@ from typing import Any, LiteralString, TypeVar
 
 import msgspec
 
-from cloud.kernel.database import Cursor
+from cloud.kernel.cursor import PlainCursor as Cursor
 
 T = TypeVar("T")
 Params = Sequence[Any] | Mapping[str, Any]

@@ -735,7 +735,7 @@ async def note_charging(
         return
     latest = {(station, evse): (tx, state) for station, evse, tx, state in states}
     rows_ = [(*key, *latest[key]) for key in sorted(latest)]
-    await cursor.execute(
+    await cursor.at_last(
         "UPDATE stations.evse_state t SET transaction = k.transaction,"
         " charging_state = coalesce(k.charging_state, t.charging_state)"
         " FROM unnest(%s::int[], %s::int[], %s::uuid[], %s::text[])"

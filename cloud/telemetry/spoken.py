@@ -45,7 +45,7 @@ class SpokenReadings:
                 d for d in doubtful if (d.station_id, d.series.evse, d.first_at) not in there
             ]
         if surely:
-            await self._writer.copy(cursor, surely)
+            await self._writer.copy(cursor, surely, spoken[-1].received_at)
         return []
 
 

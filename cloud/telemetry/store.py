@@ -118,29 +118,35 @@ async def put_live(cursor: Cursor, some: Few) -> bool:
 
     Their days' partitions are to be there.
     """
-    columns = list(zip(*some.rows, strict=True))[1:]
-    extras = list(zip(*some.extras, strict=True)) or [()] * len(_EXTRA_TYPES)
-    await cursor.execute(
-        _PUT_LIVE,
-        (
-            _quoted(some.times()),
-            *(_numbers(column) for column in columns),
-            _quoted(extras[0]),
-            literal(extras[1]),
-            literal(extras[2]),
-            list(extras[3]),
-            literal(extras[4]),
-        ),
-    )
+    await cursor.execute(_PUT_LIVE, _few_params(some))
     found = await cursor.fetchone()
     return bool(found and found[0])
+
+
+async def put_fresh(cursor: Cursor, some: Few) -> None:
+    """The same with the commit, which fails if they are not live after all."""
+    await cursor.at_last(_PUT_FRESH, _few_params(some))
+
+
+def _few_params(some: Few) -> tuple[str | list[str], ...]:
+    columns = list(zip(*some.rows, strict=True))[1:]
+    extras = list(zip(*some.extras, strict=True)) or [()] * len(_EXTRA_TYPES)
+    return (
+        _quoted(some.times()),
+        *(_numbers(column) for column in columns),
+        _quoted(extras[0]),
+        literal(extras[1]),
+        literal(extras[2]),
+        list(extras[3]),
+        literal(extras[4]),
+    )
 
 
 def _numbers(column: Iterable[int | None]) -> str:
     return literal("NULL" if value is None else value for value in column)
 
 
-_PUT_LIVE: Final = f"""
+_PUT_FEW: Final = f"""
 WITH told AS MATERIALIZED (
     SELECT * FROM unnest(%s::timestamptz[], {", ".join(f"%s::{kind}[]" for kind in KINDS[1:])})
         AS t ({", ".join(f'"{name}"' for name in FIELDS)})
@@ -154,8 +160,9 @@ WITH told AS MATERIALIZED (
     SELECT e.* FROM live, unnest(%s::timestamptz[], %s::int4[], %s::int2[], %s::text[], %s::int8[])
         AS e (time, station_id, evse, name, value) WHERE live.yes
 )
-SELECT yes FROM live
 """
+_PUT_LIVE: Final = _PUT_FEW + "SELECT yes FROM live"
+_PUT_FRESH: Final = _PUT_FEW + "SELECT 1 / coalesce(yes, false)::int FROM live"
 
 
 async def copy_samples(cursor: Cursor, data: bytes) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import date as day
+from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from cloud.kernel.database import Cursor
@@ -12,6 +14,7 @@ from cloud.kernel.facts import Delivery
 from cloud.stations.api import Dating, boot_clocks, date, from_ms, trusted_at
 from cloud.telemetry import store
 from cloud.telemetry.columns import Dated, few, pack
+from cloud.telemetry.tiers.keeper import ROLL_LAG
 from protocols.agent_link import (
     BillingBatch,
     ClockCorrected,
@@ -20,6 +23,9 @@ from protocols.agent_link import (
     Stamp,
     TelemetryBatch,
 )
+
+FRESH: Final = ROLL_LAG / 2
+"""What came sooner after it was measured is far from being late for the roll-ups."""
 
 
 class TelemetryWriter:
@@ -78,11 +84,21 @@ class TelemetryWriter:
             for one in await store.unpark(cursor, station_id, boot)
         ]
 
-    async def copy(self, cursor: Cursor, told: Sequence[Dated]) -> None:
-        """Append samples that have their time."""
+    async def copy(
+        self, cursor: Cursor, told: Sequence[Dated], received_at: datetime | None = None
+    ) -> None:
+        """Append samples that have their time; of fresh ones it is known when they came."""
         some = few(told)
-        if some is not None and some.days <= self._days and await store.put_live(cursor, some):
-            return
+        if some is not None and some.days <= self._days:
+            if (
+                cursor.holds_back
+                and received_at is not None
+                and min(one.first_at for one in told) >= received_at - FRESH
+            ):
+                await store.put_fresh(cursor, some)
+                return
+            if await store.put_live(cursor, some):
+                return
         packed = pack(told)
         await store.note_late(cursor, packed.spans())
         if missing := packed.days - self._days:

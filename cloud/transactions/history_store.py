@@ -287,18 +287,27 @@ _ADD_EVENTS: Final = (
     + ", ".join(
         f"coalesce({name}, {_UNSAID[name]})" if name in _UNSAID else name for name in _EVENT_TYPES
     )
-    + f" FROM {_recordset(_EVENT_TYPES)} ON CONFLICT DO NOTHING RETURNING transaction_id, id"
+    + f" FROM {_recordset(_EVENT_TYPES)}"
 )
+_ADD_NEW_EVENTS: Final = _ADD_EVENTS + " ON CONFLICT DO NOTHING RETURNING transaction_id, id"
 
 
 async def add_events(
-    cursor: Cursor, events: Sequence[tuple[TenantId, int, datetime, Step]]
+    cursor: Cursor,
+    events: Sequence[tuple[TenantId, int, datetime, Step]],
+    *,
+    surely_new: bool = False,
 ) -> set[tuple[UUID, UUID]] | None:
     """Record events (tenant, station, received, step).
 
-    Returns (transaction, id) of the new; None for all of them.
+    Returns (transaction, id) of the new; None for all of them. Those that are surely new need not
+    be asked about: while the cursor holds back, the commit fails when one is there already.
     """
-    await cursor.execute(_ADD_EVENTS, {"lines": _lines(_event_line(*one) for one in events)})
+    lines = {"lines": _lines(_event_line(*one) for one in events)}
+    if surely_new and cursor.holds_back:
+        await cursor.at_last(_ADD_EVENTS, lines)
+        return None
+    await cursor.execute(_ADD_NEW_EVENTS, lines)
     return None if cursor.rowcount == len(events) else set(await cursor.fetchall())
 
 
@@ -329,6 +338,7 @@ def _event_line(tenant: TenantId, station: int, received_at: datetime, step: Ste
 
 async def histories(cursor: Cursor, ids: Collection[UUID]) -> dict[UUID, list[Step]]:
     """Every event of these transactions."""
+    await cursor.catch_up()
     await cursor.execute(
         f"SELECT {EVENT_COLUMNS} FROM transactions.event WHERE transaction_id = ANY(%s::uuid[])",
         (literal(ids),),
@@ -431,7 +441,7 @@ async def put(cursor: Cursor, held_rows: Sequence[Held], now: datetime) -> None:
             )
             for one in held_rows
         )
-        await cursor.execute(_PUT, {"lines": lines})
+        await cursor.at_last(_PUT, {"lines": lines})
 
 
 _MEASURE_TYPES: Final = {"id": "uuid"} | {
@@ -457,7 +467,7 @@ async def put_measures(cursor: Cursor, held_rows: Sequence[Held], now: datetime)
     """Write projections of transactions that stand and go on: for most events, half the work."""
     if held_rows:
         lines = _lines(_MeasureLine(one.id, *_measures(one.projection)) for one in held_rows)
-        await cursor.execute(_PUT_MEASURES, {"lines": lines, "now": now})
+        await cursor.at_last(_PUT_MEASURES, {"lines": lines, "now": now})
 
 
 Noted = tuple[TenantId, int, TransactionEvent | NativeEvent, Contradiction]
@@ -475,6 +485,7 @@ async def note_conflicts(
     ]
     if not entries:
         return
+    await cursor.catch_up()
     await cursor.executemany(
         "INSERT INTO transactions.conflict (transaction_id, event_id, tenant_id, station_id, kind,"
         " fact, noted_at) VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",

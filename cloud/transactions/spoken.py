@@ -248,7 +248,8 @@ async def _record(
             )
     commands = await _commands(cursor, beginnings, remote_starts)
     received = heard[-1].spoken.received_at
-    written = await record(cursor, arrived, held, received, book, commands)
+    surely_new = not any(one.spoken.doubtful for one in heard)
+    written = await record(cursor, arrived, held, received, book, commands, surely_new=surely_new)
     await _tell_costs(cursor, costing, held, written.costs, book)
     return alerts + written.events
 

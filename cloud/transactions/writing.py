@@ -67,16 +67,21 @@ async def record(
     now: datetime,
     book: PriceBook,
     commands: Mapping[UUID, UUID] | None = None,
+    *,
+    surely_new: bool = False,
 ) -> Written:
     """Put events, by transaction and id, into the history and what is new in it into the rows.
 
-    `commands` are those that have begun transactions, by these.
+    `commands` are those that have begun transactions, by these. `surely_new` is said of events
+    that nobody can have recorded before.
     """
     if not arrived:
         return Written([], {})
     every = list(arrived.values())
     new = await history.add_events(
-        cursor, [(one.tenant, one.station, one.received_at, one.step) for one in every]
+        cursor,
+        [(one.tenant, one.station, one.received_at, one.step) for one in every],
+        surely_new=surely_new,
     )
     if new is not None:
         every = [one for key, one in arrived.items() if key in new]

@@ -236,9 +236,10 @@ class View(App[None]):
         if troubled:
             self._find("links").move_cursor(row=troubled[0])
 
-    def on_data_table_row_highlighted(self) -> None:
+    def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
         """Another link is asked about."""
-        self._advise()
+        if event.data_table.is_attached:  # told too while the screen is taken down
+            self._advise()
 
     def _advise(self) -> None:
         """What happened, why and what to do, of the link under the cursor."""

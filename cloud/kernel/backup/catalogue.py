@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from psycopg import sql
 
-from cloud.kernel.database import Cursor
+from cloud.kernel.cursor import PlainCursor as Cursor
 from cloud.kernel.errors import KarvonError, Kind
 from cloud.kernel.rows import rows
 

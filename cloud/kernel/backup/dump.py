@@ -12,7 +12,7 @@ from psycopg import sql
 
 from cloud.kernel.backup import archive, catalogue
 from cloud.kernel.backup.catalogue import Relation, Unprepared
-from cloud.kernel.database import Cursor
+from cloud.kernel.cursor import PlainCursor as Cursor
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.migrate import known_revisions, modules
 

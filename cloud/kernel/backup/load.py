@@ -13,7 +13,7 @@ from cloud.kernel.backup import archive, catalogue
 from cloud.kernel.backup.archive import BadBackup
 from cloud.kernel.backup.catalogue import Unprepared
 from cloud.kernel.backup.dump import Told, owner
-from cloud.kernel.database import Cursor
+from cloud.kernel.cursor import PlainCursor as Cursor
 from cloud.kernel.migrate import known_revisions, migrate, modules
 
 Here = dict[str, catalogue.Relation]

@@ -79,6 +79,28 @@ async def test_a_session_in_16(ocpp: Ocpp) -> None:
     assert sum(bucket["samples"] for bucket in buckets) == 3
 
 
+async def test_what_is_said_again_after_something_else_counts_once(ocpp: Ocpp) -> None:
+    """Values of this moment, whose rows are written with the commit; and one that is late."""
+    await ocpp.token("T1")
+    station = await ocpp.booted("CP-1")
+    start = {"connectorId": 1, "idTag": "T1", "meterStart": 1_000, "timestamp": at(58)}
+    number = int((await station.call("StartTransaction", start))["transactionId"])
+
+    def values(*minutes: float) -> list[dict[str, Any]]:
+        return [
+            {"connectorId": 1, "transactionId": number,
+             "meterValue": [meter(minute, 1_000 + round(minute * 10))]}
+            for minute in minutes
+        ]  # fmt: skip
+
+    for value in values(58.5, 59, 59.3, 59.6, 59.9, 59.3, 10, 59.95):
+        assert await station.call("MeterValues", value) == {}
+    found = await ocpp.transaction("CP-1")
+    assert (found["energy_wh"], found["state"]) == (round(599.5), "open")
+    told = (await ocpp.get(f"/transactions/{found['transaction']}/events"))["items"]
+    assert len([one for one in told if one["seq_no"]]) == 7
+
+
 async def test_values_metered_after_the_end_do_not_make_it_longer(ocpp: Ocpp) -> None:
     await ocpp.token("04A1B2C3")
     station = await ocpp.booted("CP-1")
