@@ -208,6 +208,7 @@ class Session:
             self._connected = True
             self._greetings = 0
             self._renewed = False
+            self._pace.connected()
             return self._greet(now)
         if isinstance(event, Disconnected):
             self._connected = False
