@@ -9,7 +9,7 @@ from karvon.demo.process import DemoError
 
 JUMPS_WH = (8_000, -3_000)
 """Forward, then back to where no session that started over could have come to so soon."""
-UNREAD_WH = 250
+UNREAD_WH = 600
 """What may flow, at the simulator's speed, between the last reading and a board's death."""
 
 
