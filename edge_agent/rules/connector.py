@@ -196,8 +196,12 @@ class Connector:
     def _forgot(self, reading: EvseReading, now: Stamp) -> bool:
         """The board waits for the release that it was given: it has started over meanwhile.
 
-        Before a whole watt-hour has flowed its register does not tell.
+        Before a whole watt-hour has flowed its register does not tell. Later it does, and a board
+        that waits with its register unchanged may have another vehicle by now.
         """
+        running = self.state.session
+        if running is None or running.energy(self.state.meter) > 0:
+            return False
         told = self.state.released is True and now.mono_ms - self.state.released_ms >= APPLIED_MS
         return told and reading.awaits_release
 
