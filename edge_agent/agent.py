@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from edge_agent import links, pulse, surroundings
+from edge_agent import faultpoints, links, pulse, surroundings
 from edge_agent.control import Readings
 from edge_agent.desk import Desk
 from edge_agent.disk import Disk
@@ -280,6 +280,7 @@ class Agent:
         second = 0
         while True:
             pulse.beat()
+            faultpoints.reach(faultpoints.UPKEEP)
             await self.desk.corrected(self.loop.clock.observe())
             await self.desk.lock_out()
             if self.loop.ledger.retry_due and not self.loop.ledger.retry():

@@ -30,6 +30,7 @@ from edge_agent.hardware.board import (
     BoardUnreachableError,
     FailsafeShown,
 )
+from edge_agent.hardware.metered_board import board_itself
 from edge_agent.hardware.modbus_board import ModbusBoard
 from edge_agent.joining import Credentials, JoinError
 from edge_agent.journal import JournalError, JournalView
@@ -193,13 +194,14 @@ async def _failsafe_put_back(leave: Leave, known: Progress | None) -> list[Check
     checks = []
     parts = {part.name: part for part in leave.config.boards}
     for line in hardware(leave.config).lines:
-        if not isinstance(line.board, ModbusBoard):
+        board = board_itself(line.board)
+        if not isinstance(board, ModbusBoard):
             text = leave.dialog.text("failsafe_unknown")
             checks.append(_check(line.name, "warn", text))
             continue
         before = None if known is None else known.failsafe_before(written(parts[line.name].link))
         try:
-            text, exact = await _put_back(leave, line.board, before)
+            text, exact = await _put_back(leave, board, before)
         except (BoardRefusedError, BoardUnreachableError) as error:
             if not leave.force:
                 text = f"{line.name}: {error}; {leave.dialog.text('or_force')}"

@@ -6,6 +6,7 @@ import asyncio
 from typing import Final
 
 from edge_agent.hardware.board import BoardUnreachableError, PowerBoard
+from edge_agent.hardware.metered_board import board_itself
 from edge_agent.hardware.modbus_board import ModbusBoard
 from edge_agent.hardware.modbus_device import ModbusDevice
 
@@ -18,7 +19,8 @@ async def open_gently(board: PowerBoard | ModbusDevice) -> None:
 
     Raises as its `open`.
     """
-    device = board.device if isinstance(board, ModbusBoard) else board
+    itself = board if isinstance(board, ModbusDevice) else board_itself(board)
+    device = itself.device if isinstance(itself, ModbusBoard) else itself
     pause = device.profile.limits.gap_ms / 1000 if isinstance(device, ModbusDevice) else USUAL_S
     await asyncio.sleep(pause)
     try:

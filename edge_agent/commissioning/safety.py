@@ -21,6 +21,7 @@ from edge_agent.commissioning.work import Work
 from edge_agent.config import BoardPart, Config
 from edge_agent.hardware.addresses import written
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, Failsafe
+from edge_agent.hardware.metered_board import board_itself
 from edge_agent.hardware.modbus_board import ModbusBoard
 from edge_agent.hardware.registry import find_profile
 from edge_agent.loop import Line
@@ -81,7 +82,7 @@ async def _note_before(work: Work, lines: Sequence[Line], parts: dict[str, Board
         address = written(parts[line.name].link)
         if work.progress.failsafe_before(address) is not None:
             continue
-        board = line.board
+        board = board_itself(line.board)
         if not isinstance(board, ModbusBoard):
             continue  # what the agent sets in a board of another kind does not outlive it
         try:

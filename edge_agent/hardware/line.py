@@ -1,7 +1,7 @@
 """One owner per line, whatever is spoken on it: all who share the medium queue here.
 
-Writes go ahead of reads; each unit gets its pauses; a unit that is dead among others is left alone
-for a while so that they are not slowed down. How a request is put on the line, and how its answer
+Writes go ahead of reads; each unit gets its pauses, in which others are served; a unit that is dead
+among others costs them one timeout, then is left alone for a while. How a request is put on the line, and how its answer
 is known, is the language's own: see modbus_port and serial_port.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
-import heapq
 import itertools
 import logging
 import time
@@ -71,6 +70,7 @@ class UnitHealth:
     """What the owner knows of one unit (monotonic seconds)."""
 
     free_at: float = 0.0
+    """Not asked before: its pause, or the time in which a late answer of it may still come."""
     failures: int = 0
     lost_at: float | None = None
     quarantined_until: float = 0.0
@@ -128,6 +128,7 @@ class LineOwner(abc.ABC, Generic[Request, Answer]):
         self._backoff = 0.0
         self._requests = self._missed_ever = 0
         self._heard_at: float | None = None
+        self._quiet_until = 0.0
 
     # ------------------------------------------------------------- what the language brings along
 
@@ -148,8 +149,8 @@ class LineOwner(abc.ABC, Generic[Request, Answer]):
         """One request and its answer. Raises one of `failed_exchange`, or AnsweredError."""
 
     @abc.abstractmethod
-    async def _settle(self, patience: float) -> None:
-        """After a miss, before anybody else may ask."""
+    async def _settle(self, health: UnitHealth, patience: float) -> None:
+        """After a miss of that unit, before anybody else may ask."""
 
     @abc.abstractmethod
     def _worn_out(self) -> bool:
@@ -159,6 +160,11 @@ class LineOwner(abc.ABC, Generic[Request, Answer]):
     @abc.abstractmethod
     def _hint(self) -> str:
         """A question for whoever reads that the line cannot be opened."""
+
+    @property
+    def _silence(self) -> float:
+        """Seconds that must lie between an answer and the next request."""
+        return 0.0
 
     # -------------------------------------------------------------------------------- for everybody
 
@@ -214,7 +220,7 @@ class LineOwner(abc.ABC, Generic[Request, Answer]):
             timeout_s,
             asyncio.get_running_loop().create_future(),
         )
-        heapq.heappush(self._queue, job)
+        self._queue.append(job)
         self._wake.set()
         return await job.answer
 
@@ -222,12 +228,9 @@ class LineOwner(abc.ABC, Generic[Request, Answer]):
 
     async def _own(self) -> None:
         while True:
-            await self._wake.wait()
-            if not self._queue:
-                self._wake.clear()
-                continue
-            job = heapq.heappop(self._queue)
-            if job.answer.done():
+            job = self._take()
+            if job is None:
+                await self._wait()
                 continue
             outcome = await self._outcome(job)
             if job.answer.done():
@@ -236,6 +239,34 @@ class LineOwner(abc.ABC, Generic[Request, Answer]):
                 job.answer.set_exception(outcome)
             else:
                 job.answer.set_result(outcome)
+
+    def _take(self) -> Job[Request, Answer] | None:
+        """The first in the queue whose unit may be asked now, off the queue; None: nobody."""
+        self._queue = [job for job in self._queue if not job.answer.done()]
+        now = self._clock()
+        ready = (job for job in self._queue if self._free_at(job) <= now)
+        first = min(ready, default=None)
+        if first is not None:
+            self._queue.remove(first)
+        return first
+
+    def _free_at(self, job: Job[Request, Answer]) -> float:
+        health = self._units.get(job.unit)
+        if health is None or self._left_alone(job, health) > 0:
+            return 0.0  # the answer is ready
+        return health.free_at
+
+    def _left_alone(self, job: Job[Request, Answer], health: UnitHealth) -> float:
+        """Seconds for which this unit is not read; what makes it safe is tried all the same."""
+        return 0.0 if job.writes else health.quarantined_until - self._clock()
+
+    async def _wait(self) -> None:
+        """Until somebody asks for something, or a unit that is asked for has had its pause."""
+        self._wake.clear()
+        free = min((self._free_at(job) for job in self._queue), default=None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if free is None else free - self._clock()):
+                await self._wake.wait()
 
     async def _outcome(self, job: Job[Request, Answer]) -> Answer | Exception:
         try:
@@ -255,13 +286,13 @@ class LineOwner(abc.ABC, Generic[Request, Answer]):
 
     async def _serve(self, job: Job[Request, Answer]) -> Answer:
         health = self._units.setdefault(job.unit, UnitHealth())
-        wait = health.quarantined_until - self._clock()
-        if wait > 0 and not job.writes:
+        wait = self._left_alone(job, health)
+        if wait > 0:
             raise self._unreachable(job, f"left alone for {wait:.0f} s more")
         await self._connect(job)
-        pause = health.free_at - self._clock()
-        if pause > 0:
-            await asyncio.sleep(pause)
+        silence = self._quiet_until - self._clock()
+        if silence > 0:
+            await asyncio.sleep(silence)
         started = self._clock()
         try:
             answer = await self._attempt(job, health)
@@ -286,6 +317,7 @@ class LineOwner(abc.ABC, Generic[Request, Answer]):
     def _answered(self, job: Job[Request, Answer], health: UnitHealth, started: float) -> None:
         now = self._heard_at = self._clock()
         self._requests += 1
+        self._quiet_until = now + self._silence
         health.free_at = now + job.manners.gap_s
         health.slowest = max(now - started, health.slowest * 0.9)
         health.failures = self._misses = 0
@@ -307,7 +339,7 @@ class LineOwner(abc.ABC, Generic[Request, Answer]):
         if health.failures == FAILURES_BEFORE_LOST:
             health.lost_at = now
             self.logger.warning("%s: lost, no answer %d times", self._name(job.unit), 3)
-        await self._settle(patience)
+        await self._settle(health, patience)
 
     async def _connect(self, job: Job[Request, Answer]) -> None:
         if self._connected and not self._worn_out():

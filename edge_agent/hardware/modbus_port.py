@@ -33,6 +33,10 @@ from protocols.modbus.values import Words
 logger = logging.getLogger(__name__)
 
 FAILURES_BEFORE_RECONNECT: Final = 2
+SILENCE_CHARS: Final = 3.5
+LEAST_SILENCE_S: Final = 0.00175
+"""Between two frames on a serial line (MODBUS over Serial Line V1.02, 2.5.1.1)."""
+BITS_A_CHAR: Final = 11
 EXCEPTIONS: Final = {
     1: "illegal function",
     2: "illegal address",
@@ -149,12 +153,19 @@ class ModbusPort(LineOwner[Span | WriteRequest, Words]):
             return client.write_register(request.address, words[0], device_id=unit)
         return client.write_registers(request.address, words, device_id=unit)
 
-    async def _settle(self, patience: float) -> None:
+    async def _settle(self, health: UnitHealth, patience: float) -> None:
         if self.link.kind == "rtu":
-            # A serial reply carries no number: let a late one pass while nobody listens.
-            await asyncio.sleep(patience)
+            # A serial reply carries no number: let a late one pass before this unit is asked again.
+            # Others are told apart by their own, so they need not wait.
+            health.free_at = self._clock() + patience
         elif self._alone_or_all_dead():
             await self._hang_up()
+
+    @property
+    def _silence(self) -> float:
+        if self.link.kind == "tcp":
+            return 0.0
+        return max(LEAST_SILENCE_S, SILENCE_CHARS * BITS_A_CHAR / (self.link.baudrate or 9600))
 
     def _alone_or_all_dead(self) -> bool:
         """A half-open connection looks like silence: only a new one tells."""

@@ -242,7 +242,7 @@ class SerialPort(LineOwner[Question, bytes]):
             asyncio.get_running_loop().remove_reader(device.fileno())
             device.close()
 
-    async def _settle(self, patience: float) -> None:
+    async def _settle(self, health: UnitHealth, patience: float) -> None:
         """Nothing to wait for: a late reply is known by its number."""
 
     def _worn_out(self) -> bool:

@@ -71,6 +71,8 @@ BROKEN: Final = {IecState.NO_POWER, IecState.FAULT}
 LONG_AGO: Final = -(2**62)
 LIMIT_STEP_MA: Final = 1000
 """Boards round what they apply to whole amperes."""
+APPLIED_MS: Final = 2000
+"""What a board was told must show in its readings by then."""
 
 
 class Connector:
@@ -150,7 +152,7 @@ class Connector:
         self._note_fault(reading, now)
         restarted = self._board_restarted(step) and not expected
         restarted = restarted or reading.restarted
-        if returned or restarted or self._overrides(reading, now):
+        if returned or restarted or self._overrides(reading, now) or self._forgot(reading, now):
             self._set(written=None, released=None)
         if expected and self.state.session is not None:
             self._set(session=replace(self.state.session, saved_ms=LONG_AGO))
@@ -192,10 +194,22 @@ class Connector:
         running = self.state.session
         return step is Step.RESET and running is not None and running.proven
 
+    def _forgot(self, reading: EvseReading, now: Stamp) -> bool:
+        """The board waits for the release that it was given: it has started over meanwhile.
+
+        Before a whole watt-hour has flowed its register does not tell. Later it does, and a board
+        that waits with its register unchanged may have another vehicle by now.
+        """
+        running = self.state.session
+        if running is None or running.energy(self.state.meter) > 0:
+            return False
+        told = self.state.released is True and now.mono_ms - self.state.released_ms >= APPLIED_MS
+        return told and reading.awaits_release
+
     def _overrides(self, reading: EvseReading, now: Stamp) -> bool:
         """The board applies more than it was told, read well after it was told so."""
         written, applied = self.state.written, reading.applied_limit
-        if written is None or applied is None or now.mono_ms - self.state.written_ms < 2000:
+        if written is None or applied is None or now.mono_ms - self.state.written_ms < APPLIED_MS:
             return False
         if written < self.info.min_current:
             return applied >= self.info.min_current
@@ -552,7 +566,7 @@ class Connector:
 
     def _tell_contactor(self, wanted: bool, now: Stamp) -> None:
         if wanted:
-            self._set(released=True, meter=expect_reset(self.state.meter))
+            self._set(released=True, released_ms=now.mono_ms, meter=expect_reset(self.state.meter))
         else:
             self._set(released=False, withheld_ms=now.mono_ms)
 

@@ -56,6 +56,7 @@ class EvseState:
     written: MilliAmperes | None = None
     written_ms: int = 0
     released: bool | None = None
+    released_ms: int = 0
     """What the board was last told; None: it must be told again."""
     withheld_ms: int | None = None
     alarmed: bool = False

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-QUICK_MS: Final = 1500
-"""An acknowledgement that takes longer says that the line is full: live data would wait too."""
+QUEUE_MS: Final = 500
+"""What the backlog may add to the time that an acknowledgement takes by itself, since live data
+waits in the same queues. More than that says that the line or the cloud is full."""
+AGAIN_MS: Final = 1500
 START: Final = 4
 
 
@@ -16,10 +18,16 @@ class Pace:
         self.most = most
         self.per_second = per_second
         self.window = float(min(START, most))
+        self._quickest: int | None = None
+        """The shortest that an acknowledgement took on this connection (ms)."""
         self._burst = max(1.0, per_second / 4)
         self._tokens = self._burst
         self._at = 0
         self._shrunk_at = 0
+
+    def connected(self) -> None:
+        """Another connection: it may be another line, with a time of its own."""
+        self._quickest = None
 
     def room(self, in_flight: int, now: int) -> int:
         """How many batches may leave at monotonic time `now` (ms) beside those in flight."""
@@ -32,13 +40,14 @@ class Pace:
         self._tokens -= batches
 
     def acknowledged(self, latency_ms: int, now: int) -> None:
-        if latency_ms <= QUICK_MS:
+        self._quickest = min(latency_ms, latency_ms if self._quickest is None else self._quickest)
+        if latency_ms <= self._quickest + QUEUE_MS:
             self.window = min(self.window + 1, float(self.most))
         else:
-            self.slower(now)
+            self.slower(now, latency_ms)
 
-    def slower(self, now: int) -> None:
-        """Halve the window, once per round trip rather than once per batch."""
-        if now - self._shrunk_at >= QUICK_MS:
+    def slower(self, now: int, latency_ms: int = AGAIN_MS) -> None:
+        """Halve the window, once for all that left before it was halved last."""
+        if now - latency_ms >= self._shrunk_at:
             self.window = max(1.0, self.window / 2)
             self._shrunk_at = now

@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 TRIES: Final = 3
 """So many sendings without an ack, and the agent greets again instead of sending on."""
 MOST_BACKOFF: Final = 8
+REFILL: Final = 3
+"""The backlog in flight is filled up when it is down to so many parts of four: each filling is one
+commit to the storage card, whatever it takes."""
 LIVE_TELEMETRY: Final = 4
 """Unacknowledged live batches; what comes then waits on disk as backlog."""
 NO_CLOUD: Final = "the broker is there, but the cloud does not answer; sending waits for it"
@@ -62,7 +65,7 @@ class SessionSettings:
     """Asked at each hello: a board tells more of itself once it has answered."""
     in_flight: int = 64
     """Unacknowledged batches of the backlog at most; as many live ones may be out beside."""
-    per_second: int = 200
+    per_second: int = 500
     """Batches of the backlog."""
     welcome_ms: int = 10_000
     resend_ms: int = 10_000
@@ -205,6 +208,7 @@ class Session:
             self._connected = True
             self._greetings = 0
             self._renewed = False
+            self._pace.connected()
             return self._greet(now)
         if isinstance(event, Disconnected):
             self._connected = False
@@ -437,6 +441,8 @@ class Session:
         """Billing first, then telemetry from its oldest, as far as the pace allows."""
         in_flight = sum(1 for flight in self._flights.values() if not flight.live)
         room = self._pace.room(in_flight, now)
+        if in_flight > room * REFILL:
+            return []
         actions = self._billing(now, live=False, limit=room)
         if not self._telemetry_backlog_due(now):
             self._pace.spent(len(actions))

@@ -202,6 +202,11 @@ class SimulatedCharger:
             if evse.session is not None:
                 evse.session.ended_ms, evse.session = self.world_ms, None
 
+    def jump_register(self, wh: int, evse: int = 1) -> None:
+        """The energy that is shown jumps by so much for good; what truly flowed stays true."""
+        target = self.evses[evse]
+        target.shown_nj = max(0, target.shown_nj + wh * NANOJOULES_PER_WH)
+
     def status(self) -> dict[str, Any]:
         """What truly is, for tests: the referee's view."""
         return {

@@ -76,6 +76,7 @@ class Control:
             "clear": lambda c: charger.clear(c.get("evse", 1)),
             "ceiling": lambda c: charger.set_ceiling(c.get("limit_ma"), c.get("evse", 1)),
             "reset_board": lambda _: charger.reset_board(),
+            "jump_register": lambda c: charger.jump_register(int(c["wh"]), c.get("evse", 1)),
         }
 
     def _silence(self, command: Command) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 BENCHMARKS = (
     "wire",
     "agent",
+    "bus",
+    "replay",
     "link",
     "ingest",
     "storage",

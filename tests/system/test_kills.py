@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +22,7 @@ AGENT_INSTANTS = (
     "agent.after_ack",
 )
 RUN_S = 120.0
+ASKING = 8
 DEAD_S = 4.0
 """At the simulator's speed a whole session: the vehicle may be full, and gone, meanwhile."""
 
@@ -29,13 +35,17 @@ def station(world):
     station.stop()
 
 
-@pytest.mark.parametrize("victim", ["agent", "cloud", "broker", "database"])
+@pytest.mark.parametrize(
+    ("victim", "full"),
+    [("agent", 200), ("cloud", 25), ("broker", 25), ("database", 25)],
+    ids=["agent", "cloud", "broker", "database"],
+)
 def test_killed_at_random_moments(
-    world, station, kills, sample_size: Callable[[int, int], int], victim: str
+    world, station, kills, sample_size: Callable[[int, int], int], victim: str, full: int
 ) -> None:
     drivers = world.drivers(station)
     chance = random.Random(f"{victim} 2")
-    for _ in range(sample_size(1, 25)):
+    for _ in range(sample_size(1, full)):
         world.traffic(drivers, chance.uniform(1.0, 6.0))
         name = station.agent.name if victim == "agent" else victim
         _until_it_runs(world, drivers, name)
@@ -105,3 +115,61 @@ def _until_it_runs(world, drivers, name: str) -> None:
             return False
 
     wait_for(running, RUN_S, f"{name} to run again")
+
+
+def test_the_kernel_kills_the_agent_for_want_of_memory(world, kills) -> None:
+    """Its successor goes on with the session, and books it once."""
+    station = world.station("M")
+    world.begin(station)
+    with _starved(station.agent.pid):
+        wait_for(lambda: _is_dead(station), RUN_S, "the kernel to kill it")
+    assert station.agent.exit_code == -signal.SIGKILL, station.agent.tail()
+    kills.count("no memory left for the agent")
+    station.agent.start()
+    world.network.wait_for(lambda: station.current_ma() > 0, 40, "the session to go on")
+    world.leave(station)
+    world.agree(station)
+
+
+def _is_dead(station) -> bool:
+    """Many who ask at once make it want memory."""
+    lines = []
+    for _ in range(ASKING):
+        line = socket.socket(socket.AF_UNIX)
+        line.setblocking(False)
+        with contextlib.suppress(OSError):
+            line.connect(str(station.control_socket))
+            line.send(b'{"do": "log"}\n')
+        lines.append(line)
+    time.sleep(0.2)  # it works on what was asked
+    for line in lines:
+        line.close()
+    return not station.agent.alive
+
+
+@contextlib.contextmanager
+def _starved(pid: int) -> Iterator[None]:
+    """The process may not have one page more than it has, in a memory group of its own."""
+    for root, limit in (
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        ("/sys/fs/cgroup", "memory.max"),
+    ):
+        group = Path(root) / f"karvon-test-{pid}"
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(128 * 1024))
+            (group / "cgroup.procs").write_text(str(pid))
+        except OSError:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+            continue
+        yield
+        wait_for(lambda group=group: _removed(group), 10, "the memory group to be left")
+        return
+    pytest.skip("NOT RUN: this machine does not let us limit a process's memory")
+
+
+def _removed(group: Path) -> bool:
+    with contextlib.suppress(OSError):
+        group.rmdir()
+    return not group.exists()

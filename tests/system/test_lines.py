@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 
+import psutil
 import pytest
 
 
@@ -14,7 +15,7 @@ def test_frozen_and_thawed(world, sample_size: Callable[[int, int], int]) -> Non
     world.begin(station)
     for victim in (station.agent.name, "cloud", "broker", "database"):
         world.network.kill(victim, signal.SIGSTOP)
-        time.sleep(sample_size(2, 60))
+        time.sleep(sample_size(2, 600 if victim == station.agent.name else 60))
         world.network.kill(victim, signal.SIGCONT)
         time.sleep(1)
     world.network.wait_online(station)
@@ -77,6 +78,7 @@ def boards(world):
 
 def test_silent_noisy_and_half_open_boards(world, boards) -> None:
     stations, proxy = boards
+    files = {name: _open_files(station) for name, station in stations.items()}
     stations["silence"].board("silence", seconds=8)
     stations["noise"].board("noise", replies=4)
     stations["half_open"].board("half_open")
@@ -89,6 +91,12 @@ def test_silent_noisy_and_half_open_boards(world, boards) -> None:
         _wait_healed(world, station)
         world.leave(station)
     world.agree(*stations.values())
+    for name, station in stations.items():
+        assert _open_files(station) <= files[name] + 2, f"files stay open after {name}"
+
+
+def _open_files(station) -> int:
+    return psutil.Process(station.agent.pid).num_fds()
 
 
 def _wait_healed(world, station) -> None:

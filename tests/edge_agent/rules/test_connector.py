@@ -229,6 +229,25 @@ def test_a_board_that_restarts_in_a_session_is_told_again(bench: Bench) -> None:
     assert bench.events(ENDED)[0].energy_wh == bench.true_wh
 
 
+def test_a_board_that_restarts_before_a_watt_hour_has_flowed_is_told_again(bench: Bench) -> None:
+    bench.charge(0)
+    assert bench.released
+    bench.released, bench.awaits_release, bench.limit, bench.raw = False, True, 32_000, 0
+    bench.poll(4)
+    assert (bench.released, bench.limit) == (True, 16_000)
+    bench.poll(60)
+    bench.unplug()
+    bench.poll()
+    assert bench.events(ENDED)[0].energy_wh == bench.true_wh
+
+
+def test_a_vehicle_changed_between_two_looks_is_not_released_on_the_last_card(bench: Bench) -> None:
+    bench.charge(400)
+    bench.released, bench.awaits_release = False, True
+    bench.poll(10)
+    assert not bench.released
+
+
 def test_charging_without_a_transaction_is_stopped_and_told_once(bench: Bench) -> None:
     bench.plug()
     bench.autostart, bench.limit = True, 32_000

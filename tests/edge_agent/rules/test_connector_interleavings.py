@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.rules.actions import (
@@ -108,26 +108,35 @@ def check_now(bench: Bench) -> None:
         assert bench.status.status in {ConnectorStatus.OCCUPIED, ConnectorStatus.FAULTED}
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@example(steps=[("charge", 1), ("dark", 1), "stop", ("dark", 30), "card"])
-@example(steps=[("charge", 1), ("dark", 1), "stop", ("dark", 600), "card"])
-@example(
-    steps=[("charge", 40), "unplug", ("poll", 2), "plug", ("poll", 1), ("killed", 4), ("dark", 600)]
-)
-@given(steps=st.lists(STEPS, max_size=40))
 def test_every_interleaving_leaves_a_legal_state_and_true_accounts(
-    make_bench: Callable[..., Bench], steps: list[str | tuple[str, int]]
+    make_bench: Callable[..., Bench],
+    sample_size: Callable[[int, int], int],
+    record_property: Callable[[str, object], None],
 ) -> None:
-    bench = make_bench(settings=PATIENT)
-    for step in steps:
-        do(bench, step)
-        check_now(bench)
-        check_history(bench)
-    finish(bench)
-    billed = sum(e.energy_wh for e in bench.events(TransactionEventType.ENDED))
-    assert billed == bench.true_wh
+    count = sample_size(300, 5_000)
+
+    @settings(max_examples=count, deadline=None)
+    @example(steps=[("charge", 1), ("dark", 1), "stop", ("dark", 30), "card"])
+    @example(steps=[("charge", 1), ("dark", 1), "stop", ("dark", 600), "card"])
+    @example(
+        steps=[
+            *(("charge", 40), "unplug", ("poll", 2), "plug", ("poll", 1), ("killed", 4)),
+            ("dark", 600),
+        ]
+    )
+    @given(steps=st.lists(STEPS, max_size=40))
+    def check(steps: list[str | tuple[str, int]]) -> None:
+        bench = make_bench(settings=PATIENT)
+        for step in steps:
+            do(bench, step)
+            check_now(bench)
+            check_history(bench)
+        finish(bench)
+        billed = sum(e.energy_wh for e in bench.events(TransactionEventType.ENDED))
+        assert billed == bench.true_wh
+
+    check()
+    record_property("random interleavings", count)
 
 
 def finish(bench: Bench) -> None:

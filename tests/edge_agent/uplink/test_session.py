@@ -494,6 +494,22 @@ def test_the_backlog_slows_down_with_the_line() -> None:
     assert pace.room(0, 200_000) == 1
 
 
+def test_a_backlog_never_makes_live_data_wait_for_long() -> None:
+    """Whatever the line takes by itself, the queue that we make on it stays short."""
+    for line_ms, batch_ms in ((20, 5), (20, 60), (5000, 30)):
+        pace, now, out = Pace(64, 500), 0, 0
+        waits: list[int] = []
+        for _ in range(400):
+            now += max(line_ms // 10, batch_ms)
+            out += pace.room(out, now)
+            queued = out * batch_ms
+            pace.acknowledged(line_ms + queued, now)
+            waits.append(queued)
+            out = max(0, out - 1)
+        assert max(waits[-50:]) <= 1000, (line_ms, batch_ms)
+        assert pace.window >= 4, "it starves on a line that is only far"
+
+
 def telemetry_of(tmp_path: Path, thinned: list[tuple[int, int | None]], until: int) -> list[int]:
     """When telemetry left, one sample a second; (from when on, thinned how)."""
     budget = JournalBudget(reserve_bytes=0, flush_ms=5000)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "stations_0007"
-down_revision = "stations_0006"
+revision = "stations_0008"
+down_revision = "stations_0007"
 branch_labels = None
 depends_on = None
 
