@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,8 @@ MAX_LINE: Final = 65_536
 MOST_CLIENTS: Final = 8
 DEADLINE_S: Final = 60.0
 """For an answer that reads devices."""
+LONGEST_S: Final = 2 * DEADLINE_S
+"""A technician waits for any answer no longer: another's reading may come first."""
 IDLE_S: Final = 120.0
 """A client that asks nothing for so long makes room for another."""
 SLOW_S: Final = 10.0
@@ -241,10 +243,14 @@ async def _send(writer: asyncio.StreamWriter, answer: Answer) -> None:
         await writer.drain()
 
 
-async def ask(folder: Path, request: Request) -> Any:
+async def ask(folder: Path, request: Request, within_s: float = LONGEST_S) -> Any:
     """One request to the agent that runs on this journal. Raises NotRunningError."""
-    async for answer in stream(folder, request):
-        return answer
+    try:
+        async with asyncio.timeout(within_s), aclosing(stream(folder, request)) as answers:
+            async for answer in answers:
+                return answer
+    except TimeoutError:
+        raise NotRunningError(f"the agent gave no answer within {within_s:g} s") from None
     raise NotRunningError("the agent closed the connection without an answer")
 
 

@@ -27,6 +27,8 @@ from edge_agent.shown import Row
 from edge_agent.wording import UnknownLanguageError, Wording, wording
 
 EVERY_S: Final = 1.0
+ANSWER_S: Final = 10.0
+"""An agent that says nothing for so long hangs, or has just ended."""
 SESSIONS: Final = 50
 SITE_METER: Final = "site meter"
 COLOURS: Final = {"ok": "green", "waiting": "yellow", "trouble": "bold red", "off": "dim"}
@@ -152,7 +154,7 @@ class View(App[None]):
 
     async def _ask_status(self) -> None:
         try:
-            told = await control.ask(self._folder, Request(do="status"))
+            told = await control.ask(self._folder, Request(do="status"), ANSWER_S)
         except NotRunningError as error:
             self._head(self._away(str(error)))
             return
