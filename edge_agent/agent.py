@@ -25,8 +25,8 @@ from edge_agent.hardware.board import (
 from edge_agent.hardware.metered_board import MeteredBoard, board_itself
 from edge_agent.journal import Journal, JournalError
 from edge_agent.loop import Line, Loop
-from edge_agent.renewing import Renewing
 from edge_agent.pulse import Beat, Pulse, notify, waiting
+from edge_agent.renewing import Renewing
 from edge_agent.rules.actions import StopAsked
 from edge_agent.rules.fuse import Strain
 from edge_agent.rules.site import SiteLoad

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -254,7 +254,7 @@ async def ask(folder: Path, request: Request, within_s: float = LONGEST_S) -> An
     raise NotRunningError("the agent closed the connection without an answer")
 
 
-async def stream(folder: Path, request: Request) -> AsyncIterator[Any]:
+async def stream(folder: Path, request: Request) -> AsyncGenerator[Any, None]:
     """The answers to a request as they come. Raises NotRunningError."""
     try:
         with _short(folder) as short:

@@ -1,8 +1,8 @@
 """One owner per line, whatever is spoken on it: all who share the medium queue here.
 
 Writes go ahead of reads; each unit gets its pauses, in which others are served; a unit that is dead
-among others costs them one timeout, then is left alone for a while. How a request is put on the line, and how its answer
-is known, is the language's own: see modbus_port and serial_port.
+among others costs them one timeout, then is left alone for a while. How a request is put on the
+line, and how its answer is known, is the language's own: see modbus_port and serial_port.
 """
 
 from __future__ import annotations

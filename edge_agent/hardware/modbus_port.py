@@ -23,6 +23,7 @@ from edge_agent.hardware.line import (
     LineOwner,
     Manners,
     NoAnswerError,
+    UnitHealth,
     is_pseudo,
 )
 from protocols.modbus.binding import WriteRequest

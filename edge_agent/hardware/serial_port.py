@@ -24,6 +24,7 @@ from edge_agent.hardware.line import (
     LineOwner,
     Manners,
     NoAnswerError,
+    UnitHealth,
     is_pseudo,
 )
 from edge_agent.hardware.modbus_port import ModbusLink

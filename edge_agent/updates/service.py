@@ -44,7 +44,7 @@ from protocols.agent_link import ClockQuality, SecurityEvent, UpdateState, Updat
 log = logging.getLogger(__name__)
 EVERY_S: Final = 1.0
 LONGEST_STEP_S: Final = 240.0
-"""Some steps write and check a whole slot on a slow card; behind it the supervision begins to count."""
+"""Some steps write and check a whole slot on a slow card; then the supervision begins to count."""
 SETTLED_MS: Final = 30_000
 """A start that has lived so long was no crash."""
 POWER: Final = Path("/sys/class/power_supply")
