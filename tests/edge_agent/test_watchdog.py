@@ -64,15 +64,16 @@ def test_a_loop_that_is_blocked_is_noticed_and_started_again(tmp_path: Path) -> 
     allowed = {"WATCHDOG_USEC": str(round(PATIENCE_S * 1e6 / 4))}
     with told(tmp_path) as heard:
         with agent(tmp_path, KARVON_FAULT="agent.upkeep:2:block", **allowed) as process:
-            assert heard(60) == "READY=1"
-            while heard(PATIENCE_S):
+            assert heard(60)
+            while heard(PATIENCE_S):  # until it says nothing any more
                 pass
             assert process.poll() is None, "it died instead of standing still"
             process.send_signal(signal.SIGABRT)  # as systemd does
             process.wait(30)
         with agent(tmp_path, **allowed):
-            assert heard(60) == "READY=1"
-            assert heard(30) == heard(30) == "WATCHDOG=1"
+            first = [heard(60) for _ in range(4)]
+            assert set(first) == {"READY=1", "WATCHDOG=1"}
+            assert first.count("READY=1") == 1
 
 
 @pytest.mark.parametrize(("allowed", "every_s"), [("3000000", 1.5), ("60000000", 10), ("", 10)])

@@ -98,7 +98,7 @@ def test_ota_f26_the_real_agent_updates_and_comes_back_from_a_bad_version(
         lambda: (record := launcher.read(controller.root)) and record.confirmed == good,
         "its confirmation",
     )
-    assert f"1.1.0 {UpdateState.INSTALLED}" in rig.told()
+    controller.until(lambda: f"1.1.0 {UpdateState.INSTALLED}" in rig.told(), "its being told")
     assert controller.evse() == "Available"
     bad = rig.release("1.2.0", image("1.2.0", BAD))
     starts = controller.service.starts

@@ -18,6 +18,8 @@ from protocols.agent_link import BillingBatch, ClockQuality, SecurityEvent, Stam
 from protocols.quantities import Milliseconds
 
 V, T, OP, A = Role.VIEWER, Role.TECHNICIAN, Role.OPERATOR, Role.ADMIN
+OWN_LOGIN = {("POST", "/api/v1/claims/certificate"), ("POST", "/api/v1/claims/retirement")}
+"""A controller asks these with the credentials that its claim gave it; no role is enough."""
 NEEDS: dict[tuple[str, str], Role | None] = {
     ("GET", "/api/v1/me"): V,
     ("POST", "/api/v1/login"): None,
@@ -162,8 +164,16 @@ def routes(app: Any) -> set[tuple[str, str]]:
     }
 
 
+@pytest.mark.parametrize(("method", "path"), sorted(OWN_LOGIN))
+async def test_what_controllers_ask_with_their_own_login(
+    admin: httpx.AsyncClient, method: str, path: str
+) -> None:
+    answer = await admin.request(method, path, json={})
+    assert answer.status_code in {401, 422}
+
+
 async def test_every_route_asks_for_its_role(world: Any) -> None:
-    assert routes(world.app) == set(NEEDS)
+    assert routes(world.app) == set(NEEDS) | OWN_LOGIN
     for role in (None, *Role):
         async with await world.client(role) as client:
             for (method, path), needed in NEEDS.items():
