@@ -13,7 +13,6 @@ import logging
 import random
 import ssl
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self, cast
 from urllib.parse import urlsplit
@@ -86,8 +85,7 @@ class Receiver:
     async def __aexit__(self, *_: object) -> None:
         if self._running is not None:
             self._running.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._running
+            await asyncio.gather(self._running, return_exceptions=True)
 
     def publish(self, topic: str, payload: bytes, *, surely: bool = True) -> None:
         """Send, at QoS 1 if `surely`; what a lost connection swallows is sent again by rule.

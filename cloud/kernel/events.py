@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, LiteralString, NamedTuple
@@ -306,8 +306,8 @@ class EventLog:
             yield wake
         finally:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            # its own end is no news; that of who waits here, coming just now, is one
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _listen(self, wake: asyncio.Event) -> None:
         while True:

@@ -192,8 +192,7 @@ class LineOwner(abc.ABC, Generic[Request, Answer]):
             return
         owner, self._owner = self._owner, None
         owner.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await owner
+        await asyncio.gather(owner, return_exceptions=True)
         await self._hang_up()
         self._fail_all("the port was closed")
 
