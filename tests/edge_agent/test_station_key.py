@@ -18,9 +18,10 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent import station_key
+from edge_agent import pulse, station_key
 from edge_agent.joining import Credentials, JoinError
 from edge_agent.private import wipe
+from edge_agent.pulse import Pulse
 from edge_agent.renewing import Renewing
 from edge_agent.station_key import Held, KeyFileError, keep_certificate, kept_pair
 from edge_agent.uplink.mqtt import MqttSettings, tls_context
@@ -207,3 +208,24 @@ def test_a_secret_is_overwritten_before_it_goes(tmp_path: Path) -> None:
     assert b"s3cret" not in witness.read_bytes()
     assert len(witness.read_bytes()) == 600
     assert not wipe(secret)
+
+
+async def test_looking_seldom_is_not_hanging(tmp_path: Path) -> None:
+    """Six hours lie between two looks; the supervision waits for them, and no longer."""
+    now = [0.0]
+    hearts = Pulse(lambda: now[0])
+    beat = hearts.of("certificate", 60)
+    renewing = Renewing(tmp_path / "credentials.json", StandingClock(NOW), first_s=6 * 3600.0)
+
+    async def loop() -> None:
+        pulse.adopt(beat)
+        await renewing.run()
+
+    task = asyncio.create_task(loop())
+    await asyncio.sleep(0)
+    now[0] = 6 * 3600.0
+    assert hearts.overdue() == []
+    now[0] += 61
+    assert hearts.overdue() == ["certificate"]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
