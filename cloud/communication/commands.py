@@ -11,7 +11,6 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 import msgspec
-import psycopg
 
 from cloud.communication import endings, store
 from cloud.communication.api import (
@@ -131,7 +130,9 @@ class Commands:
 
     async def run(self, publish: Publish) -> None:
         """Deliver and expire, for ever; the database wakes it, and every few seconds time does."""
-        listening = asyncio.create_task(self._listen(), name="listen for commands")
+        listening = asyncio.create_task(
+            self._database.wake_on(store.COMMAND_CHANNEL, self._wake), name="listen for commands"
+        )
         try:
             while True:
                 try:
@@ -148,17 +149,6 @@ class Commands:
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                async with self._database.listener() as connection:
-                    await connection.execute(f"LISTEN {store.COMMAND_CHANNEL}")
-                    self._wake.set()
-                    async for _ in connection.notifies():
-                        self._wake.set()
-            except psycopg.Error:
-                await asyncio.sleep(1)
 
     async def deliver(self, publish: Publish, station_id: int | None = None) -> None:
         """Publish what is due; all of one station's at once after its hello."""

@@ -21,7 +21,6 @@ from typing import Any, Final, Protocol
 from uuid import UUID
 
 import msgspec
-import psycopg
 
 from cloud.communication import endings
 from cloud.communication import ocpp_store as store
@@ -129,7 +128,9 @@ class OcppCommands:
 
     async def run(self, gateway: UUID, hand_over: Callable[[Sequence[Due]], None]) -> None:
         """Hand over what is due, for ever; NOTIFY and `wake` wake it, and time does."""
-        listening = asyncio.create_task(self._listen(), name="listen for OCPP commands")
+        listening = asyncio.create_task(
+            self._database.wake_on(COMMAND_CHANNEL, self._woken), name="listen for OCPP commands"
+        )
         try:
             while True:
                 self._woken.clear()
@@ -147,17 +148,6 @@ class OcppCommands:
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                async with self._database.listener() as connection:
-                    await connection.execute(f"LISTEN {COMMAND_CHANNEL}")
-                    self._woken.set()
-                    async for _ in connection.notifies():
-                        self._woken.set()
-            except psycopg.Error:
-                await asyncio.sleep(1)
 
     # ------------------------------------------------------------------ claiming
 

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from typing import Final, NewType, cast
+from typing import Final, LiteralString, NewType, cast
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -115,6 +115,18 @@ class Database:
         connection = await psycopg.AsyncConnection.connect(self.dsn, autocommit=True)
         async with connection:
             yield connection
+
+    async def wake_on(self, channel: LiteralString, wake: asyncio.Event) -> None:
+        """Set the event at each NOTIFY of the channel, and when listening begins; for ever."""
+        while True:
+            try:
+                async with self.listener() as connection:
+                    await connection.execute(f"LISTEN {channel}")
+                    wake.set()
+                    async for _ in connection.notifies():
+                        wake.set()
+            except psycopg.Error:
+                await asyncio.sleep(1)
 
     async def healthy(self) -> bool:
         """Whether the database answers within two seconds."""

@@ -11,8 +11,6 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import uuid4, uuid5
 
-import psycopg
-
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.etags import Expected, version_of
@@ -364,7 +362,9 @@ class Campaigns:
 
     async def run(self) -> None:
         """Plan whatever has something to plan, for ever."""
-        listening = asyncio.create_task(self._listen(), name="listen for updates")
+        listening = asyncio.create_task(
+            self._database.wake_on(store.CHANNEL, self._wake), name="listen for updates"
+        )
         try:
             while True:
                 try:
@@ -380,17 +380,6 @@ class Campaigns:
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                async with self._database.listener() as connection:
-                    await connection.execute(f"LISTEN {store.CHANNEL}")
-                    self._wake.set()
-                    async for _ in connection.notifies():
-                        self._wake.set()
-            except psycopg.Error:
-                await asyncio.sleep(1)
 
     async def plan(self) -> int:
         """One turn of every campaign that needs one; returns how many had it."""

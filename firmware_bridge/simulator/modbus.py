@@ -6,6 +6,7 @@ host's.
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import struct
 import time
@@ -56,7 +57,7 @@ class RefusedRequest(Exception):
         self.code = code
 
 
-class ModbusUnit:
+class ModbusUnit(abc.ABC):
     """The framing of a unit with holding registers; what they hold is a board's matter."""
 
     def __init__(self, unit: int, faults: Faults | None) -> None:
@@ -69,11 +70,13 @@ class ModbusUnit:
         self._in = Wire(self.faults.lose_in, self.faults.spoil_in)
         self._out = Wire(self.faults.lose_out, self.faults.spoil_out)
 
+    @abc.abstractmethod
     def read(self, address: int, count: int) -> Words:
-        raise NotImplementedError
+        """Its registers. Raises RefusedRequest."""
 
+    @abc.abstractmethod
     def write(self, address: int, octets: bytes) -> None:
-        raise NotImplementedError
+        """Take what is written. Raises RefusedRequest."""
 
     def feed(self, octets: bytes) -> bytes:
         now = time.monotonic()
