@@ -131,6 +131,16 @@ class UpdateRules:
     _held: bool = False
     _told: Tell | None = None
 
+    @property
+    def folder(self) -> str:
+        """Where is looked instead of at the cloud; empty: there."""
+        return self._folder
+
+    @property
+    def holds(self) -> bool:
+        """Whether EVSEs are kept out of service for an installation."""
+        return self._held
+
     def asked(self, request: UUID | None, folder: str = "") -> list[Action]:
         """Look for an update now; what was fetched or waited for so far gives way to it.
 
@@ -259,7 +269,7 @@ class UpdateRules:
         return self.ended(UpdateState.INSTALLATION_FAILED, why)
 
     def ended(self, state: UpdateState, why: str = "") -> list[Action]:
-        """The installation is over, without a restart. There may be more to install: look."""
+        """The installation is over, without a restart."""
         ready, self.ready = self.ready, None
         if ready is None:
             return []
@@ -267,10 +277,13 @@ class UpdateRules:
         well = state is UpdateState.INSTALLED
         self.trouble = "" if well else why
         told = [*self._release(), *self._tell(Tell(ready.about, state, why))]
-        if well:
-            return [*told, *self.asked(self._request, self._folder)]
-        self.failed[ready.slot] = ready.about.request
+        if not well:
+            self.failed[ready.slot] = ready.about.request
         return told
+
+    def again(self) -> list[Action]:
+        """There may be more to install where that came from."""
+        return self.asked(self._request, self._folder)
 
     def resumed(self, ready: Ready) -> list[Action]:
         """What an earlier start had begun goes on: its EVSEs are out of service."""

@@ -26,10 +26,16 @@ def keep(root: Path, image: bytes) -> str:
     path = path_of(root, name)
     if usable(root, name):
         return name
+    write(path, image)
+    return name
+
+
+def write(path: Path, content: bytes) -> None:
+    """Replace the file; after a cut there is the old one or the new one. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
     with fresh.open("wb") as file:
-        file.write(image)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
@@ -38,7 +44,6 @@ def keep(root: Path, image: bytes) -> str:
         os.fsync(folder)
     finally:
         os.close(folder)
-    return name
 
 
 def load(root: Path, name: str) -> bytes:
@@ -62,6 +67,6 @@ def usable(root: Path, name: str) -> bool:
 
 def collect(root: Path, needed: Collection[str]) -> None:
     """Remove all others. Raises OSError."""
-    for path in (root / FOLDER).glob("*"):
-        if path.suffix != SUFFIX or path.stem not in needed:
+    for path in (root / FOLDER).glob(f"*{SUFFIX}"):
+        if path.stem not in needed:
             path.unlink(missing_ok=True)

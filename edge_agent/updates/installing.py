@@ -38,8 +38,12 @@ class Installer(Protocol):
         """
         ...
 
-    async def reconcile(self) -> None:
-        """At a start at which nothing is to be installed: what stands differs from what should?"""
+    def behind(self) -> Ready | None:
+        """What was installed and is not there any more, so that it is to be installed again."""
+        ...
+
+    def forbids(self) -> str:
+        """Why nobody may charge as things stand; empty: nothing does."""
         ...
 
     def needed(self) -> frozenset[str]:

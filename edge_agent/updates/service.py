@@ -28,6 +28,7 @@ from edge_agent.rules.update import (
     Hold,
     Install,
     LetGo,
+    Phase,
     StopFetching,
     Tell,
     Trial,
@@ -147,6 +148,9 @@ class Updates:
         self._installers = {one.kind: one for one in installers}
         self._fetching: asyncio.Task[None] | None = None
         self._installing: asyncio.Task[None] | None = None
+        self._guarded = ""
+        """Why nobody may charge."""
+        self._caught_up: set[Kind] = set()
         self._todo: list[Action] = []
         self._held: set[int] = set()
         self._trial: Trial | None = None
@@ -154,6 +158,7 @@ class Updates:
         self._settled = False
         self._failure = ""
         self._instead = ""
+        self._last: _Said | None = None
 
     # ------------------------------------------------------------------ asked from outside
 
@@ -185,6 +190,7 @@ class Updates:
             "slot": self.place.slot or launcher.FACTORY,
             "phase": "trial" if self._trial is not None else self.rules.phase,
             "version": "" if ready is None else ready.about.version,
+            "last": None if self._last is None else str(self._last.state),
             "trouble": self.trouble(),
             **{str(kind): one.described() for kind, one in self._installers.items()},
         }
@@ -233,9 +239,33 @@ class Updates:
         if self._trial is not None:
             self._judge(self._trial)
         self._settle()
+        await self._guard()
+        self._catch_up()
         todo, self._todo = self._todo, []
         await self._do(todo)
         await self._do(self.rules.tick(self._conditions()))
+
+    async def _guard(self) -> None:
+        """Where an installer says that nobody may charge, nobody begins."""
+        why = next(filter(None, (one.forbids() for one in self._installers.values())), "")
+        if why and not self._guarded:
+            log.error("update: nobody may charge: %s", why)
+            await self._hold()
+        elif self._guarded and not why and not self.rules.holds:
+            self._guarded = ""
+            await self._let_go()
+        self._guarded = why
+
+    def _catch_up(self) -> None:
+        """What was installed and is not there any more is installed again, once a start."""
+        if self.rules.phase is not Phase.IDLE or self._trial is not None:
+            return
+        for kind, one in self._installers.items():
+            ready = None if kind in self._caught_up else one.behind()
+            if ready is not None:
+                self._caught_up.add(kind)
+                self._todo += self.rules.resumed(ready)
+                return
 
     def _conditions(self) -> Conditions:
         return Conditions(
@@ -278,6 +308,8 @@ class Updates:
                 await self.loop.tell(evse, Operative(False))
 
     async def _let_go(self) -> None:
+        if self._guarded:
+            return
         wanted: dict[int, bool] = {}
         with contextlib.suppress(JournalError):  # what was held was in service then
             wanted = self.loop.ledger.store.availability()
@@ -395,7 +427,12 @@ class Updates:
             self._settle_image(ready, outcome)
         except (JournalError, OSError) as error:
             self._failure = str(error)
+        well = outcome.state is UpdateState.INSTALLED
+        if not well:
+            self._secure("FirmwareUpdateFailed", f"{ready.about.target} {outcome.reason}")
         await self._do(self.rules.ended(outcome.state, outcome.reason))
+        if well and (self.rules.folder or self.place.url):
+            self._todo += self.rules.again()
 
     def _settle_image(self, ready: Ready, outcome: Outcome) -> None:
         """Raises JournalError, OSError."""
@@ -547,6 +584,7 @@ class Updates:
         self.loop.wake()
 
     def _report(self, said: _Said) -> None:
+        self._last = said
         status = UpdateStatus(
             request=said.about.request,
             target=said.about.target,

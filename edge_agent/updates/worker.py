@@ -389,10 +389,10 @@ def available(path: Path = MEMINFO) -> int | None:
 
 def main() -> int:
     """Work off the job on stdin; 0 when it could be done, whatever its result is."""
-    _die_with_the_agent()
+    die_with_the_agent()
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     os.nice(10)  # charging goes first
-    lock = _alone(Path(job.state))
+    lock = alone(Path(job.state))
 
     def tell(message: Message) -> None:
         sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
@@ -405,13 +405,13 @@ def main() -> int:
     return 0
 
 
-def _die_with_the_agent() -> None:
+def die_with_the_agent() -> None:
     """A worker whose agent was killed would meet the next agent's."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _alone(state: Path) -> int:
+def alone(state: Path) -> int:
     """Wait until no other worker has this folder."""
     state.mkdir(parents=True, exist_ok=True)
     handle = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
