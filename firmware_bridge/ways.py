@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from firmware_bridge.loader import Loader
-from firmware_bridge.port import LineSettings
+if TYPE_CHECKING:  # a command's help opens no port
+    from firmware_bridge.loader import Loader
+    from firmware_bridge.port import LineSettings
 
 
 class Kind(StrEnum):
@@ -65,6 +66,8 @@ class Where:
 
     @property
     def line(self) -> LineSettings:
+        from firmware_bridge.port import LineSettings
+
         baudrate, parity = USUAL[self.loader]
         return LineSettings(
             device=self.device,

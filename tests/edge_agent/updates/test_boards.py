@@ -114,7 +114,11 @@ class Rig:
             pytest.fail(f"never {what}: {status}")
 
     async def ready(self) -> None:
-        await self.until(lambda s: all(e["status"] == "Available" for e in s["evses"]), "ready")
+        await self.stand("Available")
+
+    async def stand(self, status: str) -> None:
+        """Both EVSEs do."""
+        await self.until(lambda s: [e["status"] for e in s["evses"]] == [status, status], status)
 
     async def update(self, *states: str) -> dict[str, Any]:
         """From the stick, until it ends in one of these states."""
@@ -169,11 +173,92 @@ async def charges(rig: Rig, at: int) -> None:
     board.unplug()
 
 
-async def test_both_boards_get_it_and_charge(rig: Rig) -> None:
+async def test_ota_f45_one_whose_self_test_fails_goes_back_on_both(rig: Rig) -> None:
     async with agent(rig):
         await rig.ready()
         rig.release("1.1.0")
         await rig.update("idle Installed")
         assert rig.versions == ["1.1.0", "1.1.0"]
+        rig.release("1.2.0", healthy=False)
+        status = await rig.update("idle InstallVerificationFailed")
+        assert "self-test fails" in status["updates"]["trouble"]
+        assert rig.versions == ["1.1.0", "1.1.0"]
         await rig.ready()
-        await charges(rig, 0)
+        await charges(rig, 1)
+
+
+async def test_ota_f40_another_hardware_is_refused_before_anything_is_erased(rig: Rig) -> None:
+    async with agent(rig):
+        await rig.ready()
+        rig.release("1.1.0", hw="KPB-OTHER")
+        rig.release("9.0.0", requires=Requires(board_protocol="9.0"))
+        await rig.ask("update", device=str(rig.world.out))
+        await rig.until(lambda s: s["updates"]["phase"] == "fetching", "looked for")
+        await rig.until(lambda s: s["updates"]["phase"] == "idle", "done looking")
+        assert rig.versions == ["1.0.0", "1.0.0"]
+        assert not rig.chip(0).erased
+
+
+async def test_ota_f42_an_agent_that_dies_while_it_flashes_goes_on_after_its_start(
+    rig: Rig,
+) -> None:
+    rig.release("1.1.0")
+    async with agent(rig):
+        await rig.ready()
+        first = rig.chip(0)
+        await rig.ask("update", device=str(rig.world.out))
+        async with asyncio.timeout(60):
+            while len(first.programmed) < 3:
+                await asyncio.sleep(0.01)
+    assert None in rig.versions, "a board is in its loader"
+    async with agent(rig):
+        await rig.until(lambda s: told(s) == "idle Installed", "taken up")
+        assert rig.versions == ["1.1.0", "1.1.0"]
+        await rig.ready()
+
+
+async def test_ota_f47_f48_a_swapped_board_forbids_charging_and_gets_the_version(rig: Rig) -> None:
+    rig.release("1.1.0")
+    async with agent(rig):
+        await rig.ready()
+        await rig.update("idle Installed")
+    rig.boards[1].board.chip = chip("0.9.0")
+    async with agent(rig):
+        await rig.until(lambda s: rig.versions == ["1.1.0", "1.1.0"], "uniform")
+        await rig.ready()
+        assert (await rig.ask("status"))["updates"]["board"]["right"] == "1.1.0"
+
+
+async def test_ota_f46_a_board_follows_an_agent_that_was_rolled_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.release("1.1.0")
+    async with agent(rig):
+        await rig.ready()
+        await rig.update("idle Installed")
+    later = rig.world.controller.install("2.0")
+    monkeypatch.setenv("KARVON_SLOT", later)
+    rig.release("1.2.0")
+    async with agent(rig):
+        await rig.ready()
+        await rig.update("idle Installed")
+        assert rig.versions == ["1.2.0", "1.2.0"]
+    assert {name: one["power-stage"]["about"]["version"] for name, one in rig.wanted().items()} == {
+        "": "1.1.0",
+        later: "1.2.0",
+    }
+    monkeypatch.setenv("KARVON_SLOT", "")
+    async with agent(rig):
+        await rig.until(lambda s: rig.versions == ["1.1.0", "1.1.0"], "followed")
+        await rig.ready()
+
+
+async def test_versions_that_differ_let_nobody_charge(rig: Rig) -> None:
+    rig.boards[1].board.chip = chip("0.9.0")
+    async with agent(rig):
+        status = await rig.until(lambda s: "different versions" in s["updates"]["trouble"], "told")
+        assert "left 1.0.0, right 0.9.0" in status["updates"]["trouble"]
+        await rig.stand("Unavailable")
+    rig.boards[1].board.chip = chip("1.0.0")
+    async with agent(rig):
+        await rig.ready()
