@@ -26,6 +26,7 @@ from edge_agent.hardware.metered_board import MeteredBoard, board_itself
 from edge_agent.journal import Journal, JournalError
 from edge_agent.loop import Line, Loop
 from edge_agent.pulse import Beat, Pulse, notify, waiting
+from edge_agent.remote import RemoteSettings
 from edge_agent.renewing import Renewing
 from edge_agent.rules.actions import StopAsked
 from edge_agent.rules.fuse import Strain
@@ -154,6 +155,7 @@ class Agent:
         self.renewing: Renewing | None = None
         self.updates: Updates | None = None
         self.no_updates = ""
+        self.remote: RemoteSettings | None = None
         """Why there are none, though they are configured."""
         self.end: Callable[[], object] = lambda: None
         """Ends the agent; set by who runs it."""
@@ -172,6 +174,19 @@ class Agent:
 
     async def run(self) -> None:
         """Until cancelled; then the last checkpoint is on disk and the boards are let go."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name, work in self._works().items():
+                    within_s = LINK_WITHIN_S if name in LINKS else STUCK_AFTER_S
+                    beat = self.pulse.of(name, within_s)
+                    group.create_task(supervised(name, work, beat=beat), name=name)
+        finally:
+            if self.remote is None or not self.remote.reloads:
+                notify("STOPPING=1")
+            await self._close()
+
+    def _works(self) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
+        """What runs side by side for as long as the agent does."""
         works: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             f"board {line.name}": self._polling(line) for line in self.loop.lines
         }
@@ -195,15 +210,12 @@ class Agent:
             works["certificate"] = self.renewing.run
         if self.updates is not None:
             works["updates"] = self.updates.run
-        try:
-            async with asyncio.TaskGroup() as group:
-                for name, work in works.items():
-                    within_s = LINK_WITHIN_S if name in LINKS else STUCK_AFTER_S
-                    beat = self.pulse.of(name, within_s)
-                    group.create_task(supervised(name, work, beat=beat), name=name)
-        finally:
-            notify("STOPPING=1")
-            await self._close()
+        remote = self.remote
+        if remote is not None:
+            works["settings"] = lambda: remote.run(
+                self.loop, self.restart, self.reached, self.stuck
+            )
+        return works
 
     def _polling(self, line: Line) -> Callable[[], Coroutine[Any, Any, None]]:
         return lambda: self.loop.run_line(line)
@@ -385,6 +397,7 @@ class Agent:
             journal_bytes=self.journal.size_bytes,
             alarms=self.alarms(),
             network=self._network(),
+            settings=msgspec.UNSET if self.remote is None else self.remote.use(),
         )
 
     def _network(self) -> NetworkUse | msgspec.UnsetType:
@@ -425,6 +438,7 @@ class Agent:
             "status": self.station_status(),
             "site": self._site(),
             "updates": self.updates.described() if self.updates is not None else None,
+            "settings": self.remote.described() if self.remote is not None else None,
             "traffic": self._traffic(),
             "evses": [self.loop.told[evse] for evse in sorted(self.loop.told)],
             "links": self.linked(),

@@ -53,6 +53,7 @@ from edge_agent.local_page import LocalPage
 from edge_agent.logtail import log_kept
 from edge_agent.loop import Line, Loop, LoopSettings
 from edge_agent.registers import RegisterDump, dump, dump_board
+from edge_agent.remote import RemoteSettings
 from edge_agent.renewing import Renewing
 from edge_agent.rules.actions import ConnectorSettings
 from edge_agent.rules.authorization import Authorizer, OfflinePolicy
@@ -394,8 +395,16 @@ def devices_of(found: Hardware) -> dict[str, ModbusDevice | SerialBoard]:
 async def run(config: Config, file: Path | None = None) -> None:
     """Run the agent until SIGTERM or SIGINT. Raises ConfigError, JournalError.
 
-    `file` is the configuration's, which a new version must be able to read, too.
+    `file` is the configuration's, which a new version must be able to read, too. With other
+    settings from afar the agent begins anew in this process.
     """
+    while await _run_with(RemoteSettings(config, config.path(config.journal.folder)), file):
+        log.warning("other settings from afar: beginning anew")
+
+
+async def _run_with(remote: RemoteSettings, file: Path | None) -> bool:
+    """Whether it is to begin anew."""
+    config = remote.effective
     clock = Clock(ClockRules(uuid4(), SURELY_PAST_MS))
     clock.observe()
     found = hardware(config)
@@ -426,7 +435,9 @@ async def run(config: Config, file: Path | None = None) -> None:
         async with control.kept(journal.folder), _local_page(config, found, agent):
             connect(config, agent)
             take_updates(config, agent, file)
+            agent.remote, agent.desk.configure = remote, remote.take
             await _until_told(agent)
+    return remote.reloads
 
 
 def _local_page(
