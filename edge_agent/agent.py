@@ -40,6 +40,7 @@ from protocols.agent_link import (
     LinkUse,
     NetworkUse,
     Sample,
+    SettingsUse,
     StationStatus,
     StoppedReason,
     Trigger,
@@ -163,6 +164,7 @@ class Agent:
         self._meter_trouble = ""
         self._meter_heard_ms: int | None = None
         self._upkeep_trouble = ""
+        self._settings_told: SettingsUse | None = None
         self._strain = Strain(loop.station.site.rules.limit)
         self._strained = ""
         self.disk = Disk(journal.folder)
@@ -303,9 +305,16 @@ class Agent:
                 await self._without_disk()
             if second % UPKEEP_S == 0:
                 self._maintain()
+            if second % UPKEEP_S == 0 or self._settings_changed():
                 self.report()
             second += 1
             await asyncio.sleep(1)
+
+    def _settings_changed(self) -> bool:
+        """Whether something else is to be said of settings from afar than a second ago."""
+        now = None if self.remote is None else self.remote.use()
+        changed, self._settings_told = now != self._settings_told, now
+        return changed
 
     def _maintain(self) -> None:
         try:

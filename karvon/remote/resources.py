@@ -345,6 +345,26 @@ RESOURCES: Final = (
         remove="From then on the next wider place's tariff holds there.",
     ),
     Resource(
+        "settings",
+        "/settings",
+        "station",
+        "Settings from afar: what agents shall run on, and what they do run on.",
+        (
+            Column("station"),
+            Column("desired", "desired.version"),
+            Column("running", "reported.version"),
+            Column("state", "reported.state"),
+            Column("in sync", "in_sync"),
+            Column("reason", "reported.reason"),
+        ),
+        filters=(
+            Field("in_sync", "Only those that run on what is desired, or do not.", "flag"),
+            SITE,
+        ),
+        sort="station, set_at",
+        show=False,
+    ),
+    Resource(
         "releases",
         "/releases",
         "release",
