@@ -68,10 +68,6 @@ class Uplink(Protocol):
 
     def watch(self, watch: Watch) -> None: ...
 
-    def thin(self, times: int | None) -> None:
-        """Telemetry leaves so many times as seldom; None: it waits."""
-        ...
-
 
 class LinkedUplink(Uplink, Protocol):
     """One that says itself how its link is."""

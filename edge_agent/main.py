@@ -267,14 +267,12 @@ def _traffic_rules(config: Config) -> TrafficRules:
     return TrafficRules(order=order, metered=config.metered, monthly=monthly)
 
 
-def _thinning(agent: Agent) -> Callable[[Level], None]:
+def _thinning(agent: Agent, uplink: MqttUplink) -> Callable[[Level], None]:
     """Fewer samples are recorded, and they leave less often."""
 
     def apply(level: Level) -> None:
         agent.loop.ledger.spacing_ms = level.spacing_ms
-        for uplink in (agent.uplink, agent.ocpp):
-            if uplink is not None:
-                uplink.thin(level.times)
+        uplink.thin(level.times)
 
     return apply
 
@@ -494,8 +492,6 @@ def connect(config: Config, agent: Agent) -> None:
 
         agent.ocpp = assembly.build(config, config.ocpp, agent)
         agent.loop.ledger.keeps_samples = "telemetry" in config.mqtt_carries
-    if agent.traffic is not None:
-        agent.traffic.apply = _thinning(agent)
     wakes = [one.wake for one in (agent.uplink, agent.ocpp) if one is not None]
 
     def wake() -> None:
@@ -590,7 +586,12 @@ def _uplink(config: Config, agent: Agent) -> Uplink | None:
         telemetry_ms=round(config.uplink.telemetry_every_s * 1000),
     )
     share = Share(agent.journal, config.mqtt_carries)
-    return MqttUplink(settings, session, agent.journal, agent.inbox, agent.loop.clock, outbox=share)
+    uplink = MqttUplink(
+        settings, session, agent.journal, agent.inbox, agent.loop.clock, outbox=share
+    )
+    if agent.traffic is not None:
+        agent.traffic.apply = _thinning(agent, uplink)
+    return uplink
 
 
 def mqtt_settings(config: Config, part: UplinkPart) -> MqttSettings:

@@ -304,7 +304,8 @@ class V16(Speaker):
         )
 
     def _values(self, event: TransactionEvent, number: int) -> Call:
-        readings = of_event(event, self.charger.latest(event.evse), self.measurands())
+        measurands = self.device.list("SampledDataCtrlr", "TxUpdatedMeasurands")
+        readings = of_event(event, self.charger.latest(event.evse), measurands)
         value = _value(self.at(event.at), readings, "Sample.Periodic")
         payload = {"connectorId": event.evse, "transactionId": number, "meterValue": [value]}
         return Call("MeterValues", payload)
