@@ -25,6 +25,7 @@ import msgspec
 
 from edge_agent.journal import JournalError, PendingFact
 from edge_agent.rules.authorization import Heard
+from edge_agent.uplink.link import Connected, Disconnected, LinkChanged, LinkState, Tick
 from edge_agent.uplink.ocpp.delivery import Delivery
 from edge_agent.uplink.ocpp.device import DeviceModel
 from edge_agent.uplink.ocpp.port import Charger, Deed, Done, Outcome, Start, Stop
@@ -66,25 +67,10 @@ class StationSettings:
 
 
 @dataclass(frozen=True)
-class Connected:
-    """The WebSocket is open, with our version as its subprotocol."""
-
-
-@dataclass(frozen=True)
-class Disconnected:
-    reason: str
-
-
-@dataclass(frozen=True)
 class Received:
     """A text message."""
 
     frame: str | bytes
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed, or there may be something new to say."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +134,6 @@ class CloudTime:
     """What time it is, as the backend has it (ms since 1970)."""
 
     now_ms: int
-
-
-@dataclass(frozen=True)
-class LinkChanged:
-    up: bool
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -326,7 +306,7 @@ class Station:
         self._lives = 0
         self._rpc: Rpc | None = None
         self._registration = ""
-        self._up = False
+        self._link = LinkState()
         self._boot_at = 0
         self._heartbeat_at = 0
         self._aligned_ms: int | None = None
@@ -387,13 +367,7 @@ class Station:
             waiting.append(Judged(self._flight.purpose.ticket, None))
         self._rpc, self._flight, self._registration = None, None, ""
         self._tickets.clear()
-        return [*waiting, *self._changed(up=False, reason=event.reason)]
-
-    def _changed(self, *, up: bool, reason: str) -> list[Action]:
-        if up == self._up:
-            return []
-        self._up = up
-        return [LinkChanged(up, reason)]
+        return [*waiting, *self._link.changed(up=False, reason=event.reason)]
 
     def _ask(self, event: Asked, now: int) -> list[Action]:
         if not self.accepted:
@@ -540,7 +514,8 @@ class Station:
     def _refused(self, purpose: Purpose, code: str, text: str, now: int) -> list[Action]:
         if isinstance(purpose, _Boot):
             self._boot_at = now + FIRST_BOOT_RETRY_S * 1000
-            return self._changed(up=False, reason=f"the backend refuses to register us: {text}")
+            why = f"the backend refuses to register us: {text}"
+            return [*self._link.changed(up=False, reason=why)]
         if isinstance(purpose, _Authorize):
             return [Judged(purpose.ticket, None)]
         if isinstance(purpose, _Fact):
@@ -562,7 +537,7 @@ class Station:
             self._delivery.late(flight.purpose.pending, now, self._retry_ms)
         if self._unanswered >= SILENT_AFTER:
             text = f"{SILENT_AFTER} calls in a row were not answered"
-            actions += [*self._changed(up=False, reason=text), Close(text)]
+            actions += [*self._link.changed(up=False, reason=text), Close(text)]
         return actions
 
     def _registered(self, told: Registered, now: int) -> list[Action]:
@@ -572,13 +547,13 @@ class Station:
             wait = max(told.interval_s, LEAST_BOOT_RETRY_S) if told.interval_s else 60
             self._boot_at = now + wait * 1000
             text = f"{NOT_YET} ({told.status}); asking again in {wait} s"
-            return [*actions, *self._changed(up=False, reason=text)]
+            return [*actions, *self._link.changed(up=False, reason=text)]
         if told.interval_s > 0:
             self._set_heartbeat(told.interval_s)
         self._heartbeat_at = now + self._heartbeat_ms
         self._delivery.connected()
         self._told.clear()
-        return [*actions, *self._changed(up=True, reason="registered with the backend")]
+        return [*actions, *self._link.changed(up=True, reason="registered with the backend")]
 
     def _set_heartbeat(self, seconds: int) -> None:
         variable = self._device.find("OCPPCommCtrlr", "HeartbeatInterval")
