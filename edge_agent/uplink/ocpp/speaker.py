@@ -168,9 +168,9 @@ class Speaker(abc.ABC):
 
     # ------------------------------------------------------------------ values
 
-    def aligned(self, at_ms: int) -> list[Call]:
+    def aligned(self, at_ms: int, evses: Iterable[int]) -> list[Call]:
         measurands = self.device.list("AlignedDataCtrlr", "Measurands")
-        return self._live(self.evse_numbers(), measurands, "Sample.Clock", iso(at_ms))
+        return self._live(evses, measurands, "Sample.Clock", iso(at_ms))
 
     def _live(
         self, evses: Iterable[int], measurands: Collection[str], context: str, at: str

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
@@ -229,8 +229,8 @@ class Dialect(Protocol):
     def salvaged(self, event: TransactionEvent, answer: Mapping[str, Any]) -> Taken | None:
         """What an answer says that breaks its schema; None: nothing that can be gone on with."""
 
-    def aligned(self, at_ms: int) -> list[Call]:
-        """Clock-aligned values of all EVSEs, for that time (ms since 1970)."""
+    def aligned(self, at_ms: int, evses: Iterable[int]) -> list[Call]:
+        """Clock-aligned values of these EVSEs, for that time (ms since 1970)."""
 
     def asked(self, action: str, request: Any) -> Reply:
         """Raises RefusedCallError, JournalError."""
@@ -309,7 +309,10 @@ class Station:
         self._link = LinkState()
         self._boot_at = 0
         self._heartbeat_at = 0
+        self.spacing_ms = 0
+        """Clock-aligned values of EVSEs that nobody charges at are at least so far apart."""
         self._aligned_ms: int | None = None
+        self._idle_ms = 0
         self._disk_at = 0
         self._unanswered = 0
         self._flight: _Flight | None = None
@@ -727,8 +730,17 @@ class Station:
             return
         due = now_ms - now_ms % every
         if self._aligned_ms is not None and due > self._aligned_ms:
-            self._wanted += self._dialect.aligned(due)
+            self._wanted += self._dialect.aligned(due, self._aligning(due))
         self._aligned_ms = due
+
+    def _aligning(self, due: int) -> list[int]:
+        """Whose values are told: always those of transactions, whose tariff may need them."""
+        known = self._charger.statuses()
+        every = [one.evse for one in self._charger.evses()]
+        if due - self._idle_ms >= self.spacing_ms:
+            self._idle_ms = due
+            return every
+        return [one for one in every if one in known and known[one].transaction is not None]
 
 
 def _shown(text: str) -> str:
