@@ -6,12 +6,12 @@ configuration, 3 not reachable (agent, cloud, device). Every command but `run` t
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,6 +43,13 @@ def _start_logging(*, quiet: bool = False) -> None:
     )
 
 
+def _finished(work: Coroutine[Any, Any, int]) -> int:
+    """Its exit code. The loop is imported here: help needs none."""
+    import asyncio
+
+    return asyncio.run(work)
+
+
 @app.command()
 def run(config: ConfigOption = Path(DEFAULT)) -> None:
     """Run the agent until it is told to end (SIGTERM)."""
@@ -70,7 +77,7 @@ def update(
     from edge_agent.cli import updating
 
     asked = updating.Asked(folder=folder, root=root, first=first)
-    raise typer.Exit(asyncio.run(updating.update(config, asked, as_json=as_json)))
+    raise typer.Exit(_finished(updating.update(config, asked, as_json=as_json)))
 
 
 @app.command()
@@ -90,7 +97,7 @@ def check(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) -> 
     """Check configuration, profiles, journal folder, devices and broker; writes nothing."""
     from edge_agent.cli import checking
 
-    raise typer.Exit(asyncio.run(checking.check(config, as_json=as_json)))
+    raise typer.Exit(_finished(checking.check(config, as_json=as_json)))
 
 
 @app.command()
@@ -98,7 +105,7 @@ def status(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) ->
     """Show how the agent and its EVSEs are, or what the journal knows while it does not run."""
     from edge_agent.cli import looking
 
-    raise typer.Exit(asyncio.run(looking.status(config, as_json=as_json)))
+    raise typer.Exit(_finished(looking.status(config, as_json=as_json)))
 
 
 @app.command()
@@ -126,7 +133,7 @@ def queue(
     from edge_agent.cli import looking
 
     if retry:
-        raise typer.Exit(asyncio.run(looking.retry(config, as_json=as_json)))
+        raise typer.Exit(_finished(looking.retry(config, as_json=as_json)))
     raise typer.Exit(looking.queue(config, as_json=as_json))
 
 
@@ -135,7 +142,7 @@ def read(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) -> N
     """Read every register of every device: raw, decoded, with its unit."""
     from edge_agent.cli import looking
 
-    raise typer.Exit(asyncio.run(looking.read(config, as_json=as_json)))
+    raise typer.Exit(_finished(looking.read(config, as_json=as_json)))
 
 
 @app.command()
@@ -144,7 +151,7 @@ def watch(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) -> 
     from edge_agent.cli import looking
 
     try:
-        code = asyncio.run(looking.watch(config, as_json=as_json))
+        code = _finished(looking.watch(config, as_json=as_json))
     except KeyboardInterrupt:
         code = 0
     raise typer.Exit(code)
@@ -240,7 +247,7 @@ def token(
     """Present an id token, as if a card were held to the reader: starts or stops a session."""
     from edge_agent.cli import looking
 
-    raise typer.Exit(asyncio.run(looking.token(config, value, kind, evse, as_json=as_json)))
+    raise typer.Exit(_finished(looking.token(config, value, kind, evse, as_json=as_json)))
 
 
 @app.command()
@@ -250,7 +257,7 @@ def recover(
     """Confirm that a fault was looked at: put an EVSE that is out of service back into it."""
     from edge_agent.cli import looking
 
-    raise typer.Exit(asyncio.run(looking.recover(config, evse, as_json=as_json)))
+    raise typer.Exit(_finished(looking.recover(config, evse, as_json=as_json)))
 
 
 @app.command()
