@@ -590,7 +590,7 @@ def _uplink(config: Config, agent: Agent) -> Uplink | None:
         settings, session, agent.journal, agent.inbox, agent.loop.clock, outbox=share
     )
     if agent.traffic is not None:
-        agent.traffic.apply = _thinning(agent, uplink)
+        agent.traffic.thinners.append(_thinning(agent, uplink))
     return uplink
 
 

@@ -74,14 +74,15 @@ class System:
 
 
 class TrafficKeeper:
-    """Looks every ten seconds; `apply` is told when telemetry must be thinned otherwise."""
+    """Looks every ten seconds, and tells each uplink how far its telemetry is thinned."""
 
     def __init__(
         self, rules: TrafficRules, folder: Path, clock: Clock, system: System | None = None
     ) -> None:
         self.rules = rules
         self.level = LEVELS[0]
-        self.apply: Callable[[Level], None] = lambda _: None
+        self.thinners: list[Callable[[Level], None]] = []
+        """Told at each look."""
         self.traffic = Traffic()
         self._file = folder / NAME
         self._clock = clock
@@ -124,7 +125,8 @@ class TrafficKeeper:
         if level is not self.level:
             log.warning("traffic: %s", level.text)
         self.level = level
-        self.apply(level)
+        for thin in self.thinners:
+            thin(level)
 
     def _wall_ms(self) -> int | None:
         now = self._clock.now()

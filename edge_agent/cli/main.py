@@ -6,12 +6,12 @@ configuration, 3 not reachable (agent, cloud, device). Every command but `run` t
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +41,13 @@ def _start_logging(*, quiet: bool = False) -> None:
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+
+
+def _finished(work: Coroutine[Any, Any, int]) -> int:
+    """Its exit code. The loop is imported here: help needs none."""
+    import asyncio
+
+    return asyncio.run(work)
 
 
 @app.command()
@@ -75,7 +82,7 @@ def update(
     if abort:
         raise typer.Exit(asyncio.run(updating.abort(config, as_json=as_json)))
     asked = updating.Asked(folder=folder, root=root, first=first)
-    raise typer.Exit(asyncio.run(updating.update(config, asked, as_json=as_json)))
+    raise typer.Exit(_finished(updating.update(config, asked, as_json=as_json)))
 
 
 @app.command()
@@ -95,7 +102,7 @@ def check(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) -> 
     """Check configuration, profiles, journal folder, devices and broker; writes nothing."""
     from edge_agent.cli import checking
 
-    raise typer.Exit(asyncio.run(checking.check(config, as_json=as_json)))
+    raise typer.Exit(_finished(checking.check(config, as_json=as_json)))
 
 
 @app.command()
@@ -103,7 +110,7 @@ def status(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) ->
     """Show how the agent and its EVSEs are, or what the journal knows while it does not run."""
     from edge_agent.cli import looking
 
-    raise typer.Exit(asyncio.run(looking.status(config, as_json=as_json)))
+    raise typer.Exit(_finished(looking.status(config, as_json=as_json)))
 
 
 @app.command()
@@ -131,7 +138,7 @@ def queue(
     from edge_agent.cli import looking
 
     if retry:
-        raise typer.Exit(asyncio.run(looking.retry(config, as_json=as_json)))
+        raise typer.Exit(_finished(looking.retry(config, as_json=as_json)))
     raise typer.Exit(looking.queue(config, as_json=as_json))
 
 
@@ -140,7 +147,7 @@ def read(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) -> N
     """Read every register of every device: raw, decoded, with its unit."""
     from edge_agent.cli import looking
 
-    raise typer.Exit(asyncio.run(looking.read(config, as_json=as_json)))
+    raise typer.Exit(_finished(looking.read(config, as_json=as_json)))
 
 
 @app.command()
@@ -149,7 +156,7 @@ def watch(config: ConfigOption = Path(DEFAULT), as_json: JsonOption = False) -> 
     from edge_agent.cli import looking
 
     try:
-        code = asyncio.run(looking.watch(config, as_json=as_json))
+        code = _finished(looking.watch(config, as_json=as_json))
     except KeyboardInterrupt:
         code = 0
     raise typer.Exit(code)
@@ -245,7 +252,7 @@ def token(
     """Present an id token, as if a card were held to the reader: starts or stops a session."""
     from edge_agent.cli import looking
 
-    raise typer.Exit(asyncio.run(looking.token(config, value, kind, evse, as_json=as_json)))
+    raise typer.Exit(_finished(looking.token(config, value, kind, evse, as_json=as_json)))
 
 
 @app.command()
@@ -255,7 +262,7 @@ def recover(
     """Confirm that a fault was looked at: put an EVSE that is out of service back into it."""
     from edge_agent.cli import looking
 
-    raise typer.Exit(asyncio.run(looking.recover(config, evse, as_json=as_json)))
+    raise typer.Exit(_finished(looking.recover(config, evse, as_json=as_json)))
 
 
 @app.command()

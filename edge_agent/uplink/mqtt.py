@@ -20,19 +20,17 @@ from aiomqtt.exceptions import MqttConnectError
 from edge_agent import faultpoints
 from edge_agent.journal import Journal, JournalError
 from edge_agent.pulse import beat
+from edge_agent.uplink.link import Connected, Disconnected, LinkChanged, Tick
+from edge_agent.uplink.pace import retry_delay
 from edge_agent.uplink.session import (
     Action,
     Arrived,
     Commanded,
-    Connected,
-    Disconnected,
     Event,
-    LinkChanged,
     Outbox,
     Send,
     Session,
     SessionSettings,
-    Tick,
     Watched,
     Welcomed,
 )
@@ -57,7 +55,6 @@ STEADY_S: Final = 30.0
 """A connection that held so long was a good one: the next attempt comes soon."""
 MOST_PUBLISHES: Final = 100
 GOODBYE_S: Final = 2.0
-FARTHEST_DOUBLING: Final = 10
 LINK_TROUBLE: Final = (aiomqtt.MqttError, OSError, ValueError)
 
 
@@ -123,12 +120,6 @@ def tls_context(settings: MqttSettings) -> ssl.SSLContext | None:
     if settings.certificate_file is not None:
         context.load_cert_chain(settings.certificate_file, settings.key_file)
     return context
-
-
-def retry_delay(settings: MqttSettings, failures: int, chance: float) -> float:
-    """Seconds before the next attempt: doubling, jittered by half (`chance` in 0..1)."""
-    doubled = settings.first_retry_s * (1 << min(failures, FARTHEST_DOUBLING))
-    return min(settings.longest_retry_s, doubled) * (0.5 + chance / 2)
 
 
 def explain(settings: MqttSettings, error: BaseException) -> str:
@@ -202,7 +193,12 @@ class MqttUplink:
                 reason = explain(self.settings, ConnectionError("the broker ended the connection"))
             await self._do(Disconnected(reason), None)
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
-            delay = retry_delay(self.settings, failures - 1 if failures else 0, self._chance())
+            delay = retry_delay(
+                self.settings.first_retry_s,
+                self.settings.longest_retry_s,
+                max(0, failures - 1),
+                self._chance(),
+            )
             log.info("%s (next attempt in %.1f s)", reason, delay)
             beat(delay)
             await asyncio.sleep(delay)

@@ -1,4 +1,4 @@
-"""How fast a backlog may leave beside live data (pure)."""
+"""How fast a backlog may leave beside live data, and how soon a lost link is tried again (pure)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ QUEUE_MS: Final = 500
 waits in the same queues. More than that says that the line or the cloud is full."""
 AGAIN_MS: Final = 1500
 START: Final = 4
+FARTHEST_DOUBLING: Final = 10
+
+
+def retry_delay(first_s: float, longest_s: float, failures: int, chance: float) -> float:
+    """Seconds before the next attempt: doubling, jittered by half (`chance` in 0..1)."""
+    doubled = first_s * (1 << min(failures, FARTHEST_DOUBLING))
+    return min(longest_s, doubled) * (0.5 + chance / 2)
 
 
 class Pace:

@@ -16,6 +16,7 @@ from uuid import UUID
 from edge_agent.journal.billing import SealedFacts
 from edge_agent.journal.telemetry import SealedSeries
 from edge_agent.records import LocalList, Transaction
+from edge_agent.uplink.link import Connected, Disconnected, LinkChanged, LinkState, Tick
 from edge_agent.uplink.pace import Pace
 from protocols.agent_link import (
     LEAST_WATCH_EVERY_MS,
@@ -79,24 +80,9 @@ class SessionSettings:
 
 
 @dataclass(frozen=True)
-class Connected:
-    """Connected to the broker and subscribed to the station's downward topics."""
-
-
-@dataclass(frozen=True)
-class Disconnected:
-    reason: str
-
-
-@dataclass(frozen=True)
 class Arrived:
     channel: Down
     payload: bytes
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed, or there may be something new to send."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +109,6 @@ class Welcomed:
 @dataclass(frozen=True)
 class Commanded:
     command: Command | UnknownCommand
-
-
-@dataclass(frozen=True)
-class LinkChanged:
-    up: bool
-    reason: str
 
 
 Action = Send | Welcomed | Commanded | LinkChanged
@@ -188,7 +168,7 @@ class Session:
         self._outbox = outbox
         self._stamp = stamp
         self._connected = False
-        self._up = False
+        self._link = LinkState()
         self._greeted_at = 0
         self._greetings = 0
         self._renewed = False
@@ -214,7 +194,7 @@ class Session:
             self._connected = False
             self.cloud = None
             self._flights.clear()
-            return self._changed(up=False, reason=event.reason)
+            return [*self._link.changed(up=False, reason=event.reason)]
         if isinstance(event, Watched):
             self._watch_ms = max(event.watch.every_ms, LEAST_WATCH_EVERY_MS)
             self._watched_until = now + min(event.watch.valid_ms, MOST_WATCH_MS)
@@ -222,12 +202,6 @@ class Session:
         if not self._connected:
             return []
         return self._arrived(event, now) if isinstance(event, Arrived) else self._tick(now)
-
-    def _changed(self, *, up: bool, reason: str) -> list[Action]:
-        if up == self._up:
-            return []
-        self._up = up
-        return [LinkChanged(up, reason)]
 
     # ------------------------------------------------------------------ greeting
 
@@ -268,7 +242,7 @@ class Session:
         self._greetings = 0
         self._live_from = self._outbox.position
         self._state_at = self._telemetry_at = now - self.settings.telemetry_ms
-        up = self._changed(up=True, reason="welcomed by the cloud")
+        up = self._link.changed(up=True, reason="welcomed by the cloud")
         return [Welcomed(welcome), *up, *self._drain(now)]
 
     def _renew(self, now: int) -> list[Action]:
@@ -317,12 +291,12 @@ class Session:
             return self._drain(now)
         if not self._greeting_overdue(now):
             return []
-        return [*self._changed(up=False, reason=NO_CLOUD), *self._greet(now)]
+        return [*self._link.changed(up=False, reason=NO_CLOUD), *self._greet(now)]
 
     def _drain(self, now: int) -> list[Action]:
         late = [f for f in self._flights.values() if now - f.sent_at >= self._patience(f)]
         if any(flight.tries >= TRIES for flight in late):
-            return [*self._changed(up=False, reason=NO_CLOUD), *self._greet(now)]
+            return [*self._link.changed(up=False, reason=NO_CLOUD), *self._greet(now)]
         actions = self._again(now)
         actions += self._state(now)
         actions += self._billing(now, live=True, limit=self._live_room())

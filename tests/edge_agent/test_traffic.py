@@ -82,7 +82,7 @@ def test_telemetry_thins_on_the_link_that_costs_money_alone(
 ) -> None:
     keeper = keeper_of(rig, proc, tmp_path)
     told: list[Level] = []
-    keeper.apply = told.append
+    keeper.thinners.append(told.append)
     keeper.look()
     proc.counters(lo=0, eth0=10**12, wwan0=95 * MIB)
     keeper.look()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from uuid import UUID
 
 from edge_agent.agent import Agent
 from edge_agent.config import Config, ConfigError, OcppPart
 from edge_agent.private import why_not_private
 from edge_agent.rules.charging_profiles import watts
+from edge_agent.rules.traffic import Level
 from edge_agent.uplink.ocpp import v16, v201
 from edge_agent.uplink.ocpp.charger import BOOT, AgentCharger
 from edge_agent.uplink.ocpp.delivery import Delivery
@@ -78,10 +80,27 @@ def build(config: Config, part: OcppPart, agent: Agent) -> OcppUplink:
     uplink = OcppUplink(settings, station, charger)
     charger.authorize, charger.renewed = uplink.authorize, uplink.renewed
     charger.tell = uplink.tell
+    if agent.traffic is not None:
+        agent.traffic.thinners.append(
+            _thinning(station, charger, transactions="transactions" in carries)
+        )
     if "transactions" in carries:
         agent.desk.ask = charger.ask
         agent.desk.foreign = f"the OCPP backend {part.url}"
     return uplink
+
+
+def _thinning(
+    station: Station, charger: AgentCharger, *, transactions: bool
+) -> Callable[[Level], None]:
+    """Values come more seldom; whose transactions go another way is not thinned from here."""
+
+    def thin(level: Level) -> None:
+        station.spacing_ms = level.spacing_ms
+        if transactions:
+            charger.thin(level.spacing_ms)
+
+    return thin
 
 
 def _boot_reason(agent: Agent) -> str:

@@ -93,6 +93,9 @@ class AgentCharger:
         self._password_file = password_file
         self._ca_file = ca_file
         self._restart = restart
+        connectors = self._rules.connectors.values()
+        self._event_ms = next((one.settings.event_ms for one in connectors), NEVER_MS)
+        self._spacing_ms = 0
         self._offsets = {one.boot: one.offset_ms for one in self._journal.corrections()}
         self._profiles_to_come: dict[int, Profile] = {}
         self._restarting: asyncio.Task[None] | None = None
@@ -208,12 +211,26 @@ class AgentCharger:
             case "TxCtrlr", "EVConnectionTimeOut":
                 self._set_connectors(connection_timeout_ms=int(value) * 1000)
             case "SampledDataCtrlr", "TxUpdatedInterval":
-                self._set_connectors(event_ms=int(value) * 1000 or NEVER_MS)
+                self._event_ms = int(value) * 1000 or NEVER_MS
+                self._space_events()
             case "AuthCtrlr", "OfflineTxForUnknownIdEnabled":
                 policy = replace(self._rules.authorizer.policy, allow_unknown=value == "true")
                 self._rules.authorizer.policy = policy
             case "SecurityCtrlr", "BasicAuthPassword":
                 self._set_password(value)
+
+    def thin(self, spacing_ms: int) -> None:
+        """Periodic events of transactions come no closer together than this; 0: as configured.
+
+        They are made more seldom, not left out: 2.x numbers a transaction's events, and a number
+        that is missing looks like a loss. Beginning, changes and end are events all the same.
+        """
+        if spacing_ms != self._spacing_ms:
+            self._spacing_ms = spacing_ms
+            self._space_events()
+
+    def _space_events(self) -> None:
+        self._set_connectors(event_ms=max(self._event_ms, self._spacing_ms))
 
     def _set_connectors(self, **settings: int) -> None:
         for connector in self._rules.connectors.values():

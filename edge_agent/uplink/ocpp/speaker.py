@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import abc
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -11,8 +12,11 @@ from uuid import UUID
 import msgspec
 
 from edge_agent.records import LocalList
+from edge_agent.rules.authorization import Heard
 from edge_agent.rules.charging_profiles import (
     STATION,
+    Pattern,
+    Period,
     Profile,
     Purpose,
     Running,
@@ -24,12 +28,14 @@ from edge_agent.rules.charging_profiles import (
 from edge_agent.uplink.ocpp import device as model
 from edge_agent.uplink.ocpp.device import DeviceModel
 from edge_agent.uplink.ocpp.port import Charger, Deed, Done, LogKind, Outcome, Upload
-from edge_agent.uplink.ocpp.station import Reply
+from edge_agent.uplink.ocpp.readings import Reading, of_sample
+from edge_agent.uplink.ocpp.station import Call, RefusedCallError, Registered, Reply
 from protocols.agent_link import (
     ConnectorStatus,
     EvseStatus,
     IdToken,
     LocalListEntry,
+    SecurityEvent,
     Stamp,
 )
 from protocols.ocpp.sampling import iso
@@ -60,16 +66,121 @@ def told(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-class Speaker:
+DONE: Final = {
+    Outcome.ACCEPTED: "Accepted",
+    Outcome.SCHEDULED: "Scheduled",
+    Outcome.REJECTED: "Rejected",
+}
+YES_OR_NO: Final = {Outcome.ACCEPTED: "Accepted", Outcome.REJECTED: "Rejected"}
+RESERVED: Final = {
+    Outcome.ACCEPTED: "Accepted",
+    Outcome.REJECTED: "Rejected",
+    Outcome.OCCUPIED: "Occupied",
+    Outcome.FAULTED: "Faulted",
+    Outcome.UNAVAILABLE: "Unavailable",
+}
+
+
+class Speaker(abc.ABC):
     """Shared by the versions: the agent, its settings, and what does not depend on words."""
 
-    def __init__(self, charger: Charger, device: DeviceModel, numbers: Mapping[UUID, int]) -> None:
+    def __init__(
+        self,
+        charger: Charger,
+        device: DeviceModel,
+        numbers: Mapping[UUID, int],
+        *,
+        vendor: str,
+        model: str,
+    ) -> None:
         self.charger = charger
         self.device = device
         self.numbers = numbers
+        self.vendor, self.model = vendor, model
         self.transfer = "Idle"
         """How the last upload went, or goes."""
         self._had: set[int] = set()
+        self._askers = self.askers()
+
+    # ------------------------------------------------------------------ a version's own
+
+    @abc.abstractmethod
+    def askers(self) -> Mapping[str, Callable[[Any], Reply]]:
+        """The requests that the version knows, and what answers them."""
+
+    @abc.abstractmethod
+    def statuses(self, known: Mapping[int, EvseStatus]) -> list[tuple[int, Call]]:
+        """See `Dialect`."""
+
+    @abc.abstractmethod
+    def meter_values(self, evse: int, at: str, readings: list[Reading], context: str) -> Call:
+        """Values of a meter that no transaction's event carries."""
+
+    # ------------------------------------------------------------------ the same words in both
+
+    def registered(self, response: Any) -> Registered:
+        return Registered(response.status, unix_ms(response.currentTime), response.interval)
+
+    def time(self, response: Any) -> int:
+        return unix_ms(response.currentTime)
+
+    def security(self, event: SecurityEvent) -> Call:
+        payload = {"type": event.type[:50], "timestamp": self.at(event.at)}
+        return Call("SecurityEventNotification", {**payload, "techInfo": event.text[:255]})
+
+    def asked(self, action: str, request: Any) -> Reply:
+        asker = self._askers.get(action)
+        if asker is None:
+            raise RefusedCallError("NotSupported", f"this station does not do {action}")
+        return asker(request)
+
+    def clear_cache(self, _asked: Any) -> Reply:
+        self.charger.clear_cache()
+        return Reply({"status": "Accepted"})
+
+    @property
+    def uploading(self) -> str:
+        """Of an upload, as a triggered message tells it."""
+        return "Uploading" if self.transfer == "Uploading" else "Idle"
+
+    def triggered(self, message: str, evse: int | None, statuses_of: Collection[int]) -> Reply:
+        """TriggerMessage for one EVSE, or for all."""
+        then: tuple[Call, ...] = ()
+        match message:
+            case "BootNotification":
+                return Reply({"status": "Accepted"}, boot=True)
+            case "Heartbeat":
+                then = (Call("Heartbeat", {}),)
+            case "StatusNotification":
+                known = self.statuses(self.charger.statuses())
+                then = tuple(call for one, call in known if one in statuses_of)
+            case "MeterValues":
+                measurands = self.device.list("SampledDataCtrlr", "TxUpdatedMeasurands")
+                evses = self.evse_numbers() if evse is None else [evse]
+                then = tuple(self._live(evses, measurands, "Trigger", self.now()))
+            case "FirmwareStatusNotification":
+                then = (Call(message, {"status": "Idle"}),)
+            case "LogStatusNotification":
+                then = (Call(message, {"status": self.uploading}),)
+            case _:
+                return Reply({"status": "NotImplemented"})
+        return Reply({"status": "Accepted"}, then=then)
+
+    # ------------------------------------------------------------------ values
+
+    def aligned(self, at_ms: int, evses: Iterable[int]) -> list[Call]:
+        measurands = self.device.list("AlignedDataCtrlr", "Measurands")
+        return self._live(evses, measurands, "Sample.Clock", iso(at_ms))
+
+    def _live(
+        self, evses: Iterable[int], measurands: Collection[str], context: str, at: str
+    ) -> list[Call]:
+        """Of the EVSEs that were read and have something of what is asked for."""
+        samples = ((evse, self.charger.latest(evse)) for evse in evses)
+        found = ((evse, of_sample(one, measurands)) for evse, one in samples if one is not None)
+        return [self.meter_values(evse, at, all_, context) for evse, all_ in found if all_]
+
+    # ------------------------------------------------------------------ the agent
 
     def at(self, stamp: Stamp) -> str:
         """A time as far as it is known by now."""
@@ -137,33 +248,60 @@ class Speaker:
     # ------------------------------------------------------------------ the local list
 
     def update_list(
-        self, version: int, entries: Iterable[tuple[IdToken, LocalListEntry | None]], *, full: bool
+        self, version: int, entries: Iterable[tuple[IdToken, Heard | None]], *, full: bool
     ) -> Refusal | None:
-        """Replace the list, or change it: no entry takes a token off. Raises JournalError."""
+        """Replace the list, or change it: no info takes a token off. Raises JournalError."""
+        entries = list(entries)
+        if full and any(heard is None for _, heard in entries):
+            return Refusal("InvalidList", "an entry without its info")
         known = self.charger.local_list()
         if not full and version <= known.version:
             return Refusal("VersionMismatch", f"the list here has version {known.version}")
         kept = {} if full else {_key(one.id_token): one for one in known.entries}
-        for token, entry in entries:
-            if entry is None:
+        for token, heard in entries:
+            if heard is None:
                 kept.pop(_key(token), None)
             else:
-                kept[_key(token)] = entry
+                kept[_key(token)] = _entry(token, heard)
         if len(kept) > model.MOST_ENTRIES:
             return Refusal("TooManyElements", f"at most {model.MOST_ENTRIES} tokens fit here")
         self.charger.set_local_list(LocalList(version=version, entries=tuple(kept.values())))
         return None
 
-    @staticmethod
-    def entry(
-        token: IdToken, *, accepted: bool, expires: datetime | None, group: str | None
-    ) -> LocalListEntry:
-        expires_ms = None if expires is None else Milliseconds(unix_ms(expires))
-        return LocalListEntry(
-            id_token=token, expires_ms=expires_ms, group=group, blocked=not accepted
-        )
-
     # ------------------------------------------------------------------ charging profiles
+
+    def profile(
+        self,
+        asked: Any,
+        schedule: Any,
+        *,
+        id_: int,
+        evse: int,
+        purpose: Purpose,
+        unit: Unit,
+        transaction: UUID | None,
+    ) -> Profile:
+        """From what both versions call alike, and the rest."""
+        kind = asked.chargingProfileKind
+        pattern = (asked.recurrencyKind or "Daily") if kind == "Recurring" else kind
+        return Profile(
+            id=id_,
+            evse=evse,
+            stack=asked.stackLevel,
+            purpose=purpose,
+            pattern=Pattern(pattern.lower()),
+            unit=unit,
+            periods=tuple(
+                Period(one.startPeriod, tenths(one.limit, unit), one.numberPhases)
+                for one in schedule.chargingSchedulePeriod
+            ),
+            set_ms=self.charger.now().wall_ms,
+            start_ms=optional_ms(schedule.startSchedule),
+            duration_s=schedule.duration,
+            valid_from_ms=optional_ms(asked.validFrom),
+            valid_to_ms=optional_ms(asked.validTo),
+            transaction=transaction,
+        )
 
     def set_profile(self, profile: Profile) -> Refusal | None:
         """Take a profile, or say why not. Raises JournalError."""
@@ -203,12 +341,17 @@ class Speaker:
             self.charger.set_profiles(held.without(fitting))
         return bool(fitting)
 
-    def composite(self, evse: int, duration_s: int) -> tuple[int, tuple[Step, ...]]:
-        """When it begins (ms since 1970), and its steps."""
+    def composite(self, evse: int, duration_s: int, unit: Unit) -> tuple[str, list[dict[str, Any]]]:
+        """When it begins, and its periods."""
         begins = self.charger.now().wall_ms
         running = None if evse == STATION else self.running(evse)
         profiles, phases = self.charger.profiles(), self.phases(evse)
-        return begins, profiles.composite(evse, running, begins, duration_s, phases)
+        steps = profiles.composite(evse, running, begins, duration_s, phases)
+        periods = [
+            {"startPeriod": step.start_s, "limit": self.limit_of(step, evse, unit)}
+            for step in steps
+        ]
+        return iso(begins), periods
 
     def limit_of(self, step: Step, evse: int, unit: Unit) -> float:
         """A step's limit in a unit; without a profile what the hardware gives."""
@@ -227,3 +370,10 @@ def tenths(limit: float, unit: Unit) -> int:
 
 def _key(token: IdToken) -> tuple[str, str]:
     return token.type.casefold(), token.value.casefold()
+
+
+def _entry(token: IdToken, heard: Heard) -> LocalListEntry:
+    expires = None if heard.expires_ms is None else Milliseconds(heard.expires_ms)
+    return LocalListEntry(
+        id_token=token, expires_ms=expires, group=heard.group, blocked=not heard.accepted
+    )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
@@ -25,6 +25,7 @@ import msgspec
 
 from edge_agent.journal import JournalError, PendingFact
 from edge_agent.rules.authorization import Heard
+from edge_agent.uplink.link import Connected, Disconnected, LinkChanged, LinkState, Tick
 from edge_agent.uplink.ocpp.delivery import Delivery
 from edge_agent.uplink.ocpp.device import DeviceModel
 from edge_agent.uplink.ocpp.port import Charger, Deed, Done, Outcome, Start, Stop
@@ -66,25 +67,10 @@ class StationSettings:
 
 
 @dataclass(frozen=True)
-class Connected:
-    """The WebSocket is open, with our version as its subprotocol."""
-
-
-@dataclass(frozen=True)
-class Disconnected:
-    reason: str
-
-
-@dataclass(frozen=True)
 class Received:
     """A text message."""
 
     frame: str | bytes
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed, or there may be something new to say."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +134,6 @@ class CloudTime:
     """What time it is, as the backend has it (ms since 1970)."""
 
     now_ms: int
-
-
-@dataclass(frozen=True)
-class LinkChanged:
-    up: bool
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -249,8 +229,8 @@ class Dialect(Protocol):
     def salvaged(self, event: TransactionEvent, answer: Mapping[str, Any]) -> Taken | None:
         """What an answer says that breaks its schema; None: nothing that can be gone on with."""
 
-    def aligned(self, at_ms: int) -> list[Call]:
-        """Clock-aligned values of all EVSEs, for that time (ms since 1970)."""
+    def aligned(self, at_ms: int, evses: Iterable[int]) -> list[Call]:
+        """Clock-aligned values of these EVSEs, for that time (ms since 1970)."""
 
     def asked(self, action: str, request: Any) -> Reply:
         """Raises RefusedCallError, JournalError."""
@@ -326,10 +306,13 @@ class Station:
         self._lives = 0
         self._rpc: Rpc | None = None
         self._registration = ""
-        self._up = False
+        self._link = LinkState()
         self._boot_at = 0
         self._heartbeat_at = 0
+        self.spacing_ms = 0
+        """Clock-aligned values of EVSEs that nobody charges at are at least so far apart."""
         self._aligned_ms: int | None = None
+        self._idle_ms = 0
         self._disk_at = 0
         self._unanswered = 0
         self._flight: _Flight | None = None
@@ -387,13 +370,7 @@ class Station:
             waiting.append(Judged(self._flight.purpose.ticket, None))
         self._rpc, self._flight, self._registration = None, None, ""
         self._tickets.clear()
-        return [*waiting, *self._changed(up=False, reason=event.reason)]
-
-    def _changed(self, *, up: bool, reason: str) -> list[Action]:
-        if up == self._up:
-            return []
-        self._up = up
-        return [LinkChanged(up, reason)]
+        return [*waiting, *self._link.changed(up=False, reason=event.reason)]
 
     def _ask(self, event: Asked, now: int) -> list[Action]:
         if not self.accepted:
@@ -540,7 +517,8 @@ class Station:
     def _refused(self, purpose: Purpose, code: str, text: str, now: int) -> list[Action]:
         if isinstance(purpose, _Boot):
             self._boot_at = now + FIRST_BOOT_RETRY_S * 1000
-            return self._changed(up=False, reason=f"the backend refuses to register us: {text}")
+            why = f"the backend refuses to register us: {text}"
+            return [*self._link.changed(up=False, reason=why)]
         if isinstance(purpose, _Authorize):
             return [Judged(purpose.ticket, None)]
         if isinstance(purpose, _Fact):
@@ -562,7 +540,7 @@ class Station:
             self._delivery.late(flight.purpose.pending, now, self._retry_ms)
         if self._unanswered >= SILENT_AFTER:
             text = f"{SILENT_AFTER} calls in a row were not answered"
-            actions += [*self._changed(up=False, reason=text), Close(text)]
+            actions += [*self._link.changed(up=False, reason=text), Close(text)]
         return actions
 
     def _registered(self, told: Registered, now: int) -> list[Action]:
@@ -572,13 +550,13 @@ class Station:
             wait = max(told.interval_s, LEAST_BOOT_RETRY_S) if told.interval_s else 60
             self._boot_at = now + wait * 1000
             text = f"{NOT_YET} ({told.status}); asking again in {wait} s"
-            return [*actions, *self._changed(up=False, reason=text)]
+            return [*actions, *self._link.changed(up=False, reason=text)]
         if told.interval_s > 0:
             self._set_heartbeat(told.interval_s)
         self._heartbeat_at = now + self._heartbeat_ms
         self._delivery.connected()
         self._told.clear()
-        return [*actions, *self._changed(up=True, reason="registered with the backend")]
+        return [*actions, *self._link.changed(up=True, reason="registered with the backend")]
 
     def _set_heartbeat(self, seconds: int) -> None:
         variable = self._device.find("OCPPCommCtrlr", "HeartbeatInterval")
@@ -752,8 +730,17 @@ class Station:
             return
         due = now_ms - now_ms % every
         if self._aligned_ms is not None and due > self._aligned_ms:
-            self._wanted += self._dialect.aligned(due)
+            self._wanted += self._dialect.aligned(due, self._aligning(due))
         self._aligned_ms = due
+
+    def _aligning(self, due: int) -> list[int]:
+        """Whose values are told: always those of transactions, whose tariff may need them."""
+        known = self._charger.statuses()
+        every = [one.evse for one in self._charger.evses()]
+        if due - self._idle_ms >= self.spacing_ms:
+            self._idle_ms = due
+            return every
+        return [one for one in every if one in known and known[one].transaction is not None]
 
 
 def _shown(text: str) -> str:

@@ -10,14 +10,13 @@ from typing import Any, Final
 from uuid import UUID
 
 from edge_agent.rules.authorization import Heard
-from edge_agent.rules.charging_profiles import STATION, Pattern, Period, Profile, Purpose, Unit
+from edge_agent.rules.charging_profiles import STATION, Profile, Purpose, Unit
 from edge_agent.uplink.ocpp import device as model
-from edge_agent.uplink.ocpp.device import Access, DeviceModel, Kind, Result, Variable
+from edge_agent.uplink.ocpp.device import Access, Kind, Result, Variable
 from edge_agent.uplink.ocpp.port import (
     CancelReservation,
     Charger,
     LogKind,
-    Outcome,
     Reserve,
     Restart,
     SetOperative,
@@ -25,19 +24,19 @@ from edge_agent.uplink.ocpp.port import (
     Stop,
     Upload,
 )
-from edge_agent.uplink.ocpp.readings import ENERGY, Reading, of_event, of_sample, signed_text
+from edge_agent.uplink.ocpp.readings import ENERGY, Reading, of_event, signed_text
 from edge_agent.uplink.ocpp.speaker import (
+    DONE,
+    RESERVED,
     UNKNOWN_TOKEN,
+    YES_OR_NO,
     Speaker,
     optional_ms,
-    tenths,
     told,
     unix_ms,
 )
 from edge_agent.uplink.ocpp.station import (
     Call,
-    RefusedCallError,
-    Registered,
     Reply,
     Taken,
     Transferred,
@@ -48,7 +47,6 @@ from protocols.agent_link import (
     ConnectorStatus,
     EvseStatus,
     IdToken,
-    SecurityEvent,
     SignedMoment,
     SignedValue,
     StoppedReason,
@@ -56,7 +54,6 @@ from protocols.agent_link import (
     TransactionEventType,
     Trigger,
 )
-from protocols.ocpp.sampling import iso
 from protocols.ocpp.version import Version
 
 LONGEST_TAG: Final = 20
@@ -143,19 +140,6 @@ _PURPOSES: Final = {
     "TxDefaultProfile": Purpose.DEFAULT,
     "TxProfile": Purpose.TRANSACTION,
 }
-_DONE: Final = {
-    Outcome.ACCEPTED: "Accepted",
-    Outcome.SCHEDULED: "Scheduled",
-    Outcome.REJECTED: "Rejected",
-}
-_STARTED: Final = {Outcome.ACCEPTED: "Accepted", Outcome.REJECTED: "Rejected"}
-_RESERVED: Final = {
-    Outcome.ACCEPTED: "Accepted",
-    Outcome.REJECTED: "Rejected",
-    Outcome.OCCUPIED: "Occupied",
-    Outcome.FAULTED: "Faulted",
-    Outcome.UNAVAILABLE: "Unavailable",
-}
 _UPLOADS: Final = {"UploadFailure": "UploadFailed"}
 """DiagnosticsStatus (7.24) has other words for some of 2.x's."""
 _RATE: Final = {"A": Unit.AMPERE, "W": Unit.WATT}
@@ -174,23 +158,13 @@ class V16(Speaker):
 
     version: Final = Version.V16
 
-    def __init__(
-        self,
-        charger: Charger,
-        device: DeviceModel,
-        numbers: Mapping[UUID, int],
-        *,
-        vendor: str,
-        model: str,
-    ) -> None:
-        super().__init__(charger, device, numbers)
-        self._vendor, self._model = vendor, model
-        self._askers: Mapping[str, Callable[[Any], Reply]] = {
+    def askers(self) -> Mapping[str, Callable[[Any], Reply]]:
+        return {
             "CancelReservation": self._cancel_reservation,
             "CertificateSigned": lambda _: _rejected(),
             "ChangeAvailability": self._change_availability,
             "ChangeConfiguration": self._change_configuration,
-            "ClearCache": self._clear_cache,
+            "ClearCache": self.clear_cache,
             "ClearChargingProfile": self._clear_charging_profile,
             "DataTransfer": lambda _: Reply({"status": "UnknownVendorId"}),
             "DeleteCertificate": lambda _: Reply({"status": "NotFound"}),
@@ -207,7 +181,7 @@ class V16(Speaker):
             "RemoteStartTransaction": self._remote_start,
             "RemoteStopTransaction": self._remote_stop,
             "ReserveNow": self._reserve_now,
-            "Reset": lambda asked: self.deed(Restart(asked.type == "Hard"), _STARTED),
+            "Reset": lambda asked: self.deed(Restart(asked.type == "Hard"), YES_OR_NO),
             "SendLocalList": self._send_local_list,
             "SetChargingProfile": self._set_charging_profile,
             "SignedUpdateFirmware": lambda _: _rejected(),
@@ -223,18 +197,12 @@ class V16(Speaker):
         return Call(
             "BootNotification",
             {
-                "chargePointVendor": self._vendor[:20],
-                "chargePointModel": self._model[:20],
+                "chargePointVendor": self.vendor[:20],
+                "chargePointModel": self.model[:20],
                 "chargePointSerialNumber": self.charger.station[:25],
                 "firmwareVersion": self.charger.version[:50],
             },
         )
-
-    def registered(self, response: Any) -> Registered:
-        return Registered(response.status, unix_ms(response.currentTime), response.interval)
-
-    def time(self, response: Any) -> int:
-        return unix_ms(response.currentTime)
 
     def statuses(self, known: Mapping[int, EvseStatus]) -> list[tuple[int, Call]]:
         usable = any(self.charger.operative(evse) for evse in self.evse_numbers())
@@ -337,10 +305,6 @@ class V16(Speaker):
         at = self.at(event.started if began else event.at)
         return {"timestamp": at, "sampledValue": [sampled]}
 
-    def security(self, event: SecurityEvent) -> Call:
-        payload = {"type": event.type[:50], "timestamp": self.at(event.at)}
-        return Call("SecurityEventNotification", {**payload, "techInfo": event.text[:255]})
-
     def taken(self, event: TransactionEvent, response: Any) -> Taken:
         if event.type is TransactionEventType.STARTED:
             return Taken(response.transactionId, _heard(response.idTagInfo))
@@ -360,18 +324,7 @@ class V16(Speaker):
         status = _UPLOADS.get(event.status, event.status)
         return Call("DiagnosticsStatusNotification", {"status": status})
 
-    def aligned(self, at_ms: int) -> list[Call]:
-        measurands = self.device.list("AlignedDataCtrlr", "Measurands")
-        calls = (
-            self._live(evse, measurands, "Sample.Clock", iso(at_ms)) for evse in self.evse_numbers()
-        )
-        return [call for call in calls if call is not None]
-
-    def _live(self, evse: int, measurands: tuple[str, ...], context: str, at: str) -> Call | None:
-        sample = self.charger.latest(evse)
-        readings = [] if sample is None else of_sample(sample, measurands)
-        if not readings:
-            return None
+    def meter_values(self, evse: int, at: str, readings: list[Reading], context: str) -> Call:
         running = self.running(evse)
         number = None if running is None else self.numbers.get(running.id)
         value = _value(at, readings, context)
@@ -379,12 +332,6 @@ class V16(Speaker):
         return Call("MeterValues", payload)
 
     # ------------------------------------------------------------------ being asked
-
-    def asked(self, action: str, request: Any) -> Reply:
-        asker = self._askers.get(action)
-        if asker is None:
-            raise RefusedCallError("NotSupported", f"this station does not do {action}")
-        return asker(request)
 
     def _remote_start(self, asked: Any) -> Reply:
         profile = None
@@ -398,49 +345,25 @@ class V16(Speaker):
             authorize=self.device.truth("AuthCtrlr", "AuthorizeRemoteStart"),
             profile=profile,
         )
-        return self.deed(start, _STARTED)
+        return self.deed(start, YES_OR_NO)
 
     def _remote_stop(self, asked: Any) -> Reply:
         transaction = self.transaction_of(asked.transactionId)
-        return _rejected() if transaction is None else self.deed(Stop(transaction), _STARTED)
+        return _rejected() if transaction is None else self.deed(Stop(transaction), YES_OR_NO)
 
     def _change_availability(self, asked: Any) -> Reply:
         if asked.connectorId != STATION and asked.connectorId not in self.evse_numbers():
             return _rejected()
-        return self.deed(SetOperative(asked.connectorId, asked.type == "Operative"), _DONE)
-
-    def _clear_cache(self, _asked: Any) -> Reply:
-        self.charger.clear_cache()
-        return _accepted()
+        return self.deed(SetOperative(asked.connectorId, asked.type == "Operative"), DONE)
 
     def _trigger(self, asked: Any) -> Reply:
         message, connector = asked.requestedMessage, asked.connectorId
         if connector is not None and connector not in {STATION, *self.evse_numbers()}:
             return _rejected()
-        evses = self.evse_numbers() if not connector else [connector]
-        match message:
-            case "BootNotification":
-                return Reply({"status": "Accepted"}, boot=True)
-            case "Heartbeat":
-                return Reply({"status": "Accepted"}, then=(Call("Heartbeat", {}),))
-            case "StatusNotification":
-                calls = tuple(
-                    call
-                    for evse, call in self.statuses(self.charger.statuses())
-                    if connector is None or evse == connector
-                )
-                return Reply({"status": "Accepted"}, then=calls)
-            case "MeterValues":
-                measurands = self.device.list("SampledDataCtrlr", "TxUpdatedMeasurands")
-                at = self.now()
-                live = [self._live(evse, measurands, "Trigger", at) for evse in evses]
-                return Reply({"status": "Accepted"}, then=tuple(one for one in live if one))
-            case "FirmwareStatusNotification":
-                return Reply({"status": "Accepted"}, then=(_firmware("Idle"),))
-            case "DiagnosticsStatusNotification" | "LogStatusNotification":
-                busy = "Uploading" if self.transfer == "Uploading" else "Idle"
-                return Reply({"status": "Accepted"}, then=(Call(message, {"status": busy}),))
-        return Reply({"status": "NotImplemented"})
+        if message == "DiagnosticsStatusNotification":
+            return Reply({"status": "Accepted"}, then=(Call(message, {"status": self.uploading}),))
+        of = {STATION, *self.evse_numbers()} if connector is None else {connector}
+        return self.triggered(message, connector or None, of)
 
     def _get_diagnostics(self, asked: Any) -> Reply:
         """5.9: an answer without a file name says that there is nothing to upload."""
@@ -493,24 +416,11 @@ class V16(Speaker):
     # ------------------------------------------------------------------ the local list
 
     def _send_local_list(self, asked: Any) -> Reply:
-        full = asked.updateType == "Full"
-        entries = []
-        for one in asked.localAuthorizationList or ():
-            token, info = IdToken(one.idTag), one.idTagInfo
-            if info is None and full:
-                return Reply({"status": "Failed"})
-            entry = (
-                None
-                if info is None
-                else self.entry(
-                    token,
-                    accepted=info.status == "Accepted",
-                    expires=info.expiryDate,
-                    group=info.parentIdTag,
-                )
-            )
-            entries.append((token, entry))
-        refusal = self.update_list(asked.listVersion, entries, full=full)
+        entries = (
+            (IdToken(one.idTag), None if one.idTagInfo is None else _heard(one.idTagInfo))
+            for one in asked.localAuthorizationList or ()
+        )
+        refusal = self.update_list(asked.listVersion, entries, full=asked.updateType == "Full")
         if refusal is None:
             return _accepted()
         mismatch = refusal.code == "VersionMismatch"
@@ -519,29 +429,14 @@ class V16(Speaker):
     # ------------------------------------------------------------------ smart charging
 
     def _profile(self, evse: int, asked: Any) -> Profile:
-        schedule = asked.chargingSchedule
-        unit = _RATE[schedule.chargingRateUnit]
-        kind = asked.chargingProfileKind
-        pattern = Pattern(
-            (asked.recurrencyKind or "Daily").lower() if kind == "Recurring" else kind.lower()
-        )
-        number = asked.transactionId
-        return Profile(
-            id=asked.chargingProfileId,
+        schedule, number = asked.chargingSchedule, asked.transactionId
+        return self.profile(
+            asked,
+            schedule,
+            id_=asked.chargingProfileId,
             evse=evse,
-            stack=asked.stackLevel,
             purpose=_PURPOSES[asked.chargingProfilePurpose],
-            pattern=pattern,
-            unit=unit,
-            periods=tuple(
-                Period(one.startPeriod, tenths(one.limit, unit), one.numberPhases)
-                for one in schedule.chargingSchedulePeriod
-            ),
-            set_ms=self.charger.now().wall_ms,
-            start_ms=optional_ms(schedule.startSchedule),
-            duration_s=schedule.duration,
-            valid_from_ms=optional_ms(asked.validFrom),
-            valid_to_ms=optional_ms(asked.validTo),
+            unit=_RATE[schedule.chargingRateUnit],
             transaction=None if number is None else self.transaction_of(number) or UUID(int=0),
         )
 
@@ -564,14 +459,10 @@ class V16(Speaker):
         if evse != STATION and evse not in self.evse_numbers():
             return _rejected()
         unit = _RATE[asked.chargingRateUnit or "A"]
-        begins, steps = self.composite(evse, asked.duration)
-        periods = [
-            {"startPeriod": step.start_s, "limit": self.limit_of(step, evse, unit)}
-            for step in steps
-        ]
+        begins, periods = self.composite(evse, asked.duration, unit)
         schedule = {
             "duration": asked.duration,
-            "startSchedule": iso(begins),
+            "startSchedule": begins,
             "chargingRateUnit": unit.value,
             "chargingSchedulePeriod": periods,
         }
@@ -579,7 +470,7 @@ class V16(Speaker):
             {
                 "status": "Accepted",
                 "connectorId": evse,
-                "scheduleStart": iso(begins),
+                "scheduleStart": begins,
                 "chargingSchedule": schedule,
             }
         )
@@ -596,10 +487,10 @@ class V16(Speaker):
             group=asked.parentIdTag,
             until_wall_ms=unix_ms(asked.expiryDate),
         )
-        return self.deed(reserve, _RESERVED)
+        return self.deed(reserve, RESERVED)
 
     def _cancel_reservation(self, asked: Any) -> Reply:
-        return self.deed(CancelReservation(asked.reservationId), _STARTED)
+        return self.deed(CancelReservation(asked.reservationId), YES_OR_NO)
 
 
 def _firmware(status: str) -> Call:

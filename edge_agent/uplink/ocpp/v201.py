@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import logging
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 from uuid import UUID
 
 from edge_agent.rules.authorization import Heard
-from edge_agent.rules.charging_profiles import STATION, Pattern, Period, Profile, Purpose, Unit
-from edge_agent.uplink.ocpp.device import Access, DeviceModel, Kind, Result, Variable
+from edge_agent.rules.charging_profiles import STATION, Profile, Purpose, Unit
+from edge_agent.uplink.ocpp.device import Access, Kind, Result, Variable
 from edge_agent.uplink.ocpp.port import (
     CancelReservation,
-    Charger,
-    Outcome,
     Reserve,
     Restart,
     SetOperative,
     Start,
     Stop,
 )
-from edge_agent.uplink.ocpp.readings import ENERGY, Reading, of_event, of_sample, register_at
+from edge_agent.uplink.ocpp.readings import ENERGY, Reading, of_event, register_at
 from edge_agent.uplink.ocpp.speaker import (
+    DONE,
+    RESERVED,
     UNKNOWN_TOKEN,
+    YES_OR_NO,
     Refusal,
     Speaker,
     optional_ms,
-    tenths,
     told,
     unix_ms,
 )
 from edge_agent.uplink.ocpp.station import (
     Call,
-    RefusedCallError,
-    Registered,
     Reply,
     Taken,
     Transferred,
@@ -42,7 +40,6 @@ from edge_agent.uplink.ocpp.station import (
 from protocols.agent_link import (
     EvseStatus,
     IdToken,
-    SecurityEvent,
     SignedMoment,
     TransactionEvent,
     TransactionEventType,
@@ -74,19 +71,6 @@ _CONTEXTS: Final = {
     TransactionEventType.UPDATED: "Sample.Periodic",
     TransactionEventType.ENDED: "Transaction.End",
 }
-_DONE: Final = {
-    Outcome.ACCEPTED: "Accepted",
-    Outcome.SCHEDULED: "Scheduled",
-    Outcome.REJECTED: "Rejected",
-}
-_YES_OR_NO: Final = {Outcome.ACCEPTED: "Accepted", Outcome.REJECTED: "Rejected"}
-_RESERVED: Final = {
-    Outcome.ACCEPTED: "Accepted",
-    Outcome.REJECTED: "Rejected",
-    Outcome.OCCUPIED: "Occupied",
-    Outcome.FAULTED: "Faulted",
-    Outcome.UNAVAILABLE: "Unavailable",
-}
 
 
 def _status(status: str, refusal: Refusal | None = None) -> dict[str, Any]:
@@ -109,24 +93,14 @@ class V201(Speaker):
 
     version: Final = Version.V201
 
-    def __init__(
-        self,
-        charger: Charger,
-        device: DeviceModel,
-        numbers: Mapping[UUID, int],
-        *,
-        vendor: str,
-        model: str,
-    ) -> None:
-        super().__init__(charger, device, numbers)
-        self._vendor, self._model = vendor, model
-        self._askers: Mapping[str, Callable[[Any], Reply]] = {
+    def askers(self) -> Mapping[str, Callable[[Any], Reply]]:
+        return {
             "CancelReservation": lambda asked: self.deed(
-                CancelReservation(asked.reservationId), _YES_OR_NO
+                CancelReservation(asked.reservationId), YES_OR_NO
             ),
             "CertificateSigned": lambda _: _rejected(),
             "ChangeAvailability": self._change_availability,
-            "ClearCache": self._clear_cache,
+            "ClearCache": self.clear_cache,
             "ClearChargingProfile": self._clear_charging_profile,
             "ClearDisplayMessage": lambda _: Reply({"status": "Unknown"}),
             "ClearVariableMonitoring": self._clear_monitoring,
@@ -171,18 +145,12 @@ class V201(Speaker):
 
     def boot(self, reason: str) -> Call:
         station = {
-            "model": self._model[:20],
-            "vendorName": self._vendor[:50],
+            "model": self.model[:20],
+            "vendorName": self.vendor[:50],
             "serialNumber": self.charger.station[:25],
             "firmwareVersion": self.charger.version[:50],
         }
         return Call("BootNotification", {"reason": reason, "chargingStation": station})
-
-    def registered(self, response: Any) -> Registered:
-        return Registered(response.status, unix_ms(response.currentTime), response.interval)
-
-    def time(self, response: Any) -> int:
-        return unix_ms(response.currentTime)
 
     def statuses(self, known: Mapping[int, EvseStatus]) -> list[tuple[int, Call]]:
         return [(evse, self._status(known[evse])) for evse in sorted(known)]
@@ -274,10 +242,6 @@ class V201(Speaker):
         readings = of_event(event, self.charger.latest(event.evse), measurands)
         return _value(self.at(event.at), readings, _CONTEXTS[event.type])
 
-    def security(self, event: SecurityEvent) -> Call:
-        payload = {"type": event.type[:50], "timestamp": self.at(event.at)}
-        return Call("SecurityEventNotification", {**payload, "techInfo": event.text[:255]})
-
     def taken(self, event: TransactionEvent, response: Any) -> Taken:
         del event
         info = response.idTokenInfo
@@ -291,29 +255,11 @@ class V201(Speaker):
         self.transfer = event.status
         return Call("LogStatusNotification", told(status=event.status, requestId=event.request_id))
 
-    def aligned(self, at_ms: int) -> list[Call]:
-        measurands = self.device.list("AlignedDataCtrlr", "Measurands")
-        return self._live(self.evse_numbers(), measurands, "Sample.Clock", iso(at_ms))
-
-    def _live(
-        self, evses: Iterable[int], measurands: tuple[str, ...], context: str, at: str
-    ) -> list[Call]:
-        calls = []
-        for evse in evses:
-            sample = self.charger.latest(evse)
-            readings = [] if sample is None else of_sample(sample, measurands)
-            if readings:
-                value = _value(at, readings, context)
-                calls.append(Call("MeterValues", {"evseId": evse, "meterValue": [value]}))
-        return calls
+    def meter_values(self, evse: int, at: str, readings: list[Reading], context: str) -> Call:
+        value = _value(at, readings, context)
+        return Call("MeterValues", {"evseId": evse, "meterValue": [value]})
 
     # ------------------------------------------------------------------ being asked
-
-    def asked(self, action: str, request: Any) -> Reply:
-        asker = self._askers.get(action)
-        if asker is None:
-            raise RefusedCallError("NotSupported", f"this station does not do {action}")
-        return asker(request)
 
     def _request_start(self, asked: Any) -> Reply:
         profile = None
@@ -329,13 +275,13 @@ class V201(Speaker):
             authorize=self.device.truth("AuthCtrlr", "AuthorizeRemoteStart"),
             profile=profile,
         )
-        return self.deed(start, _YES_OR_NO)
+        return self.deed(start, YES_OR_NO)
 
     def _request_stop(self, asked: Any) -> Reply:
         transaction = _uuid(asked.transactionId)
         if transaction is None:
             return _rejected("TxNotFound", "it is not open here")
-        return self.deed(Stop(transaction), _YES_OR_NO)
+        return self.deed(Stop(transaction), YES_OR_NO)
 
     def _get_transaction_status(self, asked: Any) -> Reply:
         if asked.transactionId is None:
@@ -351,13 +297,13 @@ class V201(Speaker):
         evse = STATION if asked.evse is None else asked.evse.id
         if evse != STATION and evse not in self.evse_numbers():
             return _rejected("UnknownEvse", f"there is no EVSE {evse}")
-        return self.deed(SetOperative(evse, asked.operationalStatus == "Operative"), _DONE)
+        return self.deed(SetOperative(evse, asked.operationalStatus == "Operative"), DONE)
 
     def _reset(self, asked: Any) -> Reply:
         if asked.evseId:
             return _rejected("UnsupportedRequest", "the whole station only")
         idle = asked.type == "OnIdle"
-        return self.deed(Restart(immediate=not idle, idle=idle), _DONE)
+        return self.deed(Restart(immediate=not idle, idle=idle), DONE)
 
     def _unlock(self, asked: Any) -> Reply:
         if asked.evseId not in self.evse_numbers() or asked.connectorId != 1:
@@ -367,33 +313,12 @@ class V201(Speaker):
         refusal = Refusal("UnsupportedRequest", "the agent does not control the lock")
         return Reply(_status("UnlockFailed", refusal))
 
-    def _clear_cache(self, _asked: Any) -> Reply:
-        self.charger.clear_cache()
-        return _accepted()
-
     def _trigger(self, asked: Any) -> Reply:
         evse = None if asked.evse is None else asked.evse.id
         if evse is not None and evse not in {STATION, *self.evse_numbers()}:
             return _rejected("UnknownEvse", f"there is no EVSE {evse}")
-        evses = [evse] if evse else self.evse_numbers()
-        message, accepted = asked.requestedMessage, _status("Accepted")
-        match message:
-            case "BootNotification":
-                return Reply(accepted, boot=True)
-            case "Heartbeat":
-                return Reply(accepted, then=(Call("Heartbeat", {}),))
-            case "StatusNotification":
-                known = self.statuses(self.charger.statuses())
-                return Reply(accepted, then=tuple(call for one, call in known if one in evses))
-            case "MeterValues":
-                measurands = self.device.list("SampledDataCtrlr", "TxUpdatedMeasurands")
-                live = self._live(evses, measurands, "Trigger", self.now())
-                return Reply(accepted, then=tuple(live))
-            case "FirmwareStatusNotification" | "LogStatusNotification":
-                busy = message[0] == "L" and self.transfer == "Uploading"
-                told_now = {"status": "Uploading" if busy else "Idle"}
-                return Reply(accepted, then=(Call(message, told_now),))
-        return Reply({"status": "NotImplemented"})
+        of = {evse} if evse else {*self.evse_numbers()}
+        return self.triggered(asked.requestedMessage, evse or None, of)
 
     # ------------------------------------------------------------------ the device model
 
@@ -410,16 +335,21 @@ class V201(Speaker):
             None if evse is None else evse.connectorId,
         )
 
+    def _attribute(self, asked: Any) -> Variable | str:
+        """The variable that is meant, or the status that says why there is none."""
+        found = self._found(asked)
+        if isinstance(found, Result):
+            return found.value
+        actual = asked.attributeType in {None, "Actual"}
+        return found if actual else "NotSupportedAttributeType"
+
     def _get_variables(self, asked: Any) -> Reply:
         return Reply({"getVariableResult": [self._got(one) for one in asked.getVariableData]})
 
     def _got(self, asked: Any) -> dict[str, Any]:
-        result = _named(asked)
-        found = self._found(asked)
-        if isinstance(found, Result):
-            return {**result, "attributeStatus": found.value}
-        if asked.attributeType not in {None, "Actual"}:
-            return {**result, "attributeStatus": "NotSupportedAttributeType"}
+        result, found = _named(asked), self._attribute(asked)
+        if isinstance(found, str):
+            return {**result, "attributeStatus": found}
         if found.access is Access.WRITE:
             return {**result, "attributeStatus": "Rejected"}
         value = self.device.value(found)[:2500]
@@ -429,12 +359,9 @@ class V201(Speaker):
         return Reply({"setVariableResult": [self._set(one) for one in asked.setVariableData]})
 
     def _set(self, asked: Any) -> dict[str, Any]:
-        result = _named(asked)
-        found = self._found(asked)
-        if isinstance(found, Result):
-            return {**result, "attributeStatus": found.value}
-        if asked.attributeType not in {None, "Actual"}:
-            return {**result, "attributeStatus": "NotSupportedAttributeType"}
+        result, found = _named(asked), self._attribute(asked)
+        if isinstance(found, str):
+            return {**result, "attributeStatus": found}
         value = asked.attributeValue
         why = self.device.set(found, value.lower() if found.kind is Kind.BOOLEAN else value)
         if not why:
@@ -518,25 +445,14 @@ class V201(Speaker):
     # ------------------------------------------------------------------ the local list
 
     def _send_local_list(self, asked: Any) -> Reply:
-        full = asked.updateType == "Full"
-        entries = []
-        for one in asked.localAuthorizationList or ():
-            token, info = _id_token(one.idToken), one.idTokenInfo
-            if info is None and full:
-                return Reply(_status("Failed", Refusal("InvalidList", "an entry without its info")))
-            group = None if info is None or info.groupIdToken is None else info.groupIdToken.idToken
-            entry = (
-                None
-                if info is None
-                else self.entry(
-                    token,
-                    accepted=info.status == "Accepted",
-                    expires=info.cacheExpiryDateTime,
-                    group=group,
-                )
+        entries = (
+            (
+                _id_token(one.idToken),
+                None if one.idTokenInfo is None else _heard(one.idTokenInfo),
             )
-            entries.append((token, entry))
-        refusal = self.update_list(asked.versionNumber, entries, full=full)
+            for one in asked.localAuthorizationList or ()
+        )
+        refusal = self.update_list(asked.versionNumber, entries, full=asked.updateType == "Full")
         if refusal is None:
             return _accepted()
         mismatch = refusal.code == "VersionMismatch"
@@ -553,28 +469,14 @@ class V201(Speaker):
             return Refusal(
                 "InvalidProfile", f"no {asked.chargingProfilePurpose} is set from outside"
             )
-        schedule = asked.chargingSchedule[0]
-        unit, kind = Unit(schedule.chargingRateUnit), asked.chargingProfileKind
-        pattern = Pattern(
-            (asked.recurrencyKind or "Daily").lower() if kind == "Recurring" else kind.lower()
-        )
-        name = asked.transactionId
-        return Profile(
-            id=asked.id,
+        schedule, name = asked.chargingSchedule[0], asked.transactionId
+        return self.profile(
+            asked,
+            schedule,
+            id_=asked.id,
             evse=evse,
-            stack=asked.stackLevel,
             purpose=purpose,
-            pattern=pattern,
-            unit=unit,
-            periods=tuple(
-                Period(one.startPeriod, tenths(one.limit, unit), one.numberPhases)
-                for one in schedule.chargingSchedulePeriod
-            ),
-            set_ms=self.charger.now().wall_ms,
-            start_ms=optional_ms(schedule.startSchedule),
-            duration_s=schedule.duration,
-            valid_from_ms=optional_ms(asked.validFrom),
-            valid_to_ms=optional_ms(asked.validTo),
+            unit=Unit(schedule.chargingRateUnit),
             transaction=None if name is None else _uuid(name) or UUID(int=0),
         )
 
@@ -628,16 +530,13 @@ class V201(Speaker):
         if evse != STATION and evse not in self.evse_numbers():
             return _rejected("UnknownEvse", f"there is no EVSE {evse}")
         unit = Unit(asked.chargingRateUnit or "A")
-        begins, steps = self.composite(evse, asked.duration)
+        begins, periods = self.composite(evse, asked.duration, unit)
         schedule = {
             "evseId": evse,
             "duration": asked.duration,
-            "scheduleStart": iso(begins),
+            "scheduleStart": begins,
             "chargingRateUnit": unit.value,
-            "chargingSchedulePeriod": [
-                {"startPeriod": step.start_s, "limit": self.limit_of(step, evse, unit)}
-                for step in steps
-            ],
+            "chargingSchedulePeriod": periods,
         }
         return Reply({"status": "Accepted", "schedule": schedule})
 
@@ -654,7 +553,7 @@ class V201(Speaker):
             group=None if group is None else group.idToken,
             until_wall_ms=unix_ms(asked.expiryDateTime),
         )
-        return self.deed(reserve, _RESERVED)
+        return self.deed(reserve, RESERVED)
 
 
 def _uuid(text: str) -> UUID | None:

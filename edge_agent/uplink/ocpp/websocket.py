@@ -27,25 +27,23 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from edge_agent.journal import JournalError
 from edge_agent.pulse import beat
 from edge_agent.rules.authorization import Heard
+from edge_agent.uplink.link import Connected, Disconnected, LinkChanged, Tick
 from edge_agent.uplink.ocpp.port import Deed, Done
 from edge_agent.uplink.ocpp.station import (
     Action,
     Asked,
     Close,
     CloudTime,
-    Connected,
     Deauthorized,
-    Disconnected,
     Event,
     Judged,
-    LinkChanged,
     Perform,
     Performed,
     Received,
     Send,
     Station,
-    Tick,
 )
+from edge_agent.uplink.pace import retry_delay
 from protocols.agent_link import IdToken, Watch
 from protocols.ocpp.version import Version
 
@@ -55,7 +53,6 @@ UPKEEP_S: Final = 1.0
 STEADY_S: Final = 30.0
 """A connection that held so long was a good one: the next attempt comes soon."""
 LARGEST_FRAME: Final = 512 * 1024
-FARTHEST_DOUBLING: Final = 10
 ASK_S: Final = 10.0
 """So long a person at the charger waits for the backend before the local rules decide."""
 RENEW_S: Final = 1.0
@@ -133,12 +130,6 @@ def explain(settings: OcppSettings, error: BaseException) -> str:
     if isinstance(error, ssl.SSLError):
         return f"{where}. Check `uplink.ocpp.ca`, the backend's name, and this controller's clock"
     return f"{where}. Trying again; charging goes on, transactions wait in the journal"
-
-
-def retry_delay(settings: OcppSettings, failures: int, chance: float) -> float:
-    """Seconds before the next attempt: doubling, jittered by half (`chance` in 0..1)."""
-    doubled = settings.first_retry_s * (1 << min(failures, FARTHEST_DOUBLING))
-    return min(settings.longest_retry_s, doubled) * (0.5 + chance / 2)
 
 
 class OcppUplink:
@@ -223,7 +214,12 @@ class OcppUplink:
             self._do(Disconnected(reason))
             self.link = reason
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
-            delay = retry_delay(self.settings, failures - 1 if failures else 0, self._chance())
+            delay = retry_delay(
+                self.settings.first_retry_s,
+                self.settings.longest_retry_s,
+                max(0, failures - 1),
+                self._chance(),
+            )
             log.info("%s (next attempt in %.1f s)", reason, delay)
             await asyncio.sleep(delay)
 

@@ -20,6 +20,7 @@ from edge_agent.commissioning.progress import STEPS
 from edge_agent.commissioning.running import commission
 from edge_agent.config import load
 from edge_agent.control import NotRunningError, Request
+from edge_agent.hardware.metered_board import MeteredBoard
 from edge_agent.wording import LANGUAGES
 from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.vehicle import Vehicle
@@ -150,6 +151,57 @@ async def test_a_charger_without_failsafe_is_told_loudly(bench: Bench, use: Name
     assert await commission(work)
     assert "HAS NO FAILSAFE OF ITS OWN" in bench.said.getvalue()
     assert verdicts(work)["failsafe"] == ["warn"]
+
+
+def metered(address: str) -> str:
+    """A configuration in which a charger, not yet found, has a meter beside it."""
+    host, _, port = address.rpartition(":")
+    return f"""station = "TAS-1"
+journal = {{ folder = "journal" }}
+[[boards]]
+name = "left"
+profile = "abb_terra_ac"
+evses = [1]
+link = {{ host = "192.0.2.1" }}
+meter = {{ profile = "eastron_sdm630", link = {{ host = "{host}", port = {port} }} }}
+"""
+
+
+async def test_a_charger_with_a_meter_beside_it_is_commissioned_and_left_as_itself(
+    bench: Bench, use: Named
+) -> None:
+    """What has a failsafe is the charger; its meter stays where the configuration has it."""
+    charger, meter = await bench.device("abb_terra_ac"), await bench.device("eastron_sdm630")
+    had = watchdog(charger)
+    port = int(meter.addresses["tcp"].rpartition(":")[2])
+    bench.path.write_text(metered(meter.addresses["tcp"]))
+    work = bench.work(use=(use(charger),), fuse="63", alone=True, failsafe_timeout=33)
+    assert await commission(work)
+    config = load(bench.path)
+    (board,) = config.boards
+    assert board.meter is not None
+    assert (board.meter.profile, board.meter.link.port) == ("eastron_sdm630", port)
+    (line,) = main.hardware(config).lines
+    assert isinstance(line.board, MeteredBoard)
+    assert watchdog(charger) == (33, 6_000)
+    assert [one.what for one in work.progress.checks if one.step == "failsafe"] == ["left"]
+    (before,) = work.progress.before
+    assert before.address.startswith("tcp://127.0.0.1")
+    checks = await decommission(leave(bench))
+    assert all(check.verdict == "pass" for check in checks), checks
+    assert watchdog(charger)[0] == had[0]
+
+
+async def test_a_silent_meter_beside_a_charger_does_not_keep_its_failsafe_from_being_set(
+    bench: Bench, use: Named
+) -> None:
+    charger, meter = await bench.device("abb_terra_ac"), await bench.device("eastron_sdm630")
+    bench.path.write_text(metered(meter.addresses["tcp"]))
+    await meter.close()
+    work = bench.work(use=(use(charger),), fuse="63", alone=True, failsafe_timeout=33)
+    assert await commission(work)
+    assert verdicts(work)["failsafe"] == ["pass"]
+    assert watchdog(charger) == (33, 6_000)
 
 
 async def test_an_old_configuration_is_kept_and_what_it_said_besides_stays(

@@ -17,12 +17,14 @@ import pytest
 from ota_server import Server
 from ota_world import HARDWARE, STATION, World
 
+from edge_agent import pulse
+from edge_agent.agent import STUCK_AFTER_S
 from edge_agent.rules.station import RefusedError
 from edge_agent.rules.update import LATE_MS, STEADY_MS
 from edge_agent.updates import launcher
 from edge_agent.updates.launcher import Failed, Record
 from edge_agent.updates.messages import Failure, Ready, Subject
-from edge_agent.updates.service import PENDING, Place, Updates, on_battery
+from edge_agent.updates.service import LONGEST_STEP_S, PENDING, Place, Updates, on_battery
 from protocols.agent_link import (
     Command,
     CommandStatus,
@@ -480,3 +482,73 @@ def test_the_running_agent_carries_none_of_what_checks_and_fetches() -> None:
         [sys.executable, "-c", looks], capture_output=True, text=True, check=True, timeout=60
     )
     assert ran.stdout.strip() == "set()"
+
+
+# --------------------------------------------------------------------------- supervision
+
+
+class Gated(Updates):
+    """Each second's work waits at a gate that the test holds, and is then the real one."""
+
+    def open(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.inside, self.rounds = False, 0
+
+    async def tick(self) -> None:
+        self.inside = True
+        await self.gate.wait()
+        await super().tick()
+        self.inside = False
+        self.rounds += 1
+
+    async def another_round(self) -> None:
+        before = self.rounds
+        await self._until(lambda: self.rounds > before)
+
+    async def shut(self) -> None:
+        """The next round begins, and does not end."""
+        self.gate.clear()
+        await self._until(lambda: self.inside)
+
+    @staticmethod
+    async def _until(reached: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not reached():
+                await asyncio.sleep(0.02)
+
+
+async def test_updates_beat_each_round_and_one_that_hangs_is_found_and_forgiven(
+    running: World, rig: Rig
+) -> None:
+    """A step may take its four minutes; a minute more is too much for the supervision."""
+    now = 0.0
+    heart = pulse.Pulse(lambda: now)
+    mine = heart.of("updates", STUCK_AFTER_S)
+    place = Agent(running, rig).updates.place
+    updates = Gated(replace(place, state=place.state / "supervised"), rig.loop, restart=list)
+    updates.open()
+
+    async def supervised() -> None:
+        pulse.adopt(mine)
+        await updates.run()
+
+    task = asyncio.create_task(supervised())
+    try:
+        await updates.another_round()
+        now += LONGEST_STEP_S + STUCK_AFTER_S - 1
+        assert heart.overdue() == []
+        await updates.another_round()
+        now += LONGEST_STEP_S + STUCK_AFTER_S - 1
+        assert heart.overdue() == [], "it has beaten again meanwhile"
+        await updates.shut()
+        now += LONGEST_STEP_S + STUCK_AFTER_S + 1
+        assert heart.overdue() == ["updates"]
+        updates.gate.set()
+        await updates.another_round()
+        await updates.another_round()
+        assert heart.overdue() == []
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        updates.close()

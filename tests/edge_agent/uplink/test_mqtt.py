@@ -17,7 +17,8 @@ import pytest
 
 from cloud.kernel.embedded import BrokerUser, EmbeddedBroker, hash_secret
 from edge_agent.journal import Journal, JournalBudget
-from edge_agent.uplink.mqtt import MqttSettings, MqttUplink, retry_delay, tls_context
+from edge_agent.uplink.mqtt import MqttSettings, MqttUplink, tls_context
+from edge_agent.uplink.pace import retry_delay
 from edge_agent.uplink.session import SessionSettings
 from edge_agent.uplink.testing import ModelCloud
 from protocols.agent_link import (
@@ -276,9 +277,11 @@ async def test_wrong_credentials_are_explained(
 
 def test_retries_double_with_jitter_up_to_a_limit() -> None:
     settings = MqttSettings(host="h")
-    assert [retry_delay(settings, n, 1.0) for n in range(4)] == [1, 2, 4, 8]
-    assert retry_delay(settings, 999, 1.0) == 60
-    assert retry_delay(settings, 999, 0.0) == 30
+    assert [
+        retry_delay(settings.first_retry_s, settings.longest_retry_s, n, 1.0) for n in range(4)
+    ] == [1, 2, 4, 8]
+    assert retry_delay(settings.first_retry_s, settings.longest_retry_s, 999, 1.0) == 60
+    assert retry_delay(settings.first_retry_s, settings.longest_retry_s, 999, 0.0) == 30
 
 
 def test_tls_is_1_3_at_least() -> None:

@@ -39,6 +39,7 @@ from protocols.agent_link import (
     SecurityEvent,
     SetLocalList,
     StoppedReason,
+    TransactionEvent,
     TransactionEventType,
     Trigger,
 )
@@ -357,6 +358,50 @@ async def test_settings_change_what_they_are_about(world: World) -> None:
     for connector in world.rig.station.connectors.values():
         assert connector.settings.connection_timeout_ms == 17_000
         assert connector.settings.event_ms > 10**11
+
+
+async def test_on_a_dear_link_a_transaction_s_values_come_more_seldom_and_none_is_left_out(
+    world: World,
+) -> None:
+    world.backend = {"CARD": True}
+    world.set("SampledDataCtrlr", "TxUpdatedInterval", "10")
+    world.rig.boards[0].plug()
+    await world.seconds(1)
+    await world.rig.card("CARD", 1)
+    await world.seconds(45)
+    events = taken_events(world)
+    assert sum(map(is_periodic, events)) >= 3
+    world.charger.thin(30_000)
+    await world.seconds(60)
+    thinned = taken_events(world)
+    assert 1 <= sum(map(is_periodic, thinned)) <= 2
+    world.set("SampledDataCtrlr", "TxUpdatedInterval", "7")
+    assert event_intervals(world) == {30_000}
+    world.charger.thin(0)
+    assert event_intervals(world) == {7_000}
+    world.rig.boards[0].unplug()
+    await world.seconds(3)
+    events += [*thinned, *taken_events(world)]
+    assert [event.seq_no for event in events] == list(range(len(events)))
+    assert events[-1].type is TransactionEventType.ENDED
+
+
+def taken_events(world: World) -> list[TransactionEvent]:
+    """What the backend has not had yet, in order."""
+    found = []
+    while (pending := world.journal.next_fact(others=False)) is not None:
+        assert isinstance(pending.fact, TransactionEvent)
+        found.append(pending.fact)
+        world.journal.delivered(pending)
+    return found
+
+
+def is_periodic(event: TransactionEvent) -> bool:
+    return event.trigger is Trigger.METER_VALUE_PERIODIC
+
+
+def event_intervals(world: World) -> set[int]:
+    return {one.settings.event_ms for one in world.rig.station.connectors.values()}
 
 
 async def test_the_password_is_kept_in_its_file_alone(world: World, tmp_path: Path) -> None:

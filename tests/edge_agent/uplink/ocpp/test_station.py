@@ -649,6 +649,27 @@ def test_clock_aligned_values_come_at_whole_intervals(bench: Bench) -> None:
     assert payload["meterValue"][0]["timestamp"].endswith(":00.000Z")
 
 
+def test_on_a_dear_link_only_transactions_keep_all_their_clock_aligned_values(
+    bench: Bench,
+) -> None:
+    bench.connect()
+    bench.ask("ChangeConfiguration", key="ClockAlignedDataInterval", value="60")
+    bench.station.spacing_ms = 300_000
+    Drive(bench).start()
+    bench.quiet()
+    bench.charger.charging(UUID(int=9), evse=2)
+    for evse in (1, 2):
+        bench.charger.read(evse)
+    bench.quiet()
+    heard: dict[int, int] = {1: 0, 2: 0}
+    for _ in range(15):
+        bench.later(60_000)
+        for action, payload in bench.quiet():
+            if action == "MeterValues":
+                heard[payload["connectorId"]] += 1
+    assert heard == {1: 3, 2: 15}
+
+
 def test_firmware_is_refused_honestly(bench: Bench) -> None:
     bench.connect()
     asked = {"location": "https://x.example/f", "retrieveDate": "2026-09-21T12:00:00Z"}

@@ -8,7 +8,8 @@ from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
 
-from edge_agent.uplink.ocpp.websocket import OcppSettings, explain, login, retry_delay, tls_context
+from edge_agent.uplink.ocpp.websocket import OcppSettings, explain, login, tls_context
+from edge_agent.uplink.pace import retry_delay
 from protocols.ocpp.version import Version
 
 
@@ -43,8 +44,10 @@ def test_only_tls_has_a_context() -> None:
 
 def test_attempts_come_ever_farther_apart_and_never_together() -> None:
     slow = settings(longest_retry_s=60.0)
-    assert [retry_delay(slow, n, 1.0) for n in (0, 1, 2, 6, 100)] == [1, 2, 4, 60, 60]
-    assert retry_delay(slow, 6, 0.0) == 30
+    assert [
+        retry_delay(slow.first_retry_s, slow.longest_retry_s, n, 1.0) for n in (0, 1, 2, 6, 100)
+    ] == [1, 2, 4, 60, 60]
+    assert retry_delay(slow.first_retry_s, slow.longest_retry_s, 6, 0.0) == 30
 
 
 @pytest.mark.parametrize(
