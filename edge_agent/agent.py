@@ -146,6 +146,8 @@ class Agent:
         self.uplink = uplink
         self.site_link = site_link
         self.traffic = traffic
+        if traffic is not None:
+            traffic.changed = self.report
         self.ocpp: LinkedUplink | None = None
         self.renewing: Renewing | None = None
         self.updates: Updates | None = None
@@ -392,6 +394,7 @@ class Agent:
                 today_bytes=told["today_bytes"].get(name, 0),
                 month_bytes=month,
                 metered=name in told["metered"],
+                trouble=told["troubles"].get(name, ""),
             )
             for name, month in told["month_bytes"].items()
             if month or name in told["order"] or name == told["in_use"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 
 from edge_agent import faultpoints
+from edge_agent.failover import LinkChooser
 from edge_agent.journal import Journal, JournalError
 from edge_agent.pulse import beat
 from edge_agent.uplink.session import (
@@ -57,6 +59,7 @@ STEADY_S: Final = 30.0
 """A connection that held so long was a good one: the next attempt comes soon."""
 MOST_PUBLISHES: Final = 100
 GOODBYE_S: Final = 2.0
+HANDSHAKE_S: Final = 5.0
 FARTHEST_DOUBLING: Final = 10
 LINK_TROUBLE: Final = (aiomqtt.MqttError, OSError, ValueError)
 
@@ -148,6 +151,12 @@ def _close(client: aiomqtt.Client) -> None:
     paho.disconnect()
 
 
+def _give_socket(client: aiomqtt.Client, connected: socket.socket) -> None:
+    """Have it speak over this connection instead of making one itself."""
+    connected.settimeout(HANDSHAKE_S)  # paho speaks TLS in a thread of its own, and blocks
+    client._client._create_socket_connection = lambda: connected  # type: ignore[method-assign]  # noqa: SLF001  # nothing public takes a socket
+
+
 class MqttUplink:
     """Drains the journal to the cloud and brings its commands; `run` ends by cancellation only."""
 
@@ -161,8 +170,12 @@ class MqttUplink:
         *,
         chance: Callable[[], float] = random.random,
         outbox: Outbox | None = None,
+        link: LinkChooser | None = None,
     ) -> None:
-        """`outbox` is the part of the journal that leaves this way; None: all of it."""
+        """`outbox` is the part of the journal that leaves this way; None: all of it.
+
+        `link` chooses the network link of each connection; None: the system does.
+        """
         self.settings = settings
         self.station = session.station
         self.session = Session(session, outbox or journal, clock.now)
@@ -171,6 +184,7 @@ class MqttUplink:
         self._clock = clock
         self._chance = chance
         self._something = asyncio.Event()
+        self.link = link
 
     def wake(self) -> None:
         """There may be something new to send."""
@@ -200,6 +214,8 @@ class MqttUplink:
                 reason = explain(self.settings, _first(group))
             else:
                 reason = explain(self.settings, ConnectionError("the broker ended the connection"))
+            if self.link is not None:
+                self.link.ended(reason)
             await self._do(Disconnected(reason), None)
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
             delay = retry_delay(self.settings, failures - 1 if failures else 0, self._chance())
@@ -230,6 +246,8 @@ class MqttUplink:
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[aiomqtt.Client]:
         client = self._client()
+        if self.link is not None:
+            _give_socket(client, await self.link.connect())
         try:
             async with client:
                 yield client
@@ -262,6 +280,8 @@ class MqttUplink:
             await self._do(Connected(), line)
             group.create_task(self._tick(line), name="uplink: send")
             group.create_task(self._receive(client, line), name="uplink: receive")
+            if self.link is not None:
+                group.create_task(self.link.watch(), name="uplink: watch the link")
 
     async def _tick(self, line: _Line) -> None:
         while True:
@@ -305,6 +325,8 @@ class MqttUplink:
     async def _carry_out(self, action: Action, line: _Line | None) -> None:
         if isinstance(action, LinkChanged):
             log.info("link %s: %s", "up" if action.up else "down", action.reason)
+            if action.up and self.link is not None:
+                self.link.spoke()
             self._listener.link_changed(action.up, action.reason)
         elif line is None:
             return

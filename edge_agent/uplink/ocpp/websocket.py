@@ -24,6 +24,7 @@ from uuid import UUID
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
+from edge_agent.failover import LinkChooser
 from edge_agent.journal import JournalError
 from edge_agent.pulse import beat
 from edge_agent.rules.authorization import Heard
@@ -151,10 +152,13 @@ class OcppUplink:
         hands: Hands,
         *,
         chance: Callable[[], float] = random.random,
+        chooser: LinkChooser | None = None,
     ) -> None:
+        """`chooser` picks the network link of each connection; None: the system does."""
         self.settings = settings
         self.station = station
         self.link = "not connected yet"
+        self.chooser = chooser
         self._hands = hands
         self._chance = chance
         self._something = asyncio.Event()
@@ -220,6 +224,8 @@ class OcppUplink:
             except* Exception as group:  # the loop's root: a fault here must not end the link
                 log.exception("the OCPP uplink failed and starts again", exc_info=group)
                 reason = explain(self.settings, _first(group))
+            if self.chooser is not None:
+                self.chooser.ended(reason)
             self._do(Disconnected(reason))
             self.link = reason
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
@@ -242,6 +248,7 @@ class OcppUplink:
             ping_interval=settings.ping_s or None,
             ping_timeout=settings.ping_s or None,
             close_timeout=2,
+            sock=None if self.chooser is None else await self.chooser.connect(),
         ) as socket:
             if socket.subprotocol is None:
                 log.warning(
@@ -257,6 +264,8 @@ class OcppUplink:
                 group.create_task(self._write(socket), name="ocpp: write")
                 group.create_task(self._tick(), name="ocpp: tick")
                 group.create_task(self._read(socket), name="ocpp: read")
+                if self.chooser is not None:
+                    group.create_task(self.chooser.watch(), name="ocpp: watch the link")
                 self._do(Connected())
         finally:
             self._socket = None
@@ -308,6 +317,8 @@ class OcppUplink:
                 future.set_result(action.heard)
         elif isinstance(action, LinkChanged):
             self.link = "connected" if action.up else action.reason
+            if action.up and self.chooser is not None:
+                self.chooser.spoke()
             log.info("OCPP link %s: %s", "up" if action.up else "down", action.reason)
         elif isinstance(action, Close):
             log.warning("the OCPP connection is closed: %s", action.reason)
