@@ -54,6 +54,8 @@ LINK_WITHIN_S: Final = 300
 """Attempts to connect have their own deadlines, which may follow each other."""
 LINKS: Final = frozenset({"uplink", "OCPP uplink", "site link", "commands"})
 LONGEST_BACKOFF_S: Final = 60.0
+MOST_HEARD: Final = 100
+"""Commands that wait for a board; who sends more is kept waiting in turn."""
 WATCHED_READINGS: Final = 100
 
 
@@ -95,13 +97,13 @@ class Inbox:
         self.up: bool | None = None
         self.changed_at: float | None = None
         """Of the running loop's clock; None before the first connection or failure."""
-        self._queue: asyncio.Queue[Welcome | Command | UnknownCommand] = asyncio.Queue()
+        self._queue: asyncio.Queue[Welcome | Command | UnknownCommand] = asyncio.Queue(MOST_HEARD)
 
     async def welcomed(self, welcome: Welcome) -> None:
-        self._queue.put_nowait(welcome)
+        await self._queue.put(welcome)
 
     async def command(self, command: Command | UnknownCommand) -> None:
-        self._queue.put_nowait(command)
+        await self._queue.put(command)
 
     def link_changed(self, up: bool, reason: str) -> None:
         if up is not self.up:
@@ -211,6 +213,7 @@ class Agent:
         if self.updates is not None:
             self.updates.close()
         for line in self.loop.lines:
+            # Its failsafe takes over, whether or not it hears that we go.
             with contextlib.suppress(BoardUnreachableError, TimeoutError):
                 async with asyncio.timeout(1):
                     await line.board.close()
@@ -523,7 +526,7 @@ class Agent:
         queue: Readings = asyncio.Queue(WATCHED_READINGS)
 
         def put(reading: EvseReading) -> None:
-            with contextlib.suppress(asyncio.QueueFull):
+            with contextlib.suppress(asyncio.QueueFull):  # a watcher that is too slow misses some
                 state = self.loop.station.connectors[reading.evse].state
                 queue.put_nowait({"status": state.reported, "reading": plain(reading, state)})
 

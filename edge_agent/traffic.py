@@ -121,7 +121,7 @@ class TrafficKeeper:
                 beat()
                 self.look()
                 if looks % SAVE_EVERY == 0:
-                    self.save()
+                    await asyncio.to_thread(self.save)  # a dying card may take its time
                 looks += 1
                 await asyncio.sleep(LOOK_S)
         finally:

@@ -371,7 +371,7 @@ def main() -> int:
 
 def _die_with_the_agent() -> None:
     """A worker whose agent was killed would meet the next agent's."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError):  # no prctl here: the lock tells them apart
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

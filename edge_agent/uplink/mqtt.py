@@ -58,6 +58,8 @@ TICK_S: Final = 0.25
 STEADY_S: Final = 30.0
 """A connection that held so long was a good one: the next attempt comes soon."""
 MOST_PUBLISHES: Final = 100
+MOST_HEARD: Final = 1000
+"""Commands that wait to be done. Who sends more is no cloud of ours: acks must not wait for it."""
 GOODBYE_S: Final = 2.0
 HANDSHAKE_S: Final = 5.0
 FARTHEST_DOUBLING: Final = 10
@@ -223,7 +225,7 @@ class MqttUplink:
             beat(delay)
             await asyncio.sleep(delay)
 
-    def _client(self) -> aiomqtt.Client:
+    def _client(self, tls: ssl.SSLContext | None) -> aiomqtt.Client:
         name = escape(self.station)
         will = encode(Presence(online=False, boot=self._journal.boots[0]))
         client = aiomqtt.Client(
@@ -236,7 +238,7 @@ class MqttUplink:
             keepalive=self.settings.keepalive_s,
             timeout=self.settings.deadline_s,
             will=aiomqtt.Will(up_topic(self.station, Up.PRESENCE), will, qos=1, retain=True),
-            tls_context=tls_context(self.settings),
+            tls_context=tls,
             max_inflight_messages=MOST_PUBLISHES,
             max_queued_incoming_messages=1000,
         )
@@ -245,7 +247,7 @@ class MqttUplink:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[aiomqtt.Client]:
-        client = self._client()
+        client = self._client(await asyncio.to_thread(tls_context, self.settings))
         if self.link is not None:
             _give_socket(client, await self.link.connect())
         try:
@@ -261,7 +263,7 @@ class MqttUplink:
             try:
                 await self._serve(client)
             except asyncio.CancelledError:
-                with suppress(TimeoutError, *LINK_TROUBLE):
+                with suppress(TimeoutError, *LINK_TROUBLE):  # then the broker says it: our will
                     async with asyncio.timeout(GOODBYE_S):
                         await self._presence(client, online=False)
                 raise
@@ -274,7 +276,7 @@ class MqttUplink:
     async def _serve(self, client: aiomqtt.Client) -> None:
         async with asyncio.TaskGroup() as group:
             sender = _Sender(client, self.station, group)
-            listening: asyncio.Queue[Welcomed | Commanded] = asyncio.Queue()
+            listening: asyncio.Queue[Welcomed | Commanded] = asyncio.Queue(MOST_HEARD)
             line = _Line(sender, listening)
             group.create_task(self._listen(listening), name="uplink: tell the listener")
             await self._do(Connected(), line)
@@ -332,6 +334,8 @@ class MqttUplink:
             return
         elif isinstance(action, Send):
             await line.sender.send(action)
+        elif line.listening.full():
+            raise ConnectionError(f"more than {MOST_HEARD} commands wait; the connection is ended")
         else:
             line.listening.put_nowait(action)
 
