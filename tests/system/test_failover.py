@@ -23,7 +23,7 @@ import pytest
 from karvon.demo.faults import FaultProxy
 from karvon.demo.process import DemoError
 
-pytestmark = pytest.mark.timeout(300)  # several changes, each of which takes its time
+pytestmark = pytest.mark.timeout(1200)  # several changes, each of which takes its time
 CLONE_NEWNET: Final = 0x40000000
 CLOUD: Final = "198.51.100.1"
 CABLE: Final = ("eth0", "192.0.2", 100)
@@ -35,6 +35,8 @@ links = [{ interface = "eth0" }, { interface = "wwan0", metered = true }]
 monthly_mib = 1
 longest_retry_s = 4
 """
+Sizes = Callable[[int, int], int]
+Proven = Callable[[str, int], None]
 NEARLY_USED_UP: Final = 950 * 1024
 
 
@@ -208,7 +210,9 @@ def controller(world: Any, roads: Roads, tmp_path: Path) -> Iterator[Controller]
         station.stop()
 
 
-def test_a_cable_that_is_pulled_and_put_back(controller: Controller) -> None:
+def test_a_cable_that_is_pulled_and_put_back(
+    controller: Controller, sample_size: Sizes, record_property: Proven
+) -> None:
     roads, station, world = controller.roads, controller.station, controller.world
     controller.wait_over("eth0")
     assert controller.links() == {"eth0": "network.in_use", "wwan0": "network.standby"}
@@ -225,16 +229,33 @@ def test_a_cable_that_is_pulled_and_put_back(controller: Controller) -> None:
     roads.plug("eth0")
     controller.wait_over("eth0")
     assert controller.links() == {"eth0": "network.in_use", "wwan0": "network.standby"}
+
+    count = sample_size(1, 12)
+    for _ in range(count - 1):
+        roads.pull("eth0")
+        controller.wait_over("wwan0")
+        roads.plug("eth0")
+        controller.wait_over("eth0")
+    record_property("times the cable was pulled", count)
     world.leave(station)
     world.agree(station)
 
 
-def test_a_router_that_swallows_everything(controller: Controller) -> None:
+def test_a_router_that_swallows_everything(
+    controller: Controller, sample_size: Sizes, record_property: Proven
+) -> None:
     """The light at the cable is on and the default route stands; the modem's month is short."""
     roads, station, world = controller.roads, controller.station, controller.world
     controller.wait_over("eth0")
     world.begin(station)
 
+    count = sample_size(1, 5)
+    for _ in range(count - 1):
+        roads.swallow(CABLE[1], on=True)
+        controller.wait_over("wwan0")
+        roads.swallow(CABLE[1], on=False)
+        controller.wait_over("eth0")
+    record_property("times the router swallowed all", count)
     roads.swallow(CABLE[1], on=True)
     controller.wait_over("wwan0")
     assert roads.in_use_by_default() == "eth0", "the system does not notice"
