@@ -107,7 +107,8 @@ class LinkChooser:
         self._carrier = carrier
         self._addresses: list[Address] = []
         """As last resolved: the resolver may be behind the link that is dead."""
-        self._spoke = False
+        self._held = False
+        """The connection in use was a good one, or is left for no fault of its own."""
 
     @property
     def in_use(self) -> str | None:
@@ -133,31 +134,35 @@ class LinkChooser:
                 log.info("%s does not reach %s: %s", link, self._target.host, _why(error))
                 continue
             self.state.connected(link)
-            self._spoke = False
+            self._held = False
             log.info("the uplink to %s goes over %s", self._target.host, link)
             return found
         said = "; ".join(f"{link}: {why}" for link, why in self.state.troubles.items())
         raise ConnectionError(f"no link reaches it ({said})")
 
-    def spoke(self) -> None:
-        """The far end proved over this connection that it is who it should be."""
-        self._spoke = True
-        self.state.proved()
-
     def ended(self, why: str) -> None:
         """The connection is over, or its attempt was."""
-        self.state.ended(spoke=self._spoke, why=why, now_ms=_now_ms())
+        self.state.ended(held=self._held, why=why, now_ms=_now_ms())
 
     async def watch(self) -> None:
         """Beside a connection; raises LinkLeftError when it should be made anew."""
+        began = _now_ms()
         while True:
             await asyncio.sleep(LOOK_S)  # a carrier's loss makes no event without netlink
+            if not self._held and _now_ms() - began >= self.state.rules.held_ms:
+                self._held = True
+                self.state.proved()
             link = self.state.in_use
             if link is not None and not self._carrier(link):
-                raise LinkLeftError(f"{link} has no carrier any more")
+                raise self._leave(f"{link} has no carrier any more")
             for better in self.state.due(_now_ms()):
                 if await self._answers(better) and self.state.answered(better):
-                    raise LinkLeftError(f"{better} is back")
+                    raise self._leave(f"{better} is back")
+
+    def _leave(self, why: str) -> LinkLeftError:
+        """Give the connection up, for no fault that the link would be distrusted for."""
+        self._held = True
+        return LinkLeftError(why)
 
     async def _answers(self, link: str) -> bool:
         try:

@@ -20,8 +20,11 @@ class FailoverRules:
     order: tuple[str, ...] = ()
     metered: frozenset[str] = frozenset()
     distrust_ms: int = 30_000
-    """A link that connected to nobody who speaks comes last for so long, doubling."""
+    """A link on which a connection did not hold comes last for so long, doubling."""
     longest_distrust_ms: int = 600_000
+    held_ms: int = 30_000
+    """A connection that stood for so long was a good one; what swallows large packets alone, or
+    waits for a login, ends it sooner."""
     probe_ms: int = 5_000
     """How often a better link is tried while another is in use."""
     metered_probe_ms: int = 300_000
@@ -53,14 +56,15 @@ class Failover:
         return now_ms < self._distrusted.get(link, now_ms)
 
     def connected(self, link: str) -> None:
-        """A connection stands on it; whether somebody speaks there is not known yet."""
+        """A connection stands on it; whether it holds is not known yet."""
         self.in_use = link
-        self.troubles.pop(link, None)
+        for other in self.rules.order[self.rules.order.index(link) :]:
+            self.troubles.pop(other, None)  # of those behind it nothing new is known
         self._answers.clear()
         self._probe_at.clear()
 
     def proved(self) -> None:
-        """The far end spoke over the link in use."""
+        """The connection on the link in use holds."""
         if self.in_use is not None:
             self._failures.pop(self.in_use, None)
             self._distrusted.pop(self.in_use, None)
@@ -70,10 +74,10 @@ class Failover:
         self.troubles[link] = why
         self._answers.pop(link, None)
 
-    def ended(self, *, spoke: bool, why: str, now_ms: int) -> None:
-        """The connection is over; where nobody ever spoke, other links come first for a while."""
+    def ended(self, *, held: bool, why: str, now_ms: int) -> None:
+        """The connection is over; where it did not hold, other links come first for a while."""
         link, self.in_use = self.in_use, None
-        if link is None or spoke:
+        if link is None or held:
             return
         failures = self._failures.get(link, 0)
         self._failures[link] = failures + 1

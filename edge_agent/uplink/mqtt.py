@@ -327,8 +327,6 @@ class MqttUplink:
     async def _carry_out(self, action: Action, line: _Line | None) -> None:
         if isinstance(action, LinkChanged):
             log.info("link %s: %s", "up" if action.up else "down", action.reason)
-            if action.up and self.link is not None:
-                self.link.spoke()
             self._listener.link_changed(action.up, action.reason)
         elif line is None:
             return

@@ -28,7 +28,7 @@ CLONE_NEWNET: Final = 0x40000000
 CLOUD: Final = "198.51.100.1"
 CABLE: Final = ("eth0", "192.0.2", 100)
 MODEM: Final = ("wwan0", "203.0.113", 700)
-CHANGE_S: Final = 90.0
+CHANGE_S: Final = 240.0
 IN_NAMESPACE: Final = 'mount --bind "$0" /etc/hosts && exec "$@"'
 LINKS: Final = """\
 links = [{ interface = "eth0" }, { interface = "wwan0", metered = true }]
@@ -249,7 +249,7 @@ def test_a_router_that_swallows_everything(
     controller.wait_over("eth0")
     world.begin(station)
 
-    count = sample_size(1, 5)
+    count = sample_size(1, 3)
     for _ in range(count - 1):
         roads.swallow(CABLE[1], on=True)
         controller.wait_over("wwan0")

@@ -320,8 +320,6 @@ class OcppUplink:
                 future.set_result(action.heard)
         elif isinstance(action, LinkChanged):
             self.link = "connected" if action.up else action.reason
-            if action.up and self.chooser is not None:
-                self.chooser.spoke()
             log.info("OCPP link %s: %s", "up" if action.up else "down", action.reason)
         elif isinstance(action, Close):
             log.warning("the OCPP connection is closed: %s", action.reason)

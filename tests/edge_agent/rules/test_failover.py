@@ -22,27 +22,39 @@ def test_the_preferred_link_is_tried_first() -> None:
     assert Failover(RULES).order(0) == ["eth0", "wlan0", "wwan0"]
 
 
-def test_a_link_on_which_nobody_spoke_comes_last_for_longer_each_time() -> None:
+def test_a_link_on_which_nothing_holds_comes_last_for_longer_each_time() -> None:
     state, now = Failover(TWO), 0
     for distrust in (30_000, 60_000, 120_000, 240_000, 480_000, 600_000, 600_000):
         state.connected("eth0")
-        state.ended(spoke=False, why="the handshake took too long", now_ms=now)
+        state.ended(held=False, why="the handshake took too long", now_ms=now)
         assert state.order(now + distrust - 1) == ["wwan0", "eth0"]
         assert state.order(now + distrust) == ["eth0", "wwan0"]
         now += distrust
     assert state.troubles == {"eth0": "the handshake took too long"}
     state.connected("eth0")
     state.proved()
-    state.ended(spoke=True, why="reset", now_ms=now)
-    assert state.order(now) == ["eth0", "wwan0"], "what ends after it spoke is not the link's fault"
+    state.ended(held=True, why="reset", now_ms=now)
+    assert state.order(now) == ["eth0", "wwan0"], "what ends after it held is not the link's fault"
     assert not state.troubles
+
+
+def test_what_was_wrong_with_a_worse_link_is_forgotten_once_a_better_one_carries() -> None:
+    state = Failover(TWO)
+    for link in TWO.order:
+        state.unreached(link, "no answer in time")
+    state.connected("eth0")
+    assert state.troubles == {}
+    state.ended(held=True, why="reset", now_ms=0)
+    state.unreached("eth0", "no carrier")
+    state.connected("wwan0")
+    assert state.troubles == {"eth0": "no carrier"}
 
 
 def test_when_all_are_distrusted_the_preferred_one_comes_first_again() -> None:
     state = Failover(TWO)
     for link in TWO.order:
         state.connected(link)
-        state.ended(spoke=False, why="the cloud is down", now_ms=0)
+        state.ended(held=False, why="the cloud is down", now_ms=0)
     assert state.order(1) == ["eth0", "wwan0"]
 
 
@@ -84,8 +96,8 @@ class Links(RuleBasedStateMachine):
         self.now += passed
 
     @precondition(lambda self: self.state.in_use is None)
-    @rule(reached=st.integers(0, 3), spoke=st.booleans())
-    def connect(self, reached: int, spoke: bool) -> None:
+    @rule(reached=st.integers(0, 3), held=st.booleans())
+    def connect(self, reached: int, held: bool) -> None:
         """The first `reached` in order do not answer."""
         order = self.state.order(self.now)
         for link in order[:reached]:
@@ -93,13 +105,13 @@ class Links(RuleBasedStateMachine):
         if reached < len(order):
             self.state.connected(order[reached])
             self.answers = dict.fromkeys(RULES.order, 0)
-            if spoke:
+            if held:
                 self.state.proved()
 
     @precondition(lambda self: self.state.in_use is not None)
-    @rule(spoke=st.booleans())
-    def end(self, spoke: bool) -> None:
-        self.state.ended(spoke=spoke, why="gone", now_ms=self.now)
+    @rule(held=st.booleans())
+    def end(self, held: bool) -> None:
+        self.state.ended(held=held, why="gone", now_ms=self.now)
         assert self.state.in_use is None
 
     @precondition(lambda self: self.state.in_use is not None)
