@@ -56,6 +56,8 @@ LINK_WITHIN_S: Final = 300
 """Attempts to connect have their own deadlines, which may follow each other."""
 LINKS: Final = frozenset({"uplink", "OCPP uplink", "site link", "commands"})
 LONGEST_BACKOFF_S: Final = 60.0
+MOST_HEARD: Final = 100
+"""Commands that wait for a board; who sends more is kept waiting in turn."""
 WATCHED_READINGS: Final = 100
 
 
@@ -99,13 +101,13 @@ class Inbox:
         self.up: bool | None = None
         self.changed_at: float | None = None
         """Of the running loop's clock; None before the first connection or failure."""
-        self._queue: asyncio.Queue[Welcome | Command | UnknownCommand] = asyncio.Queue()
+        self._queue: asyncio.Queue[Welcome | Command | UnknownCommand] = asyncio.Queue(MOST_HEARD)
 
     async def welcomed(self, welcome: Welcome) -> None:
-        self._queue.put_nowait(welcome)
+        await self._queue.put(welcome)
 
     async def command(self, command: Command | UnknownCommand) -> None:
-        self._queue.put_nowait(command)
+        await self._queue.put(command)
 
     def link_changed(self, up: bool, reason: str) -> None:
         if up is not self.up:
@@ -150,6 +152,8 @@ class Agent:
         self.uplink = uplink
         self.site_link = site_link
         self.traffic = traffic
+        if traffic is not None:
+            traffic.changed = self.report
         self.ocpp: LinkedUplink | None = None
         self.renewing: Renewing | None = None
         self.updates: Updates | None = None
@@ -227,6 +231,7 @@ class Agent:
         if self.updates is not None:
             self.updates.close()
         for line in self.loop.lines:
+            # Its failsafe takes over, whether or not it hears that we go.
             with contextlib.suppress(BoardUnreachableError, TimeoutError):
                 async with asyncio.timeout(1):
                     await line.board.close()
@@ -425,6 +430,7 @@ class Agent:
                 today_bytes=told["today_bytes"].get(name, 0),
                 month_bytes=month,
                 metered=name in told["metered"],
+                trouble=told["troubles"].get(name, ""),
             )
             for name, month in told["month_bytes"].items()
             if month or name in told["order"] or name == told["in_use"]
@@ -554,7 +560,7 @@ class Agent:
         queue: Readings = asyncio.Queue(WATCHED_READINGS)
 
         def put(reading: EvseReading) -> None:
-            with contextlib.suppress(asyncio.QueueFull):
+            with contextlib.suppress(asyncio.QueueFull):  # a watcher that is too slow misses some
                 state = self.loop.station.connectors[reading.evse].state
                 queue.put_nowait({"status": state.reported, "reading": plain(reading, state)})
 

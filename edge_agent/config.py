@@ -180,7 +180,7 @@ class OcppPart(Part, frozen=True, kw_only=True):
 
 
 class LinkPart(Part, frozen=True, kw_only=True):
-    """A network interface; which one carries the default route is the system's choice."""
+    """A network interface. With two or more the agent uses the first that reaches the far end."""
 
     interface: Annotated[str, msgspec.Meta(min_length=1, max_length=15)]
     metered: bool = False

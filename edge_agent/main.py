@@ -33,6 +33,7 @@ from edge_agent.config import (
 )
 from edge_agent.control import Control
 from edge_agent.desk import Desk
+from edge_agent.failover import LinkChooser, Target, link_chooser
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, Failsafe, Meter
 from edge_agent.hardware.metered_board import MeteredBoard, board_itself
 from edge_agent.hardware.modbus_board import ModbusBoard, ModbusMeter
@@ -492,6 +493,8 @@ def connect(config: Config, agent: Agent) -> None:
 
         agent.ocpp = assembly.build(config, config.ocpp, agent)
         agent.loop.ledger.keeps_samples = "telemetry" in config.mqtt_carries
+    if agent.traffic is not None:
+        agent.traffic.choosers = _choosers(agent)
     wakes = [one.wake for one in (agent.uplink, agent.ocpp) if one is not None]
 
     def wake() -> None:
@@ -499,6 +502,13 @@ def connect(config: Config, agent: Agent) -> None:
             each()
 
     agent.loop.wake = wake
+
+
+def _choosers(agent: Agent) -> tuple[LinkChooser, ...]:
+    """Who knows which network link is in use: MQTT first, for its telemetry is thinned by it."""
+    found = [agent.uplink.link if isinstance(agent.uplink, MqttUplink) else None]
+    found.append(getattr(agent.ocpp, "chooser", None))
+    return tuple(one for one in found if one is not None)
 
 
 def take_updates(config: Config, agent: Agent, file: Path | None) -> None:
@@ -587,7 +597,13 @@ def _uplink(config: Config, agent: Agent) -> Uplink | None:
     )
     share = Share(agent.journal, config.mqtt_carries)
     uplink = MqttUplink(
-        settings, session, agent.journal, agent.inbox, agent.loop.clock, outbox=share
+        settings,
+        session,
+        agent.journal,
+        agent.inbox,
+        agent.loop.clock,
+        outbox=share,
+        link=link_chooser(config, Target(settings.host, settings.port)),
     )
     if agent.traffic is not None:
         agent.traffic.thinners.append(_thinning(agent, uplink))

@@ -39,8 +39,9 @@ def _network(name: str, traffic: Mapping[str, Any]) -> Link:
         "preferred": preferred,
     }
     state, code = LinkState.OK, "network.in_use"
+    why = traffic["troubles"].get(name, "")
     if name != traffic["in_use"]:
-        code = "network.standby"
+        state, code = (LinkState.TROUBLE, "network.dead") if why else (state, "network.standby")
     elif costs and traffic["level"] > 1:
         state, code = LinkState.TROUBLE, "network.nearly_used_up"
     elif costs and traffic["level"]:
@@ -49,7 +50,7 @@ def _network(name: str, traffic: Mapping[str, Any]) -> Link:
         state, code = LinkState.WAITING, "network.fallback"
     elif costs and budget is not None:
         code = "network.metered"
-    return Link(kind="network", name=name, state=state, code=code, facts=facts)
+    return Link(kind="network", name=name, state=state, code=code, why=why, facts=facts)
 
 
 def _mib(size: int) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -73,6 +73,15 @@ class System:
             return []
 
 
+class Chooser(Protocol):
+    """Who picks the link that an uplink goes over."""
+
+    @property
+    def in_use(self) -> str | None: ...
+
+    def troubles(self) -> Mapping[str, str]: ...
+
+
 class TrafficKeeper:
     """Looks every ten seconds, and tells each uplink how far its telemetry is thinned."""
 
@@ -83,7 +92,12 @@ class TrafficKeeper:
         self.level = LEVELS[0]
         self.thinners: list[Callable[[Level], None]] = []
         """Told at each look."""
+        self.changed: Callable[[], None] = lambda: None
+        """Told when another link carries, or telemetry is thinned otherwise."""
         self.traffic = Traffic()
+        self._used: str | None = None
+        self.choosers: Sequence[Chooser] = ()
+        """Who picks the network link of an uplink; none: the system's default route does."""
         self._file = folder / NAME
         self._clock = clock
         self._system = system or System()
@@ -108,7 +122,7 @@ class TrafficKeeper:
                 beat()
                 self.look()
                 if looks % SAVE_EVERY == 0:
-                    self.save()
+                    await asyncio.to_thread(self.save)  # a dying card may take its time
                 looks += 1
                 await asyncio.sleep(LOOK_S)
         finally:
@@ -118,15 +132,28 @@ class TrafficKeeper:
         """Count, and thin as the month demands."""
         wall_ms = self._wall_ms()
         self.traffic.observe(self._system.counters(), wall_ms)
-        level = LEVELS[0]
-        if wall_ms is not None and self._system.in_use() in self.rules.metered:
+        level, used_before = LEVELS[0], self._used
+        self._used = self.in_use()
+        if wall_ms is not None and self._used in self.rules.metered:
             used = self.traffic.month(self.rules.metered, wall_ms)
             level = level_of(used, self.rules.monthly, wall_ms)
         if level is not self.level:
             log.warning("traffic: %s", level.text)
+        changed = level is not self.level or self._used != used_before
         self.level = level
         for thin in self.thinners:
             thin(level)
+        if changed:
+            self.changed()
+
+    def in_use(self) -> str | None:
+        """The link of the first uplink that is connected, or that of the default route."""
+        chosen = (one.in_use for one in self.choosers)
+        return next((link for link in chosen if link is not None), self._system.in_use())
+
+    def _troubles(self) -> dict[str, str]:
+        """Link -> why it does not serve."""
+        return {link: why for one in self.choosers for link, why in one.troubles().items()}
 
     def _wall_ms(self) -> int | None:
         now = self._clock.now()
@@ -152,7 +179,8 @@ class TrafficKeeper:
         links = sorted(self.traffic.counters)
         today = self.traffic.days.get(day_of(now_ms), {}) if now_ms is not None else {}
         return {
-            "in_use": self._system.in_use(),
+            "in_use": self.in_use(),
+            "troubles": self._troubles(),
             "order": list(self.rules.order),
             "metered": sorted(self.rules.metered),
             "monthly_budget_bytes": self.rules.monthly,

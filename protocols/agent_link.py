@@ -367,13 +367,15 @@ class LinkUse(msgspec.Struct, frozen=True):
     """Of the day and month in UTC."""
     metered: bool = False
     """It costs money by what it carries."""
+    trouble: str = ""
+    """Why it did not serve when last tried."""
 
 
 class NetworkUse(msgspec.Struct, frozen=True):
     """The controller's ways to the network."""
 
     in_use: str | None
-    """The interface that carries the default route; None: there is none."""
+    """The interface that the uplink goes over, or else that of the default route."""
     links: dict[str, LinkUse]
     monthly_budget_bytes: int | None = None
     """Of all metered links together."""

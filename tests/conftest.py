@@ -350,7 +350,8 @@ class TortureReport:
             rows[_name(report)] = row
         if row != told:
             beside = self._path.with_suffix(".new")
-            beside.write_text("\n".join(_proof(rows)) + "\n")
+            page = _proof(rows, _by_hand(self._path))
+            beside.write_text("\n".join(page) + "\n")
             beside.replace(self._path)
 
 
@@ -415,7 +416,13 @@ def _earlier(report: Path) -> dict[str, str]:
     }
 
 
-def _proof(rows: dict[str, str]) -> list[str]:
+def _by_hand(report: Path) -> list[str]:
+    """What somebody wrote of the runs, between the head's paragraph and the first table."""
+    head = report.read_text().partition("\n## ")[0] if report.exists() else ""
+    return [line for part in head.split("\n\n")[2:] for line in (*part.strip().splitlines(), "")]
+
+
+def _proof(rows: dict[str, str], by_hand: list[str]) -> list[str]:
     """The torture report: what was counted, what failed, when, on what."""
     kills: Counter[str] = Counter()
     for line in rows.values():
@@ -429,6 +436,7 @@ def _proof(rows: dict[str, str]) -> list[str]:
         '`make torture PYTEST_ARGS="tests/system/test_kills.py"` renews the lines of one file.',
         f"Last written on {machine}.",
         "",
+        *by_hand,
         "## Kills (SIGKILL) per instant",
         "",
         "| instant | kills |",

@@ -189,12 +189,13 @@ class LinkUseView(BaseModel):
     today_bytes: int = Field(description="both ways, whoever caused it, since midnight UTC")
     month_bytes: int
     metered: bool = Field(description="it costs money by what it carries")
+    trouble: str = Field(default="", description="why it did not serve when last tried")
 
 
 class NetworkView(BaseModel):
     """The controller's ways to the network, and what they have carried."""
 
-    in_use: str | None = Field(description="the interface with the default route; null: none")
+    in_use: str | None = Field(description="the interface that the uplink goes over; null: none")
     links: dict[str, LinkUseView]
     monthly_budget_bytes: int | None = Field(description="of all metered links together")
     level: int = Field(description="0: all telemetry is sent; 1, 2: thinned; 3: it waits on disk")

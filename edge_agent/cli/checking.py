@@ -14,6 +14,7 @@ from edge_agent.cli.doubting import profile_doubts
 from edge_agent.cli.output import complain, print_json, print_lines
 from edge_agent.config import Config, ConfigError, load
 from edge_agent.control import NotRunningError, Request
+from edge_agent.failover import carries, doubts
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, Meter, PowerBoard
 from edge_agent.hardware.metered_board import MeteredBoard
 from edge_agent.main import Hardware, ca_file, hardware, read_credentials, site_key
@@ -49,6 +50,7 @@ async def check(path: Path, *, as_json: bool) -> int:
         _check_folder(config),
         *_check_site(config),
         *await _check_devices(config, found),
+        *_check_links(config),
         *await _check_uplink(config),
         *await _check_ocpp(config),
     ]
@@ -90,6 +92,19 @@ def _check_site(config: Config) -> list[Finding]:
     terms = " + ".join(map(str, shares))
     text = f"leads {len(site.members)} on {site.listen}; safe shares {terms} = {sum(shares)}"
     return [Finding("site", True, f"{text} of {min(site.lines)} mA")]
+
+
+def _check_links(config: Config) -> list[Finding]:
+    """Whether the agent may choose among its links to the network; one that is off is no fault."""
+    links = [one.interface for one in config.uplink.links] if config.uplink is not None else []
+    if len(links) < 2:  # then the system chooses
+        return []
+    found = [Finding("links", True, text, unsure=True) for text in doubts(links)]
+    dead = [link for link in links if not carries(link)]
+    if dead:
+        text = f"{', '.join(dead)}: no such interface, or no carrier now"
+        found.append(Finding("links", True, text, unsure=True))
+    return found or [Finding("links", True, f"{', '.join(links)}, the preferred one first")]
 
 
 async def _check_devices(config: Config, found: Hardware) -> list[Finding]:

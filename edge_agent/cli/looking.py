@@ -167,7 +167,9 @@ def _traffic_lines(traffic: dict[str, Any] | None) -> list[str]:
         return []
     rows = []
     for link, today in traffic["today_bytes"].items():
-        if link != traffic["in_use"] and not traffic["month_bytes"].get(link):
+        trouble = traffic["troubles"].get(link, "")
+        unused = link != traffic["in_use"] and not traffic["month_bytes"].get(link)
+        if unused and not trouble:
             continue
         if link not in traffic["month_bytes"]:
             rows.append(f"link {link} (in use): counted by day once the date is known")
@@ -175,7 +177,8 @@ def _traffic_lines(traffic: dict[str, Any] | None) -> list[str]:
         used = " (in use)" if link == traffic["in_use"] else ""
         month = mib(traffic["month_bytes"].get(link, 0))
         metered = ", metered" if link in traffic["metered"] else ""
-        rows.append(f"link {link}{used}: {mib(today)} today, {month} this month{metered}")
+        dead = f"; does not serve: {trouble}" if trouble else ""
+        rows.append(f"link {link}{used}: {mib(today)} today, {month} this month{metered}{dead}")
     if traffic["monthly_budget_bytes"] is not None:
         budget = mib(traffic["monthly_budget_bytes"])
         rows.append(f"metered links: {budget} a month; {traffic['text']}")

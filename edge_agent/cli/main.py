@@ -80,7 +80,7 @@ def update(
     from edge_agent.cli import updating
 
     if abort:
-        raise typer.Exit(asyncio.run(updating.abort(config, as_json=as_json)))
+        raise typer.Exit(_finished(updating.abort(config, as_json=as_json)))
     asked = updating.Asked(folder=folder, root=root, first=first)
     raise typer.Exit(_finished(updating.update(config, asked, as_json=as_json)))
 

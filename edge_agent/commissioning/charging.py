@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -25,6 +25,8 @@ from edge_agent.loop import Line
 from edge_agent.main import hardware
 from edge_agent.shown import amperes
 from protocols.quantities import IEC_MIN_CURRENT, MilliAmperes
+
+log = logging.getLogger(__name__)
 
 FLOWS_MA: Final = 1000
 """Less is the vehicle's own electronics, or noise."""
@@ -107,10 +109,18 @@ async def _charge(work: Work, target: Target) -> Charged | None:
         await board.release(target.mine)
         return await _watched(work, board, target)
     finally:
-        with contextlib.suppress(BoardRefusedError, BoardUnreachableError, TimeoutError):
-            async with asyncio.timeout(ENDING_S):
-                await board.withhold(target.mine)
-        await board.close()
+        await _end(board, target.mine)
+
+
+async def _end(board: PowerBoard, evse: int) -> None:
+    """Let nothing flow any more; a board that does not hear it is left to its own failsafe."""
+    try:
+        async with asyncio.timeout(ENDING_S):
+            await board.withhold(evse)
+    except (BoardRefusedError, BoardUnreachableError, TimeoutError) as error:
+        why = str(error) or "no answer in time"
+        log.warning("the test charge was not ended (%s); unplug, the failsafe takes over", why)
+    await board.close()
 
 
 async def _until_plugged(work: Work, board: PowerBoard, target: Target) -> EvseReading | None:

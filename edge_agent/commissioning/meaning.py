@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from edge_agent.rules.fuse import CURVE
+from edge_agent.rules.fuse import curve
 from edge_agent.rules.phases import Lines, wired
 from protocols.quantities import IEC_MIN_CURRENT
 
@@ -83,7 +83,7 @@ def overload(fuse: Lines) -> tuple[tuple[int, int], ...]:
     rating = min(fuse)
     return tuple(
         (rating * thousandths // 1000, bearable // 1000)
-        for thousandths, bearable in CURVE
+        for thousandths, bearable in curve(rating)
         if bearable is not None
     )
 

@@ -69,7 +69,7 @@ async def log_in_to_backend(config: Config, part: OcppPart) -> str:
                 close_timeout=2,
             )
             spoken = socket.subprotocol
-            with suppress(ConnectionClosed):
+            with suppress(ConnectionClosed):  # it was there, which was the question
                 await socket.close()
     except (OSError, ssl.SSLError, InvalidHandshake, InvalidURI, TimeoutError) as error:
         raise NotReachedError(websocket.explain(settings, error)) from error

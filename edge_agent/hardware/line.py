@@ -307,7 +307,7 @@ class LineOwner(abc.ABC, Generic[Request, Answer]):
             return await self._exchange(job, timeout)
         except self.failed_exchange as error:
             if job.manners.repeat_first_request and self._connected:
-                with contextlib.suppress(*self.failed_exchange):
+                with contextlib.suppress(*self.failed_exchange):  # the first failure is told
                     return await self._exchange(job, timeout)
             await self._missed(job, health, timeout)
             why = f"no answer within {timeout:.1f} s" if isinstance(error, TimeoutError) else error
@@ -347,7 +347,7 @@ class LineOwner(abc.ABC, Generic[Request, Answer]):
             raise self._unreachable(job, "the line is down")
         await self._hang_up()
         opened = False
-        with contextlib.suppress(*self.failed_dial):
+        with contextlib.suppress(*self.failed_dial):  # `_note_down` and the asker's error tell it
             async with asyncio.timeout(job.timeout_s):
                 opened = await self._dial()
         if opened:

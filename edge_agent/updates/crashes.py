@@ -13,5 +13,5 @@ def settle(root: Path) -> None:
     """Forget crashes that were counted: what runs now is not to blame for them."""
     record = launcher.read(root)
     if record is not None and record.crashes:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a crash too many sends back to a version that ran
             launcher.write(root, replace(record, crashes=0))

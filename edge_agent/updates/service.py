@@ -243,7 +243,7 @@ class Updates:
 
     async def _check(self) -> None:
         if self.place.url:
-            with contextlib.suppress(UpdateRefusedError):
+            with contextlib.suppress(UpdateRefusedError):  # it is busy with one; asked again later
                 await self._do(self.rules.asked(None))
 
     async def tick(self) -> None:
@@ -560,7 +560,7 @@ class Updates:
         log.warning("update: %s is confirmed", self.place.version)
         if pending is not None:
             self._confirmed(pending)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # old slots cost space alone; the next one collects
             slots.collect(self.place.root, confirmed, self.place.slot)
 
     def _confirmed(self, pending: Ready) -> None:
@@ -611,7 +611,7 @@ class Updates:
         self.loop.wake()
 
     def close(self) -> None:
-        with contextlib.suppress(JournalError):
+        with contextlib.suppress(JournalError):  # what counts was committed before it was told
             self._floors.close()
 
 

@@ -190,14 +190,15 @@ def wipe(place: Path) -> None:
 def collect(folder: Path, record: launcher.Record, running: str) -> list[str]:
     """Remove slots that nothing can need any more; returns their names.
 
-    Both boot files may still be read after a power cut: what either names stays.
+    Both boot files may still be read after a power cut: what either names stays. Raises OSError
+    when one that is there cannot be read, for it may name any of them; then nothing is removed.
     """
     needed = {record.confirmed, record.previous, record.trial, running}
     for name in launcher.FILES:
         try:
             other = launcher.unpack((folder / name).read_bytes())
-        except OSError:
-            continue
+        except FileNotFoundError:
+            continue  # before the second writing there is one file
         if other is not None:
             needed |= {other.confirmed, other.previous, other.trial}
     gone = [name for name in launcher.slots(folder) if name not in needed]

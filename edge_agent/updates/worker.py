@@ -407,7 +407,7 @@ def main() -> int:
 
 def die_with_the_agent() -> None:
     """A worker whose agent was killed would meet the next agent's."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError):  # no prctl here: the lock tells them apart
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

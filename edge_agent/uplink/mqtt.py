@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 
 from edge_agent import faultpoints
+from edge_agent.failover import LinkChooser
 from edge_agent.journal import Journal, JournalError
 from edge_agent.pulse import beat
 from edge_agent.uplink.link import Connected, Disconnected, LinkChanged, Tick
@@ -54,7 +56,10 @@ TICK_S: Final = 0.25
 STEADY_S: Final = 30.0
 """A connection that held so long was a good one: the next attempt comes soon."""
 MOST_PUBLISHES: Final = 100
+MOST_HEARD: Final = 1000
+"""Commands that wait to be done. Who sends more is no cloud of ours: acks must not wait for it."""
 GOODBYE_S: Final = 2.0
+HANDSHAKE_S: Final = 5.0
 LINK_TROUBLE: Final = (aiomqtt.MqttError, OSError, ValueError)
 
 
@@ -139,6 +144,12 @@ def _close(client: aiomqtt.Client) -> None:
     paho.disconnect()
 
 
+def _give_socket(client: aiomqtt.Client, connected: socket.socket) -> None:
+    """Have it speak over this connection instead of making one itself."""
+    connected.settimeout(HANDSHAKE_S)  # paho speaks TLS in a thread of its own, and blocks
+    client._client._create_socket_connection = lambda: connected  # type: ignore[method-assign]  # noqa: SLF001  # nothing public takes a socket
+
+
 class MqttUplink:
     """Drains the journal to the cloud and brings its commands; `run` ends by cancellation only."""
 
@@ -152,8 +163,12 @@ class MqttUplink:
         *,
         chance: Callable[[], float] = random.random,
         outbox: Outbox | None = None,
+        link: LinkChooser | None = None,
     ) -> None:
-        """`outbox` is the part of the journal that leaves this way; None: all of it."""
+        """`outbox` is the part of the journal that leaves this way; None: all of it.
+
+        `link` chooses the network link of each connection; None: the system does.
+        """
         self.settings = settings
         self.station = session.station
         self.session = Session(session, outbox or journal, clock.now)
@@ -162,6 +177,7 @@ class MqttUplink:
         self._clock = clock
         self._chance = chance
         self._something = asyncio.Event()
+        self.link = link
 
     def wake(self) -> None:
         """There may be something new to send."""
@@ -191,6 +207,8 @@ class MqttUplink:
                 reason = explain(self.settings, _first(group))
             else:
                 reason = explain(self.settings, ConnectionError("the broker ended the connection"))
+            if self.link is not None:
+                self.link.ended(reason)
             await self._do(Disconnected(reason), None)
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
             delay = retry_delay(
@@ -203,7 +221,7 @@ class MqttUplink:
             beat(delay)
             await asyncio.sleep(delay)
 
-    def _client(self) -> aiomqtt.Client:
+    def _client(self, tls: ssl.SSLContext | None) -> aiomqtt.Client:
         name = escape(self.station)
         will = encode(Presence(online=False, boot=self._journal.boots[0]))
         client = aiomqtt.Client(
@@ -216,7 +234,7 @@ class MqttUplink:
             keepalive=self.settings.keepalive_s,
             timeout=self.settings.deadline_s,
             will=aiomqtt.Will(up_topic(self.station, Up.PRESENCE), will, qos=1, retain=True),
-            tls_context=tls_context(self.settings),
+            tls_context=tls,
             max_inflight_messages=MOST_PUBLISHES,
             max_queued_incoming_messages=1000,
         )
@@ -225,7 +243,9 @@ class MqttUplink:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[aiomqtt.Client]:
-        client = self._client()
+        client = self._client(await asyncio.to_thread(tls_context, self.settings))
+        if self.link is not None:
+            _give_socket(client, await self.link.connect())
         try:
             async with client:
                 yield client
@@ -239,7 +259,7 @@ class MqttUplink:
             try:
                 await self._serve(client)
             except asyncio.CancelledError:
-                with suppress(TimeoutError, *LINK_TROUBLE):
+                with suppress(TimeoutError, *LINK_TROUBLE):  # then the broker says it: our will
                     async with asyncio.timeout(GOODBYE_S):
                         await self._presence(client, online=False)
                 raise
@@ -252,12 +272,14 @@ class MqttUplink:
     async def _serve(self, client: aiomqtt.Client) -> None:
         async with asyncio.TaskGroup() as group:
             sender = _Sender(client, self.station, group)
-            listening: asyncio.Queue[Welcomed | Commanded] = asyncio.Queue()
+            listening: asyncio.Queue[Welcomed | Commanded] = asyncio.Queue(MOST_HEARD)
             line = _Line(sender, listening)
             group.create_task(self._listen(listening), name="uplink: tell the listener")
             await self._do(Connected(), line)
             group.create_task(self._tick(line), name="uplink: send")
             group.create_task(self._receive(client, line), name="uplink: receive")
+            if self.link is not None:
+                group.create_task(self.link.watch(), name="uplink: watch the link")
 
     async def _tick(self, line: _Line) -> None:
         while True:
@@ -306,6 +328,8 @@ class MqttUplink:
             return
         elif isinstance(action, Send):
             await line.sender.send(action)
+        elif line.listening.full():
+            raise ConnectionError(f"more than {MOST_HEARD} commands wait; the connection is ended")
         else:
             line.listening.put_nowait(action)
 

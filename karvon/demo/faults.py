@@ -23,9 +23,11 @@ class FaultProxy:
     It runs in a thread of its own, so that a test which is busy or blocked delays nothing.
     """
 
-    def __init__(self, target: int, port: int = 0) -> None:
+    def __init__(self, target: int, port: int = 0, listener: socket.socket | None = None) -> None:
+        """`listener` is what it accepts on instead of a loopback port."""
         self.target = target
         self.port = port
+        self._listener = listener
         self.delay_s = 0.0
         """Each chunk arrives this much later."""
         self.blackhole = False
@@ -59,7 +61,10 @@ class FaultProxy:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self.port)
+        if self._listener is not None:
+            self._server = await asyncio.start_server(self._accepted, sock=self._listener)
+        else:
+            self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:

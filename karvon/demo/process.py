@@ -69,6 +69,8 @@ class Child:
         self.name = name
         self.args = tuple(args)
         self.env = dict(env or {})
+        self.before: tuple[str, ...] = ()
+        """What runs it, and ends by exec: another network namespace, as a test needs it."""
         self.starts = 0
         self._out = logs / f"{name}.out"
         self._log = logs / f"{name}.log"
@@ -98,7 +100,14 @@ class Child:
         """Start it; `env` holds for this one run only. Raises DemoError when it runs already."""
         if self.alive:
             raise DemoError(f"{self.name} runs already (pid {self.pid})")
-        argv = [sys.executable, "-m", "karvon.demo.leash", str(os.getpid()), *self.args]
+        argv = [
+            *self.before,
+            sys.executable,
+            "-m",
+            "karvon.demo.leash",
+            str(os.getpid()),
+            *self.args,
+        ]
         with self._out.open("wb") as out, self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 argv,

@@ -132,7 +132,7 @@ class RegisterBank:
         for name, block in (profile.signed.blocks() if profile.signed else {}).items():
             for evse in self.evses:
                 text = "" if name == "end" and evse in self.unsigned else told.get(name, "")
-                octets = text.encode("ascii").ljust(2 * block.registers, b"\0")
+                octets = text.encode().ljust(2 * block.registers, b"\0")
                 words = struct.unpack(f">{block.registers}H", octets)
                 first, *_ = self.binding.pieces(block, evse)
                 for i, word in enumerate(words):

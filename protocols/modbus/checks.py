@@ -368,7 +368,7 @@ def _signed(profile: Profile) -> Iterator[Problem]:
     for moment, text in told.items():
         if moment not in blocks:
             yield ("simulator", "signed"), f"there is no block '{moment}' in `signed`"
-        elif not text.isascii() or len(text) > 2 * blocks[moment].registers:
+        elif len(text.encode()) > 2 * blocks[moment].registers:
             yield ("simulator", "signed"), f"'{moment}' does not fit into its registers"
 
 

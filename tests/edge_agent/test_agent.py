@@ -5,19 +5,19 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
 
-from edge_agent.agent import Agent, Inbox, supervised
+from edge_agent.agent import MOST_HEARD, Agent, Inbox, supervised
 from edge_agent.hardware.board import BoardUnreachableError, MeterReading
 from edge_agent.journal import Journal, JournalBudget, JournalError
 from edge_agent.main import IN_USE, withhold_all
 from edge_agent.rules.actions import ConnectorSettings
 from edge_agent.rules.site import SiteRules
 from edge_agent.rules.station import RefusedError, StationSettings
-from protocols.agent_link import ConnectorStatus, Sample
+from protocols.agent_link import ConnectorStatus, Sample, UnknownCommand
 from protocols.quantities import MilliAmperes
 
 Rig = Any  # the fixture's class lives in conftest, which cannot be imported
@@ -206,3 +206,23 @@ async def test_a_locked_evse_stays_out_of_service_over_a_restart_until_confirmed
     assert await rig.desk.recover(1) == "in service again: EVSE 1"
     assert rig.status().status is ConnectorStatus.AVAILABLE
     assert rig.store.availability() == {1: True}
+
+
+async def test_who_sends_more_commands_than_can_be_done_is_kept_waiting() -> None:
+    inbox = Inbox()
+    for _ in range(MOST_HEARD):
+        await inbox.command(UnknownCommand(uuid4(), "dance"))
+    late = asyncio.create_task(inbox.command(UnknownCommand(uuid4(), "dance")))
+    await asyncio.sleep(0)
+    assert not late.done()
+    done = asyncio.Event()
+
+    class Desk:
+        async def command(self, _command: UnknownCommand) -> None:
+            done.set()
+
+    working = asyncio.create_task(inbox.work(cast("Any", Desk())))
+    async with asyncio.timeout(60):
+        await done.wait()
+        await late
+    working.cancel()

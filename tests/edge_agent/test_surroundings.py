@@ -226,3 +226,37 @@ async def test_a_described_site_of_a_real_agent_becomes_a_link(
     (link,) = surroundings.sites(described)
     assert link.code == "site.alone"
     assert (link.facts["own"], link.facts["percent"]) == ("32.0", 80)
+
+
+class Chosen:
+    """What chooses a link, as the test says."""
+
+    def __init__(self) -> None:
+        self.in_use: str | None = None
+        self.why: dict[str, str] = {}
+
+    def troubles(self) -> dict[str, str]:
+        return self.why
+
+
+def test_a_link_that_the_agent_has_left_says_why_and_the_budget_follows_the_choice(
+    world: World,
+) -> None:
+    chosen, told = Chosen(), []
+    world.keeper.choosers = (chosen,)
+    world.keeper.changed = lambda: told.append(world.keeper.in_use())
+    assert world.after("eth0") == {"eth0": "network.in_use", "wwan0": "network.standby"}
+    chosen.in_use, chosen.why = "wwan0", {"eth0": "no answer in time"}
+    codes = world.after("eth0", wwan0=95)
+    assert codes == {"eth0": "network.dead", "wwan0": "network.nearly_used_up"}
+    assert told == ["wwan0"], "the operator hears of it at once"
+    dead = surroundings.networks(world.keeper.described())[0]
+    assert dead.why == "no answer in time"
+    for language in LANGUAGES:
+        what, why, todo = wording(language).told(dead.code, dead.facts)
+        assert why
+        assert todo
+        assert "?" not in what
+    chosen.in_use, chosen.why = "eth0", {}
+    assert world.after("eth0")["wwan0"] == "network.standby"
+    assert told == ["wwan0", "eth0"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from edge_agent.agent import Agent
 from edge_agent.config import Config, ConfigError, OcppPart
+from edge_agent.failover import Target, link_chooser
 from edge_agent.private import why_not_private
 from edge_agent.rules.charging_profiles import watts
 from edge_agent.rules.traffic import Level
@@ -77,7 +79,10 @@ def build(config: Config, part: OcppPart, agent: Agent) -> OcppUplink:
         numbers,
         boot_reason=_boot_reason(agent),
     )
-    uplink = OcppUplink(settings, station, charger)
+    address = urlsplit(settings.url)
+    port = address.port or (443 if address.scheme == "wss" else 80)
+    target = Target(address.hostname or "", port)
+    uplink = OcppUplink(settings, station, charger, chooser=link_chooser(config, target))
     charger.authorize, charger.renewed = uplink.authorize, uplink.renewed
     charger.tell = uplink.tell
     if agent.traffic is not None:

@@ -9,6 +9,8 @@ from typing import Final, NamedTuple
 from protocols.agent_link import Sample, SignedMoment, Stamp, TransactionEvent
 
 ENERGY: Final = "Energy.Active.Import.Register"
+WHITE_SPACE: Final = dict.fromkeys(map(ord, "\t\n\r"), " ")
+"""What JSON allows between its values besides the blank."""
 SAME_MOMENT_MS: Final = 2_500
 """A reading so near to an event is of the same moment."""
 
@@ -28,9 +30,18 @@ class Reading(NamedTuple):
 
 
 def signed_text(data: bytes) -> str:
-    """What was signed, as 1.6 carries it: as it is where it is text, else in Base64."""
-    text = data.decode("latin-1")
-    return text if text.isascii() and text.isprintable() else b64encode(data).decode("ascii")
+    """What was signed, as 1.6 carries it: as it is where it is text, else in Base64.
+
+    OCMF allows JSON's white space between its values, and names and tariffs in any script (1.2,
+    Table 4): both are text, whose octets come back from it.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return b64encode(data).decode("ascii")
+    if text.translate(WHITE_SPACE).isprintable():
+        return text
+    return b64encode(data).decode("ascii")
 
 
 def register_at(event: TransactionEvent, moment: SignedMoment) -> int:

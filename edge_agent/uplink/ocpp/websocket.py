@@ -24,6 +24,7 @@ from uuid import UUID
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
+from edge_agent.failover import LinkChooser
 from edge_agent.journal import JournalError
 from edge_agent.pulse import beat
 from edge_agent.rules.authorization import Heard
@@ -53,6 +54,8 @@ UPKEEP_S: Final = 1.0
 STEADY_S: Final = 30.0
 """A connection that held so long was a good one: the next attempt comes soon."""
 LARGEST_FRAME: Final = 512 * 1024
+MOST_WAITING: Final = 1000
+"""Frames that wait to be sent."""
 ASK_S: Final = 10.0
 """So long a person at the charger waits for the backend before the local rules decide."""
 RENEW_S: Final = 1.0
@@ -142,15 +145,18 @@ class OcppUplink:
         hands: Hands,
         *,
         chance: Callable[[], float] = random.random,
+        chooser: LinkChooser | None = None,
     ) -> None:
+        """`chooser` picks the network link of each connection; None: the system does."""
         self.settings = settings
         self.station = station
         self.link = "not connected yet"
+        self.chooser = chooser
         self._hands = hands
         self._chance = chance
         self._something = asyncio.Event()
         self._socket: ClientConnection | None = None
-        self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue(MOST_WAITING)
         self._tickets = itertools.count(1)
         self._asking: dict[int, asyncio.Future[Heard | None]] = {}
         self._doing: set[asyncio.Task[None]] = set()
@@ -185,7 +191,7 @@ class OcppUplink:
 
     def renewed(self) -> None:
         """The password is another one now: the connection is made anew with it."""
-        asyncio.get_running_loop().call_later(RENEW_S, self._outgoing.put_nowait, None)
+        asyncio.get_running_loop().call_later(RENEW_S, self._queue, None)
 
     # ------------------------------------------------------------------ staying connected
 
@@ -211,6 +217,8 @@ class OcppUplink:
             except* Exception as group:  # the loop's root: a fault here must not end the link
                 log.exception("the OCPP uplink failed and starts again", exc_info=group)
                 reason = explain(self.settings, _first(group))
+            if self.chooser is not None:
+                self.chooser.ended(reason)
             self._do(Disconnected(reason))
             self.link = reason
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
@@ -225,9 +233,10 @@ class OcppUplink:
 
     async def _connection(self) -> None:
         settings = self.settings
+        context = await asyncio.to_thread(tls_context, settings)  # reads files, and a hundred CAs
         async with connect(
             settings.address,
-            ssl=tls_context(settings),
+            ssl=context,
             subprotocols=[settings.version.value],  # type: ignore[list-item]  # a NewType of str
             additional_headers=login(settings),
             user_agent_header="karvon",
@@ -238,6 +247,7 @@ class OcppUplink:
             ping_interval=settings.ping_s or None,
             ping_timeout=settings.ping_s or None,
             close_timeout=2,
+            sock=None if self.chooser is None else await self.chooser.connect(),
         ) as socket:
             if socket.subprotocol is None:
                 log.warning(
@@ -247,12 +257,14 @@ class OcppUplink:
             await self._serve(socket)
 
     async def _serve(self, socket: ClientConnection) -> None:
-        self._socket, self._outgoing = socket, asyncio.Queue()
+        self._socket, self._outgoing = socket, asyncio.Queue(MOST_WAITING)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._write(socket), name="ocpp: write")
                 group.create_task(self._tick(), name="ocpp: tick")
                 group.create_task(self._read(socket), name="ocpp: read")
+                if self.chooser is not None:
+                    group.create_task(self.chooser.watch(), name="ocpp: watch the link")
                 self._do(Connected())
         finally:
             self._socket = None
@@ -297,7 +309,7 @@ class OcppUplink:
 
     def _carry_out(self, action: Action) -> None:
         if isinstance(action, Send):
-            self._outgoing.put_nowait(action.frame)
+            self._queue(action.frame)
         elif isinstance(action, Judged):
             future = self._asking.get(action.ticket)
             if future is not None and not future.done():
@@ -307,9 +319,18 @@ class OcppUplink:
             log.info("OCPP link %s: %s", "up" if action.up else "down", action.reason)
         elif isinstance(action, Close):
             log.warning("the OCPP connection is closed: %s", action.reason)
-            self._outgoing.put_nowait(None)
+            self._queue(None)
         else:
             self._begin(action)
+
+    def _queue(self, frame: bytes | None) -> None:
+        """To be sent; None closes. A backend that asks and asks and takes nothing is hung up on."""
+        try:
+            self._outgoing.put_nowait(frame)
+        except asyncio.QueueFull:
+            log.warning("%d messages wait and the backend takes none: hung up", MOST_WAITING)
+            if self._socket is not None:
+                self._socket.transport.abort()
 
     def _begin(self, action: Perform | Deauthorized | CloudTime) -> None:
         """Beside the connection: what the agent does may take a board's time."""

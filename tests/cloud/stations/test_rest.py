@@ -156,7 +156,9 @@ async def test_state_has_age_source_and_staleness(world: Any, admin: httpx.Async
     hello = greeting(now, EvseDescription(1, 3, MilliAmperes(32_000), WattHours(1), True, 2))
     async with world.database.commit_unit() as cursor:
         await world.stations.hello(cursor, 1, station.id, hello)
-    network = NetworkUse("wwan0", {"wwan0": LinkUse(5, 700, metered=True)}, 1000, 1)
+    network = NetworkUse(
+        "wwan0", {"wwan0": LinkUse(5, 700, metered=True, trouble="no carrier")}, 1000, 1
+    )
     agent = StationStatus(stamp(now), "1.0", {"main": "ABB"}, 4, 0, 17, 4096, network=network)
     told = await world.commit(state(station, now, 1, status(now), agent))
     assert [event.kind for event in told] == ["evse.status"]
@@ -171,7 +173,14 @@ async def test_state_has_age_source_and_staleness(world: Any, admin: httpx.Async
     assert (shown["agent"]["boards"], shown["agent"]["pending_telemetry"]) == ({"main": "ABB"}, 17)
     assert shown["agent"]["network"] == {
         "in_use": "wwan0",
-        "links": {"wwan0": {"today_bytes": 5, "month_bytes": 700, "metered": True}},
+        "links": {
+            "wwan0": {
+                "today_bytes": 5,
+                "month_bytes": 700,
+                "metered": True,
+                "trouble": "no carrier",
+            }
+        },
         "monthly_budget_bytes": 1000,
         "level": 1,
     }

@@ -17,13 +17,17 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge_agent.hardware.board import BoardRefusedError, BoardUnreachableError, MeterReading
 from edge_agent.hardware.metered_board import Grade, MeteredBoard
 from edge_agent.hardware.modbus_board import ModbusBoard, ModbusMeter
 from edge_agent.hardware.modbus_port import ModbusLink
 from edge_agent.hardware.registry import BoardConfig, find_profile, open_board, open_meter
+from edge_agent.hardware.signatures import Signatures
 from edge_agent.hardware.testing import FakePowerBoard
+from edge_agent.uplink.ocpp.readings import signed_text
 from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.meter import SimulatedMeter
 from karvon.simulator.running import Places, Running
@@ -70,6 +74,26 @@ registers:
   imported: {address: 2, type: u32, unit: Wh}
 energy: {field: imported, kind: lifetime, billing_grade: true}
 """
+
+
+LAID_OUT = """\
+OCMF|{
+\t"FV": "1.2", "GI": "KPB-F411", "GS": "AB123", "GV": "1.4.11", "PG": "T43",
+\t"MV": "Example", "MM": "M3", "MS": "0815", "MF": "1.0", "CCV": "2.1",
+\t"IS": true, "IL": "TRUSTED", "IF": ["RFID_NONE", "OCPP_AUTH_TLS"], "IT": "CENTRAL_1",
+\t"ID": "04A2B3C4D5E6F7", "TT": "Tungi tarif · Ночной тариф",
+\t"LC": {"LN": "kabel 5 m", "LI": 1, "LR": 2.5, "LU": "mOhm"},
+\t"RD": [
+\t\t{"TM": "2026-05-04T09:15:02,000+0500 S", "TX": "B", "RV": 5000.123, "RI": "1-b:1.8.0",
+\t\t "RU": "kWh", "RT": "AC", "CL": 0.0, "EF": "", "ST": "G"},
+\t\t{"TM": "2026-05-04T10:02:41,000+0500 S", "TX": "E", "RV": 5011.358, "CL": 0.01, "ST": "G"}
+\t],
+\t"U_free": "for the maker"
+}|{
+\t"SA": "ECDSA-brainpool256r1-SHA256", "SE": "base64", "SM": "application/x-der", "SD": "MEQCIA=="
+}
+"""
+"""Begin and end in one dataset, laid out for people, with all that version 1.2 lets stand there."""
 
 
 def is_genuine(data: bytes) -> bool:
@@ -137,6 +161,47 @@ async def test_a_charger_tells_both_ends_of_its_transaction(tmp_path: Path) -> N
         with pytest.raises(BoardRefusedError, match="the same as before is signed"):
             await board.signed(1)
         await board.close()
+
+
+def test_text_goes_as_it_is_and_its_octets_come_back_from_it() -> None:
+    for text in (OCMF["begin"], OCMF["end"], LAID_OUT, LAID_OUT.replace("\n", "\r\n")):
+        assert signed_text(text.encode()).encode() == text.encode()
+    sent = json.loads(json.dumps({"value": signed_text(LAID_OUT.encode())}))
+    assert sent["value"].encode() == LAID_OUT.encode(), "a frame of OCPP-J changes nothing"
+
+
+@given(st.binary(min_size=1, max_size=200) | st.text(min_size=1, max_size=100).map(str.encode))
+def test_whatever_a_meter_signs_its_octets_come_back(octets: bytes) -> None:
+    told = signed_text(octets)
+    sent = json.loads(json.dumps(told))
+    assert octets in {sent.encode(), _unpacked(sent)}
+
+
+def _unpacked(text: str) -> bytes:
+    try:
+        return b64decode(text, validate=True)
+    except ValueError:
+        return b""
+
+
+async def test_what_is_laid_out_for_people_comes_through_octet_by_octet(tmp_path: Path) -> None:
+    """White space, other scripts and the line's end at the end belong to what was signed."""
+    simulated = {"simulator": {"signed": {"end": LAID_OUT}}}
+    begin = "  begin: {address: 0x2000, registers: 500}\n"
+    key = "  public_key: {address: 0x2800, registers: 100}\n"
+    signed = SIGNED.replace(begin, "").replace(key, "").replace("registers: 500", "registers: 700")
+    profile = METER + signed + yaml.safe_dump(simulated)
+    (tmp_path / "meter.yaml").write_text(profile)
+    name = str(tmp_path / "meter.yaml")
+    loop = asyncio.get_running_loop()
+    device = SimulatedMeter(find_profile(name), unit=1, speed=1, now=loop.time())
+    async with serving(device) as link:
+        meter = open_meter(BoardConfig(profile=name, link=link))
+        assert isinstance(meter, ModbusMeter)
+        await meter.open()
+        (end,) = await Signatures(meter.device).after(1)
+        assert end.data == LAID_OUT.encode()
+        await meter.close()
 
 
 async def test_a_meter_beside_a_board_signs_for_it(tmp_path: Path) -> None:

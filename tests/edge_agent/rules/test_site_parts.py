@@ -139,6 +139,66 @@ def test_the_curve_of_the_fuse() -> None:
     assert bearable_ms(78_750, 63_000) == 3_600_000
     assert bearable_ms(126_000, 63_000) == 10_000
     assert bearable_ms(126_001, 63_000) == 0
+    assert bearable_ms(18_000, 10_000) == 10_000
+    assert bearable_ms(18_001, 10_000) == 0, "a small fuse promises less"
+
+
+GATES = {
+    16: (33, 85),
+    20: (42, 110),
+    25: (52, 150),
+    32: (75, 200),
+    40: (95, 260),
+    50: (125, 350),
+    63: (160, 450),
+    80: (215, 610),
+    100: (290, 820),
+    125: (355, 1100),
+    160: (460, 1450),
+    200: (610, 1910),
+    250: (750, 2590),
+    315: (1050, 3420),
+    400: (1420, 4500),
+    500: (1780, 6000),
+    630: (2200, 8060),
+}
+"""Rating -> Imin(10 s), Imin(0.1 s), all in A: IEC 60269-1, Table 3."""
+
+
+@given(st.sampled_from(sorted(GATES)), st.integers(1, 12_000_000))
+def test_no_fuse_is_asked_for_more_than_its_standard_promises(rating: int, current: int) -> None:
+    ten_seconds, _ = GATES[rating]
+    bearable = bearable_ms(current, rating * 1000)
+    if current <= rating * 1000:
+        assert bearable is None
+    elif current <= rating * 1250:
+        assert bearable == 3_600_000, "the shortest conventional time"
+    elif current > ten_seconds * 1000:
+        assert bearable == 0
+    else:
+        assert bearable in {0, 10_000}
+
+
+@given(st.integers(1_000, 700_000), st.integers(0, 2_000_000), st.integers(0, 2_000_000))
+def test_more_current_is_never_bearable_for_longer(rating: int, one: int, other: int) -> None:
+    less, more = sorted((one, other))
+    longest = 10**9
+    of_less, of_more = (bearable_ms(each, rating) for each in (less, more))
+    assert (longest if of_more is None else of_more) <= (longest if of_less is None else of_less)
+
+
+@given(st.lists(st.tuples(st.integers(0, 150_000), st.integers(1, 4_000_000)), max_size=30))
+def test_the_watcher_agrees_with_the_curve(steps: list[tuple[int, int]]) -> None:
+    """Told of when the current has stayed above some step for longer than what is above may."""
+    strain, now, since = Strain((63_000,) * 3), 0, dict.fromkeys((1000, 1250, 2000), -1)
+    for current, passed in steps:
+        now += passed
+        for step in since:
+            above = current * 1000 > 63_000 * step
+            since[step] = (now if since[step] < 0 else since[step]) if above else -1
+        allowed = {1000: 3_600_000, 1250: 10_000, 2000: -1}
+        expected = any(at >= 0 and now - at > allowed[step] for step, at in since.items())
+        assert strain.take((current, 0, 0), now) == ([0] if expected else [])
 
 
 def test_strain_is_seen_per_line_and_forgotten_when_it_is_over() -> None:

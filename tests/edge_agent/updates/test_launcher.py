@@ -328,3 +328,15 @@ def test_slots_that_any_record_names_are_kept(controller: Controller) -> None:
     record = controller.record(confirmed=names[1], previous="")
     assert slots.collect(controller.folder, record, names[2]) == [names[3]]
     assert launcher.slots(controller.folder) == sorted(names[:3])
+
+
+def test_while_a_boot_file_cannot_be_read_every_slot_is_kept(controller: Controller) -> None:
+    names = [controller.install(f"{number}.0") for number in range(2)]
+    record = controller.record(confirmed=names[0])
+    for name in FILES:
+        place = controller.folder / name
+        place.unlink(missing_ok=True)
+        place.mkdir()  # reading it fails, as on a bad sector
+    with pytest.raises(OSError, match="boot"):
+        slots.collect(controller.folder, record, names[0])
+    assert launcher.slots(controller.folder) == sorted(names)

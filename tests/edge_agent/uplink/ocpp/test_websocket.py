@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Response
 
-from edge_agent.uplink.ocpp.websocket import OcppSettings, explain, login, tls_context
+from edge_agent.uplink.ocpp.station import Received, Send, Station
+from edge_agent.uplink.ocpp.websocket import (
+    Hands,
+    OcppSettings,
+    OcppUplink,
+    explain,
+    login,
+    tls_context,
+)
 from edge_agent.uplink.pace import retry_delay
 from protocols.ocpp.version import Version
 
@@ -62,3 +73,36 @@ def test_a_refusal_says_what_to_do(status: int, remedy: str) -> None:
 
 def test_silence_is_no_answer_in_time() -> None:
     assert "no answer in time" in explain(settings(), TimeoutError())
+
+
+class Talkative:
+    """A station that answers everything at length."""
+
+    def handle(self, event: Any, _now_ms: int) -> list[Send]:
+        return [Send(b"x" * 20_000)] if isinstance(event, Received) else []
+
+
+class Idle:
+    async def upkeep(self) -> None: ...
+
+
+async def test_a_backend_that_asks_and_takes_nothing_is_hung_up_on() -> None:
+    ended = asyncio.Event()
+
+    async def ask_for_ever(socket: ServerConnection) -> None:
+        socket.transport.pause_reading()  # type: ignore[attr-defined]  # of a socket's transport
+        try:
+            while True:
+                await socket.send("well?")
+        except ConnectionClosed:
+            ended.set()
+
+    async with serve(ask_for_ever, "127.0.0.1", 0, ping_interval=None) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        plain = settings(url=f"ws://127.0.0.1:{port}", ping_s=0, longest_retry_s=60.0)
+        uplink = OcppUplink(plain, cast("Station", Talkative()), cast("Hands", Idle()))
+        running = asyncio.create_task(uplink.run())
+        async with asyncio.timeout(60):
+            await ended.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
