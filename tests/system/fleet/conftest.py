@@ -1,0 +1,329 @@
+"""Debian roots that the playbooks install into, and their units started as systemd would."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from karvon.demo.process import wait_for
+
+PROJECT: Final = Path(__file__).resolve().parents[3]
+ANSIBLE: Final = PROJECT / "ansible"
+PLAY_S: Final = 600
+RECAP: Final = re.compile(r"^\S+ +: (ok=\d+ .*)$", re.MULTILINE)
+INSIDE: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+SECONDS: Final = {"": 1, "s": 1, "min": 60}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(900))
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What tools/fleet.py has made ready."""
+
+    programs: Path
+    collections: Path
+    base: Path
+    hardware: str
+    wheels_edge: Path
+    wheels_cloud: Path
+
+    def run(self, *command: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+        """One of Ansible's programs, beside the playbooks."""
+        program, *rest = map(str, command)
+        return subprocess.run(
+            [str(self.programs / program), *rest],
+            cwd=ANSIBLE,
+            env={
+                **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+                "PATH": f"{self.programs}:{os.environ['PATH']}",
+                "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"),
+                "ANSIBLE_COLLECTIONS_PATH": str(self.collections),
+                "ANSIBLE_NOCOLOR": "1",
+                "NO_COLOR": "1",
+                "LC_ALL": "C.UTF-8",
+                **more,
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PLAY_S,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="session")
+def fleet() -> Fleet:
+    done = subprocess.run(
+        [sys.executable, PROJECT / "tools" / "fleet.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip(f"NOT RUN: the fleet's installation: {done.stderr.strip()}")
+    if subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
+        pytest.skip("NOT RUN: the fleet's installation: this machine lets nobody mount /proc")
+    where = json.loads(done.stdout)
+    hardware = where.pop("hardware")
+    return Fleet(hardware=hardware, **{name: Path(path) for name, path in where.items()})
+
+
+@dataclass(frozen=True)
+class Played:
+    """How a playbook ended."""
+
+    counts: dict[str, int]
+    text: str
+
+    @property
+    def changed(self) -> list[str]:
+        """The tasks that have changed something."""
+        found, task = [], ""
+        for line in self.text.splitlines():
+            if line.startswith(("TASK [", "RUNNING HANDLER [")):
+                task = line.partition("[")[2].partition("]")[0]
+            elif line.startswith("changed:"):
+                found.append(task)
+        return found
+
+
+class Root:
+    """A Debian that does not run, and a folder for what belongs to it outside."""
+
+    def __init__(self, fleet: Fleet, folder: Path) -> None:
+        self.fleet = fleet
+        self.folder = folder
+        self.path = folder / "root"
+        subprocess.run(["cp", "-a", "--reflink=auto", fleet.base, self.path], check=True)
+
+    def play(self, playbook: str, group: str, code: int = 0, **variables: Any) -> Played:
+        """As an operator does, but for the way in."""
+        host = {
+            "ansible_connection": "community.general.chroot",
+            "ansible_host": str(self.path),
+            "ansible_become": False,
+            "ansible_python_interpreter": "/usr/bin/python3",
+            **variables,
+        }
+        inventory = self.folder / "hosts.json"
+        inventory.write_text(json.dumps({"all": {"children": {group: {"hosts": {"it": host}}}}}))
+        done = self.fleet.run("ansible-playbook", "-i", inventory, playbook)
+        (self.folder / "play.log").write_text(done.stdout)
+        assert done.returncode == code, done.stdout[-6000:]
+        recap = RECAP.findall(done.stdout)[-1]
+        counts = dict(pair.split("=") for pair in recap.split())
+        return Played({name: int(count) for name, count in counts.items()}, done.stdout)
+
+    def run(self, *command: str, user: str = "root", code: int = 0) -> str:
+        """A command in it; its output."""
+        done = subprocess.run(
+            [*self.inside(user), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=INSIDE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == code, f"{command}\n{done.stdout}"
+        return done.stdout
+
+    def inside(self, user: str) -> list[str]:
+        """What is put before a command; ends with whoever started it."""
+        within = f'mount --bind /proc "{self.path}/proc" && exec chroot "{self.path}" "$@"'
+        become = ["setpriv", "--reuid", user, "--regid", user, "--init-groups"]
+        return [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            within,
+            "sh",
+            *become,
+            "--pdeathsig",
+            "KILL",
+            "--",
+        ]
+
+    def there(self, path: str) -> Path:
+        return self.path / path.lstrip("/")
+
+    def unit(self, name: str) -> Unit:
+        """As systemd would find it, with its drop-ins."""
+        stem, _, kind = name.rpartition(".")
+        template, at, instance = stem.partition("@")
+        file = f"{template}{at}.{kind}"
+        folders = ("etc/systemd/system", "usr/lib/systemd/system")
+        found = next(place for one in folders if (place := self.path / one / file).exists())
+        text = found.read_text()
+        for more in sorted((self.path / "etc/systemd/system" / f"{file}.d").glob("*.conf")):
+            text += more.read_text()
+        return Unit(self, text.replace("%i", instance))
+
+    def wipe(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Unit:
+    """One service: what its unit says, done by hand."""
+
+    def __init__(self, root: Root, text: str) -> None:
+        self.root = root
+        self.says: dict[str, list[str]] = defaultdict(list)
+        for line in text.replace("\\\n", " ").splitlines():
+            key, equals, value = line.partition("=")
+            if equals and not line.startswith(("#", ";")):
+                self.says[key.strip()].append(value.strip())
+
+    @property
+    def user(self) -> str:
+        return self.says["User"][-1] if self.says["User"] else "root"
+
+    def environment(self) -> dict[str, str]:
+        found = dict(INSIDE)
+        for name in self.says["EnvironmentFile"]:
+            file = self.root.there(name.removeprefix("-"))
+            if file.exists() or not name.startswith("-"):
+                lines = [line for line in file.read_text().splitlines() if "=" in line]
+                found |= dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+        for line in self.says["Environment"]:
+            found |= dict(word.split("=", 1) for word in shlex.split(line))
+        return found
+
+    def prepare(self) -> None:
+        """The folders that systemd makes before a start."""
+        for key, above in (("StateDirectory", "var/lib"), ("RuntimeDirectory", "run")):
+            for name in " ".join(self.says[key]).split():
+                place = self.root.path / above / name
+                if not place.exists():
+                    place.mkdir(parents=True)
+                    owner = self.root.run("sh", "-c", f"id -u {self.user}; id -g {self.user}")
+                    os.chown(place, *map(int, owner.split()))
+
+    def once(self) -> str:
+        """A unit that ends by itself; what it said."""
+        self.prepare()
+        said = ""
+        for line in self.says["ExecStart"]:
+            user = "root" if line.startswith("+") else self.user
+            variables = [f"{name}={value}" for name, value in self.environment().items()]
+            command = shlex.split(line.lstrip("+-"))
+            said += self.root.run("env", "-i", *variables, *command, user=user)
+        return said
+
+    def start(self, log: Path) -> Service:
+        return Service(self, log)
+
+
+class Service:
+    """A unit's ExecStart in its root, as its user; a notify socket where it wants one."""
+
+    def __init__(self, unit: Unit, log: Path) -> None:
+        unit.prepare()
+        self.log = log
+        self.told = ""
+        environment = unit.environment()
+        self._socket: socket.socket | None = None
+        if unit.says["Type"] == ["notify"]:
+            place = unit.root.there("/run/notify")
+            place.unlink(missing_ok=True)
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.bind(str(place))
+            place.chmod(0o777)
+            self._socket.setblocking(False)
+            environment["NOTIFY_SOCKET"] = "/run/notify"
+        for value in unit.says["WatchdogSec"]:
+            number, name = re.findall(r"(\d+)(\w*)", value)[0]
+            environment["WATCHDOG_USEC"] = str(int(number) * SECONDS[name] * 1_000_000)
+        command = shlex.split(unit.says["ExecStart"][-1])
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [*unit.root.inside(unit.user), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=environment,
+                start_new_session=True,
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def hears(self, word: str) -> bool:
+        """Whether it has told the service manager this."""
+        assert self.alive, self.log.read_text()[-3000:]
+        try:
+            while self._socket is not None:
+                self.told += self._socket.recv(4096).decode() + "\n"
+        except BlockingIOError:
+            pass
+        return word in self.told.splitlines()
+
+    def wait(self, word: str) -> None:
+        wait_for(lambda: self.hears(word), 60, f"{word}; its log: {self.log}")
+
+    def end(self) -> int:
+        """As systemd stops it; its exit code."""
+        if self.alive:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+        finally:
+            if self._socket is not None:
+                self._socket.close()
+
+
+@pytest.fixture
+def root(fleet: Fleet) -> Iterator[Root]:
+    made = Root(fleet, Path(tempfile.mkdtemp(prefix="karvon-fleet-")))
+    made.folder.chmod(0o755)
+    try:
+        yield made
+    finally:
+        made.wipe()
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Karvon itself, built from what git knows; from a copy, as a build leaves things behind."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, check=True, text=True
+    ).stdout
+    for name in filter(None, tracked.split("\0")):
+        if (PROJECT / name).is_file() and not name.startswith("tests/"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(PROJECT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(out), str(source)]
+    subprocess.run(command, check=True, cwd=out)
+    return next(out.glob("karvon-*.whl"))
