@@ -28,7 +28,7 @@ def test_playbooks_can_be_read_with_the_example_inventory(fleet: Fleet, playbook
     assert "WARNING" not in done.stdout
 
 
-@pytest.mark.parametrize("page", ["releases.md", "fleet.md", "backup.md"])
+@pytest.mark.parametrize("page", ["releases.md"])
 def test_units_in_the_pages_are_those_that_are_installed(page: str) -> None:
     shown = EMBEDDED.findall((PROJECT / "docs" / page).read_text())
     assert shown
