@@ -1,7 +1,12 @@
 """`karvon cloud certificates`: an authority of one's own for the servers beside the cloud.
 
-ca.pem ca.key            the authority that signs        server.pem server.key   the server's own
-next/ca.pem next/ca.key  the one that will sign          trust.pem    all that clients shall trust
+| file               | what                                             |
+|--------------------|--------------------------------------------------|
+| ca.pem, ca.key     | the authority that signs                         |
+| next/              | the one that will sign, once everybody trusts it |
+| old-ca.pem         | the one that signed before                       |
+| trust.pem          | all of these, for clients                        |
+| server.pem, .key   | the server's own                                 |
 """
 
 from __future__ import annotations
@@ -71,7 +76,8 @@ def switch(folder: Folder, name: Names, as_json: Json = False) -> None:
             return
         if not (folder / OLD).exists():
             write_public(folder / OLD, (folder / "ca.pem").read_bytes())
-        (coming / "ca.key").replace(folder / "ca.key")
+        if (coming / "ca.key").exists():  # else this was ended between the two
+            (coming / "ca.key").replace(folder / "ca.key")
         (coming / "ca.pem").replace(folder / "ca.pem")
         shutil.rmtree(coming)
         _tell(folder, _ensured(folder, name, renew=True), as_json=as_json)
@@ -131,5 +137,6 @@ def _tell(folder: Path, changed: bool, *, as_json: bool) -> None:
     server = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
     until = server.not_valid_after_utc
     told: dict[str, Any] = {"changed": changed, "until": until.isoformat()}
-    text = f"{'changed' if changed else 'unchanged'}; {folder / 'server.pem'} holds until {until:%Y-%m-%d}"
+    what = "changed" if changed else "unchanged"
+    text = f"{what}; {folder / 'server.pem'} holds until {until:%Y-%m-%d}"
     sys.stdout.write(f"{json.dumps(told)}\n" if as_json else f"{text}\n")

@@ -29,7 +29,7 @@ ANSIBLE = ["ansible-core>=2.19", "ansible-lint>=26"]
 CONNECTION = "ansible_collections/community/general/"
 THERE = ["python3", "systemd", "udev"]
 """What a Debian has before Ansible comes."""
-FETCHED = ["ca-certificates", "nginx-light", "openssl", "python3-apt", "python3-venv"]
+FETCHED = ["ca-certificates", "nginx", "openssl", "python3-apt", "python3-venv"]
 """What the playbooks install: at hand, not installed."""
 MONTH_S = 30 * 86_400
 INSIDE = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}

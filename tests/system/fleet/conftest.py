@@ -20,7 +20,8 @@ from typing import Any, Final
 
 import pytest
 
-from karvon.demo.process import wait_for
+from karvon.demo.lines import ask
+from karvon.demo.process import Child, free_port, wait_for
 
 PROJECT: Final = Path(__file__).resolve().parents[3]
 ANSIBLE: Final = PROJECT / "ansible"
@@ -233,34 +234,36 @@ class Unit:
             said += self.root.run("env", "-i", *variables, *command, user=user)
         return said
 
-    def start(self, log: Path) -> Service:
-        return Service(self, log)
+    def start(self, log: Path, *command: str) -> Service:
+        return Service(self, log, command)
 
 
 class Service:
     """A unit's ExecStart in its root, as its user; a notify socket where it wants one."""
 
-    def __init__(self, unit: Unit, log: Path) -> None:
+    def __init__(self, unit: Unit, log: Path, command: tuple[str, ...] = ()) -> None:
+        """`command` stands for one that would go into the background."""
         unit.prepare()
+        for line in unit.says["ExecStartPre"]:
+            unit.root.run(*shlex.split(line))
         self.log = log
         self.told = ""
         environment = unit.environment()
         self._socket: socket.socket | None = None
         if unit.says["Type"] == ["notify"]:
-            place = unit.root.there("/run/notify")
-            place.unlink(missing_ok=True)
+            place = unit.root.there(f"/run/notify-{log.stem}")
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.bind(str(place))
             place.chmod(0o777)
             self._socket.setblocking(False)
-            environment["NOTIFY_SOCKET"] = "/run/notify"
+            environment["NOTIFY_SOCKET"] = f"/run/{place.name}"
         for value in unit.says["WatchdogSec"]:
             number, name = re.findall(r"(\d+)(\w*)", value)[0]
             environment["WATCHDOG_USEC"] = str(int(number) * SECONDS[name] * 1_000_000)
-        command = shlex.split(unit.says["ExecStart"][-1])
+        words = command or shlex.split(unit.says["ExecStart"][-1])
         with log.open("ab") as out:
             self._process = subprocess.Popen(
-                [*unit.root.inside(unit.user), *command],
+                [*unit.root.inside(unit.user), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -327,3 +330,29 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(out), str(source)]
     subprocess.run(command, check=True, cwd=out)
     return next(out.glob("karvon-*.whl"))
+
+
+class Charger:
+    """A simulated one, on loopback as the root's processes see it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, self.control = free_port(), free_port()
+        arguments = [
+            *("sim", "charger", "--profile", "abb_terra_ac", "--json"),
+            *("--tcp", f"127.0.0.1:{self.port}", "--control", f"127.0.0.1:{self.control}"),
+        ]
+        self.child = Child("charger", arguments, folder)
+        self.child.start()
+        self.child.ready()
+
+    def do(self, what: str, **arguments: Any) -> dict[str, Any]:
+        return ask(self.control, {"do": what, **arguments})
+
+
+@pytest.fixture
+def charger(tmp_path: Path) -> Iterator[Charger]:
+    made = Charger(tmp_path)
+    try:
+        yield made
+    finally:
+        made.child.stop()

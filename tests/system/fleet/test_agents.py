@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from ota_world import Maker
 
 from karvon.demo.lines import ask
-from karvon.demo.process import Child, free_port, wait_for
+from karvon.demo.process import wait_for
 from karvon.release import building, bundling
 from protocols.release import Encoding, Kind, Release
 
@@ -49,33 +48,7 @@ def bundles(fleet: Fleet, wheel: Path, tmp_path: Path) -> Path:
     return bundle.parent
 
 
-class Charger:
-    """A simulated one, on loopback as the root's processes see it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port, self.control = free_port(), free_port()
-        arguments = [
-            *("sim", "charger", "--profile", "abb_terra_ac", "--json"),
-            *("--tcp", f"127.0.0.1:{self.port}", "--control", f"127.0.0.1:{self.control}"),
-        ]
-        self.child = Child("charger", arguments, folder)
-        self.child.start()
-        self.child.ready()
-
-    def do(self, what: str, **arguments: Any) -> dict[str, Any]:
-        return ask(self.control, {"do": what, **arguments})
-
-
-@pytest.fixture
-def charger(tmp_path: Path) -> Iterator[Charger]:
-    made = Charger(tmp_path)
-    try:
-        yield made
-    finally:
-        made.child.stop()
-
-
-def variables(bundles: Path, charger: Charger) -> dict[str, Any]:
+def variables(bundles: Path, charger: Any) -> dict[str, Any]:
     return {
         "karvon_agent_station": STATION,
         "karvon_agent_bundles": str(bundles),
@@ -96,7 +69,7 @@ def variables(bundles: Path, charger: Charger) -> dict[str, Any]:
 
 
 def test_a_controller_is_installed_commissioned_and_charges(
-    root: Root, bundles: Path, charger: Charger
+    root: Root, bundles: Path, charger: Any
 ) -> None:
     given = variables(bundles, charger)
     first = root.play("agents.yml", "agents", **given)
@@ -137,7 +110,7 @@ def test_a_controller_is_installed_commissioned_and_charges(
     assert root.there("/opt/karvon/current").readlink() == Path("factory")
 
 
-def one_session(root: Root, charger: Charger) -> int:
+def one_session(root: Root, charger: Any) -> int:
     """A vehicle comes, charges and goes; the energy that the agent has booked."""
     desk = root.there("/var/lib/karvon/journal/control.sock")
     wait_for(desk.exists, 60, "the agent's desk to open")
