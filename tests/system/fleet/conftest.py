@@ -12,8 +12,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,7 @@ ANSIBLE: Final = PROJECT / "ansible"
 PLAY_S: Final = 600
 RECAP: Final = re.compile(r"^\S+ +: (ok=\d+ .*)$", re.MULTILINE)
 INSIDE: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+Ran = subprocess.CompletedProcess[str]
 SECONDS: Final = {"": 1, "s": 1, "min": 60}
 
 
@@ -48,11 +49,13 @@ class Fleet:
     wheels_edge: Path
     wheels_cloud: Path
 
-    def run(self, *command: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-        """One of Ansible's programs, beside the playbooks."""
+    def run(self, *command: str | Path, roots: Sequence[Path] = ()) -> Ran:
+        """One of Ansible's programs, beside the playbooks; these roots have their /proc."""
         program, *rest = map(str, command)
+        bound = "".join(f'mount --bind /proc "{root}/proc" && ' for root in roots)
+        within = ["unshare", "--mount", "sh", "-c", f'{bound}exec "$@"', "sh"] if roots else []
         return subprocess.run(
-            [str(self.programs / program), *rest],
+            [*within, str(self.programs / program), *rest],
             cwd=ANSIBLE,
             env={
                 **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
@@ -62,7 +65,6 @@ class Fleet:
                 "ANSIBLE_NOCOLOR": "1",
                 "NO_COLOR": "1",
                 "LC_ALL": "C.UTF-8",
-                **more,
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -118,8 +120,35 @@ class Root:
         self.path = folder / "root"
         subprocess.run(["cp", "-a", "--reflink=auto", fleet.base, self.path], check=True)
 
-    def play(self, playbook: str, group: str, code: int = 0, **variables: Any) -> Played:
-        """As an operator does, but for the way in."""
+    def play(
+        self,
+        playbook: str,
+        group: str,
+        *extra: str,
+        code: int = 0,
+        beside: tuple[str, Root] | None = None,
+        **variables: Any,
+    ) -> Played:
+        """As an operator does, but for the way in; `beside`: another group's only host."""
+        children, roots = {group: self.inventory(**variables)}, [self.path]
+        if beside is not None:
+            other, root = beside
+            children[other] = root.inventory()
+            roots.append(root.path)
+        inventory = self.folder / "hosts.json"
+        inventory.write_text(json.dumps({"all": {"children": children}}))
+        done = self.fleet.run("ansible-playbook", "-i", inventory, playbook, *extra, roots=roots)
+        (self.folder / "play.log").write_text(done.stdout)
+        assert done.returncode == code, done.stdout[-6000:]
+        counts: Counter[str] = Counter()
+        for recap in RECAP.findall(done.stdout):
+            for pair in recap.split():
+                name, count = pair.split("=")
+                counts[name] += int(count)
+        return Played(counts, done.stdout)
+
+    def inventory(self, **variables: Any) -> dict[str, Any]:
+        """A group with this root as its only host."""
         host = {
             "ansible_connection": "community.general.chroot",
             "ansible_host": str(self.path),
@@ -127,14 +156,7 @@ class Root:
             "ansible_python_interpreter": "/usr/bin/python3",
             **variables,
         }
-        inventory = self.folder / "hosts.json"
-        inventory.write_text(json.dumps({"all": {"children": {group: {"hosts": {"it": host}}}}}))
-        done = self.fleet.run("ansible-playbook", "-i", inventory, playbook)
-        (self.folder / "play.log").write_text(done.stdout)
-        assert done.returncode == code, done.stdout[-6000:]
-        recap = RECAP.findall(done.stdout)[-1]
-        counts = dict(pair.split("=") for pair in recap.split())
-        return Played({name: int(count) for name, count in counts.items()}, done.stdout)
+        return {"hosts": {self.folder.name: host}}
 
     def run(self, *command: str, user: str = "root", code: int = 0) -> str:
         """A command in it; its output."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from protocols.release import Encoding, Kind, Release
 
 STATION = "TAS-0042"
 CARD = "04A2B3C4D5E6F7"
+FAILSAFE_S = 60
+"""What the charger had before anybody commissioned it."""
+DESK = "/var/lib/karvon/journal/control.sock"
 UNIT = "karvon-agent.service"
 RULES = ("60-karvon-serial.rules", "61-karvon-names.rules")
 Fleet = Any  # the fixtures' classes live in conftest, which cannot be imported
@@ -69,7 +73,7 @@ def variables(bundles: Path, charger: Any) -> dict[str, Any]:
 
 
 def test_a_controller_is_installed_commissioned_and_charges(
-    root: Root, bundles: Path, charger: Any
+    root: Root, bundles: Path, charger: Any, sample_size: Callable[[int, int], int]
 ) -> None:
     given = variables(bundles, charger)
     first = root.play("agents.yml", "agents", **given)
@@ -99,31 +103,68 @@ def test_a_controller_is_installed_commissioned_and_charges(
     try:
         service.wait("READY=1")
         service.wait("WATCHDOG=1")
+        wait_for(root.there(DESK).exists, 60, "the agent's desk to open")
         energy_wh = one_session(root, charger)
+        if sample_size(0, 1):
+            refused_while_somebody_charges(root, charger, given)
     finally:
         code = service.end()
     assert code == 0, service.log.read_text()[-3000:]
-    (session,) = json.loads(root.run("karvon", "agent", "sessions", "--json", user="karvon"))
-    assert session["energy_wh"] == energy_wh
-    (truth,) = charger.do("status")["sessions"]
+    truth = charger.do("status")["sessions"][0]
     assert 0 <= truth["energy_wh"] - energy_wh < 1
     assert root.there("/opt/karvon/current").readlink() == Path("factory")
+    leaves(root, charger, given, again=bool(sample_size(0, 1)))
 
 
 def one_session(root: Root, charger: Any) -> int:
     """A vehicle comes, charges and goes; the energy that the agent has booked."""
-    desk = root.there("/var/lib/karvon/journal/control.sock")
-    wait_for(desk.exists, 60, "the agent's desk to open")
-
-    def evse() -> dict[str, Any]:
-        found: dict[str, Any] = ask(desk, {"do": "status"})["evses"][0]
-        return found
-
     charger.do("plug", evse=1, wants_wh=15, max_current_ma=16_000)
     root.run("karvon", "agent", "token", CARD, user="karvon")
     wait_for(lambda: charger.do("status")["evses"][0]["full"], 60, "the vehicle to be full")
-    charger.do("unplug", evse=1)
-    wait_for(lambda: not evse().get("transaction"), 60, "the session to end")
+    goes(root, charger)
     (one,) = json.loads(root.run("karvon", "agent", "sessions", "--json", user="karvon"))
     assert one["ended"], one
     return int(one["energy_wh"])
+
+
+def goes(root: Root, charger: Any) -> None:
+    """The vehicle leaves, and its transaction is booked."""
+    desk = root.there(DESK)
+    charger.do("unplug", evse=1)
+    wait_for(
+        lambda: not ask(desk, {"do": "status"})["evses"][0].get("transaction"),
+        60,
+        "the session to end",
+    )
+
+
+def refused_while_somebody_charges(root: Root, charger: Any, given: dict[str, Any]) -> None:
+    """The agent goes on, and so does the vehicle."""
+    charger.do("plug", evse=1, wants_wh=50_000, max_current_ma=16_000)
+    root.run("karvon", "agent", "token", CARD, user="karvon")
+    wait_for(lambda: charger.do("status")["evses"][0]["current_ma"], 60, "current to flow")
+    named = ("--extra-vars", f"stations={STATION}", "--extra-vars", "karvon_agent_wait_min=0")
+    played = root.play("decommission.yml", "agents", *named, code=2, **given)
+    assert f"{STATION} stays in service: Wait until nobody charges" in played.text
+    assert charger.do("status")["evses"][0]["current_ma"] > 0
+    assert root.there("/etc/karvon/agent.toml").exists()
+    goes(root, charger)
+
+
+def leaves(root: Root, charger: Any, given: dict[str, Any], *, again: bool) -> None:
+    """Only who is named; the charger is as it was, nothing is left that could start."""
+    for stations, why in (("", "name the stations that leave"), ("TAS-1", "inventory is TAS-1")):
+        named = ("--extra-vars", f"stations={stations}")
+        assert why in root.play("decommission.yml", "agents", *named, code=2, **given).text
+    named = ("--extra-vars", f"stations={STATION}")
+    played = root.play("decommission.yml", "agents", *named, karvon_agent_purge=True, **given)
+    assert "Put the failsafe back, retire the station, wipe the keys" in str(played.changed)
+    assert charger.do("status")["evses"][0]["failsafe_s"] == FAILSAFE_S
+    assert not list(root.there("/etc/systemd/system").glob(f"**/{UNIT}"))
+    left = {path.name for path in root.there("/etc/karvon").iterdir()}
+    assert {"agent.toml.decommissioned", "commissioning", "decommissioning.json"} <= left
+    assert not left & {"agent.toml", "answers.toml", "credentials.json", "station.pem"}
+    assert not root.there("/opt/karvon").exists()
+    if again:
+        second = root.play("decommission.yml", "agents", *named, karvon_agent_purge=True, **given)
+        assert (second.counts["changed"], second.changed) == (0, [])
