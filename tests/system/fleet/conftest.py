@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,8 @@ from karvon.demo.process import Child, free_port, wait_for
 
 PROJECT: Final = Path(__file__).resolve().parents[3]
 ANSIBLE: Final = PROJECT / "ansible"
-PLAY_S: Final = 600
+PLAY_S: Final = 1200
+PATIENCE_S: Final = 180
 RECAP: Final = re.compile(r"^\S+ +: (ok=\d+ .*)$", re.MULTILINE)
 INSIDE: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 Ran = subprocess.CompletedProcess[str]
@@ -35,7 +36,7 @@ SECONDS: Final = {"": 1, "s": 1, "min": 60}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.timeout(900))
+            item.add_marker(pytest.mark.timeout(2400))
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Root:
             stderr=subprocess.STDOUT,
             env=INSIDE,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         assert done.returncode == code, f"{command}\n{done.stdout}"
@@ -206,7 +207,7 @@ class Root:
         return Unit(self, text.replace("%i", instance))
 
     def wipe(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        subprocess.run(["rm", "-rf", "--one-file-system", self.folder], check=False)
 
 
 class Unit:
@@ -270,6 +271,7 @@ class Service:
             unit.root.run(*shlex.split(line))
         self.log = log
         self.told = ""
+        self.stopped_by = signal.SIGTERM
         environment = unit.environment()
         self._socket: socket.socket | None = None
         if unit.says["Type"] == ["notify"]:
@@ -312,12 +314,12 @@ class Service:
         return word in self.told.splitlines()
 
     def wait(self, word: str) -> None:
-        wait_for(lambda: self.hears(word), 60, f"{word}; its log: {self.log}")
+        wait_for(lambda: self.hears(word), PATIENCE_S, f"{word}; its log: {self.log}")
 
     def end(self) -> int:
         """As systemd stops it; its exit code."""
         if self.alive:
-            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(self.stopped_by)
         try:
             return self._process.wait(60)
         except subprocess.TimeoutExpired:
@@ -329,13 +331,22 @@ class Service:
 
 
 @pytest.fixture
-def root(fleet: Fleet) -> Iterator[Root]:
-    made = Root(fleet, Path(tempfile.mkdtemp(prefix="karvon-fleet-")))
-    made.folder.chmod(0o755)
-    try:
-        yield made
-    finally:
-        made.wipe()
+def make_root(fleet: Fleet) -> Iterator[Callable[[], Root]]:
+    made: list[Root] = []
+
+    def make() -> Root:
+        made.append(Root(fleet, Path(tempfile.mkdtemp(prefix="karvon-fleet-"))))
+        made[-1].folder.chmod(0o755)
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.wipe()
+
+
+@pytest.fixture
+def root(make_root: Callable[[], Root]) -> Root:
+    return make_root()
 
 
 @pytest.fixture(scope="session")

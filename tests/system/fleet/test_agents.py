@@ -18,6 +18,7 @@ from protocols.release import Encoding, Kind, Release
 
 STATION = "TAS-0042"
 CARD = "04A2B3C4D5E6F7"
+PATIENCE_S = 180
 FAILSAFE_S = 60
 """What the charger had before anybody commissioned it."""
 DESK = "/var/lib/karvon/journal/control.sock"
@@ -103,7 +104,7 @@ def test_a_controller_is_installed_commissioned_and_charges(
     try:
         service.wait("READY=1")
         service.wait("WATCHDOG=1")
-        wait_for(root.there(DESK).exists, 60, "the agent's desk to open")
+        wait_for(root.there(DESK).exists, PATIENCE_S, "the agent's desk to open")
         energy_wh = one_session(root, charger)
         if sample_size(0, 1):
             refused_while_somebody_charges(root, charger, given)
@@ -120,7 +121,7 @@ def one_session(root: Root, charger: Any) -> int:
     """A vehicle comes, charges and goes; the energy that the agent has booked."""
     charger.do("plug", evse=1, wants_wh=15, max_current_ma=16_000)
     root.run("karvon", "agent", "token", CARD, user="karvon")
-    wait_for(lambda: charger.do("status")["evses"][0]["full"], 60, "the vehicle to be full")
+    wait_for(lambda: charger.do("status")["evses"][0]["full"], PATIENCE_S, "the vehicle to be full")
     goes(root, charger)
     (one,) = json.loads(root.run("karvon", "agent", "sessions", "--json", user="karvon"))
     assert one["ended"], one
@@ -133,7 +134,7 @@ def goes(root: Root, charger: Any) -> None:
     charger.do("unplug", evse=1)
     wait_for(
         lambda: not ask(desk, {"do": "status"})["evses"][0].get("transaction"),
-        60,
+        PATIENCE_S,
         "the session to end",
     )
 
@@ -142,7 +143,7 @@ def refused_while_somebody_charges(root: Root, charger: Any, given: dict[str, An
     """The agent goes on, and so does the vehicle."""
     charger.do("plug", evse=1, wants_wh=50_000, max_current_ma=16_000)
     root.run("karvon", "agent", "token", CARD, user="karvon")
-    wait_for(lambda: charger.do("status")["evses"][0]["current_ma"], 60, "current to flow")
+    wait_for(lambda: charger.do("status")["evses"][0]["current_ma"], PATIENCE_S, "current to flow")
     named = ("--extra-vars", f"stations={STATION}", "--extra-vars", "karvon_agent_wait_min=0")
     played = root.play("decommission.yml", "agents", *named, code=2, **given)
     assert f"{STATION} stays in service: Wait until nobody charges" in played.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -23,17 +24,10 @@ from karvon.demo.lines import ask
 from karvon.demo.process import ROOT, Child, free_port, wait_for
 
 NAME = "localhost"
-STATION = "TAS-0042"
+SERVER = "/etc/karvon/tls/server.pem"
 CARD = "04A2B3C4D5E6F7"
-SITE = {
-    "name": "Chorsu",
-    "address": "Toshkent",
-    "latitude": 41.3267,
-    "longitude": 69.2353,
-    "time_zone": "Asia/Tashkent",
-}
 AGENT = """
-station = "TAS-0042"
+station = "{station}"
 [journal]
 folder = "journal"
 [uplink]
@@ -44,6 +38,7 @@ link = {{ kind = "tcp", host = "127.0.0.1", port = {port} }}
 """
 ROLES = ("api", "ingest", "gateway")
 VERSION = "0.1.0"
+PATIENCE_S = 180
 UNITS = (
     *(f"karvon-cloud@{role}.service" for role in ROLES),
     "karvon-cloud-database.service",
@@ -97,17 +92,18 @@ class Machine:
         database.says["User"] = ["postgres"]  # whom pg_ctlcluster becomes
         command = ("pg_ctlcluster", "17", "main", "start", "--foreground")
         self._running.append(database.start(root.folder / "postgresql.log", *command))
+        self._running[-1].stopped_by = signal.SIGINT  # its fast shutdown
         socket = root.there("/run/postgresql/.s.PGSQL.5432")
-        wait_for(socket.exists, 60, "PostgreSQL's socket")
+        wait_for(socket.exists, PATIENCE_S, "PostgreSQL's socket")
         root.unit("karvon-cloud-database.service").once()
         root.unit("karvon-cloud-migrate.service").once()
         self.mosquitto = self.run("mosquitto.service")
         self.mosquitto.wait("READY=1")
-        self.run("nginx.service", "nginx", "-g", "daemon off;")
+        self.proxy = self.run("nginx.service", "nginx", "-g", "daemon off;")
         for role in ROLES:
             service = self.run(f"karvon-cloud@{role}.service")
             port = self._given["karvon_cloud_http_ports"][role]
-            wait_for(lambda port=port: healthy(port), 60, f"{role}; its log: {service.log}")
+            wait_for(lambda port=port: healthy(port), PATIENCE_S, f"{role}; its log: {service.log}")
             self.tell_mosquitto()
 
     def run(self, unit: str, *command: str) -> Service:
@@ -126,6 +122,20 @@ class Machine:
             (asked,) = self.root.unit("mosquitto-accounts.service").says["ExecStart"]
             assert asked == "/usr/bin/systemctl kill --signal=HUP mosquitto.service"
             os.kill(self.mosquitto.pid, signal.SIGHUP)
+
+    def reload(self) -> None:
+        """As the handlers of the playbook do where systemd runs."""
+        for service in (self.mosquitto, self.proxy):
+            os.kill(service.pid, signal.SIGHUP)
+        wait_for(
+            lambda: self.served() == self.root.there(SERVER).read_text(), PATIENCE_S, "the reload"
+        )
+
+    def served(self) -> str:
+        """The certificate that the proxy and the broker show; empty: not the same."""
+        ports = [self._given[f"karvon_cloud_{name}_port"] for name in ("mqtt", "https")]
+        shown = {ssl.get_server_certificate(("127.0.0.1", port)) for port in ports}
+        return shown.pop() if len(shown) == 1 else ""
 
     def end(self) -> None:
         while self._running:
@@ -178,6 +188,7 @@ def machine(root: Root, given: dict[str, Any]) -> Iterator[Machine]:
 
 def test_a_cloud_is_installed_and_an_agents_session_arrives(
     machine: Machine,
+    controller: Root,
     given: dict[str, Any],
     charger: Any,
     tmp_path: Path,
@@ -207,7 +218,10 @@ def test_a_cloud_is_installed_and_an_agents_session_arrives(
         urllib.request.urlopen(  # loopback
             f"{machine.url}/metrics", context=ssl.create_default_context(cafile=machine.trust)
         )
-    one_session(machine, charger, tmp_path)
+    one_session(machine, charger, tmp_path, "TAS-0042")
+
+    rotate(machine, controller, given)
+    one_session(machine, charger, tmp_path, "TAS-0043")
 
     root.unit("karvon-backup.service").once()
     (backup,) = root.there("/var/backups/karvon").glob("karvon-*.tar")
@@ -220,12 +234,64 @@ def test_a_cloud_is_installed_and_an_agents_session_arrives(
     assert any(name.endswith("ota/director.pem") for name in names)
 
 
-def one_session(machine: Machine, charger: Any, folder: Path) -> None:
+@pytest.fixture
+def controller(fleet: Fleet, make_root: Callable[[], Root]) -> Root:
+    """A controller, as far as its trust is concerned."""
+    made = make_root()
+    made.run("apt-get", "install", "-qq", "--no-install-recommends", "ca-certificates")
+    made.run("useradd", "--system", "karvon")
+    made.there("/etc/karvon").mkdir()
+    unit = ROOT / "ansible/roles/karvon_agent/files/karvon-agent.service"
+    shutil.copy(unit, made.there("/etc/systemd/system"))
+    return made
+
+
+def rotate(machine: Machine, controller: Root, given: dict[str, Any]) -> None:
+    """A new certificate, then a new authority: a controller is never locked out."""
+    root, port = machine.root, given["karvon_cloud_mqtt_port"]
+    old = machine.root.folder / "old.pem"
+    old.write_bytes(machine.trust.read_bytes())
+    known = controller.there("/etc/karvon/ca.pem")
+    known.write_bytes(old.read_bytes())
+
+    def played(what: str) -> Any:
+        before = machine.served()
+        extra = ("--extra-vars", f"rotate={what}")
+        found = root.play(
+            "rotate-certificates.yml", "cloud", *extra, beside=("agents", controller), **given
+        )
+        machine.reload()
+        assert (machine.served() != before) is (what != "forget")
+        assert spoken(port, known, ssl.TLSVersion.TLSv1_3)
+        return found
+
+    played("server")
+    assert known.read_bytes() == old.read_bytes()
+    played("authority")
+    assert known.read_bytes() == machine.trust.read_bytes()
+    assert known.read_bytes().count(b"BEGIN CERTIFICATE") == 2
+    assert spoken(port, old, ssl.TLSVersion.TLSv1_3) == ""
+    systems = controller.there("/usr/local/share/ca-certificates")
+    assert len(list(systems.iterdir())) == 2
+    controller.run("openssl", "verify", *map(str, ["/etc/ssl/certs/karvon.pem"]))
+    played("forget")
+    assert known.read_bytes().count(b"BEGIN CERTIFICATE") == 1
+    assert [one.name for one in systems.iterdir()] == ["karvon.crt"]
+    refused = ("--extra-vars", "rotate=everything")
+    text = root.play(
+        "rotate-certificates.yml", "cloud", *refused, code=2, beside=("agents", controller), **given
+    ).text
+    assert "not everything" in text
+
+
+def one_session(machine: Machine, charger: Any, folder: Path, station: str) -> None:
     """An agent is claimed through the proxy, and what it books arrives."""
-    machine.ask("/sites", SITE)
-    made = machine.ask("/stations", {"station": STATION, "name": "1", "site": 1})
-    machine.ask("/id-tokens", {"value": CARD})
-    (folder / "agent.toml").write_text(AGENT.format(port=charger.port))
+    folder /= station
+    folder.mkdir()
+    made = machine.ask("/stations", {"station": station, "name": station})
+    machine.ask("/id-tokens/import", {"id_tokens": [{"value": CARD}]})
+    (folder / "agent.toml").write_text(AGENT.format(station=station, port=charger.port))
+    before = len(charger.do("status")["sessions"])
     agent = ["--config", str(folder / "agent.toml")]
     environment = {**os.environ, "SSL_CERT_FILE": str(machine.trust)}
     code = made["claim"]["code"]
@@ -238,23 +304,25 @@ def one_session(machine: Machine, charger: Any, folder: Path) -> None:
     child.start()
     try:
         desk = folder / "journal" / "control.sock"
-        wait_for(desk.exists, 60, "the agent's desk to open")
+        wait_for(desk.exists, PATIENCE_S, "the agent's desk to open")
 
         def listed() -> bool:
             return bool(ask(desk, {"do": "status"})["status"]["local_list_version"])
 
-        wait_for(listed, 60, f"the local list to arrive; the agent's log: {child.log}")
+        wait_for(listed, PATIENCE_S, f"the local list to arrive; the agent's log: {child.log}")
         charger.do("plug", evse=1, wants_wh=15, max_current_ma=16_000)
         ask(desk, {"do": "token", "token": CARD, "evse": 1})
-        wait_for(lambda: charger.do("status")["evses"][0]["full"], 60, "the vehicle to be full")
+        wait_for(
+            lambda: charger.do("status")["evses"][0]["full"], PATIENCE_S, "the vehicle to be full"
+        )
         charger.do("unplug", evse=1)
 
         def ended() -> dict[str, Any] | None:
-            items = machine.ask(f"/transactions?station={STATION}")["items"]
+            items = machine.ask(f"/transactions?station={station}")["items"]
             return next((one for one in items if one["state"] == "ended"), None)
 
-        booked = wait_for(ended, 60, "the session to arrive")
+        booked = wait_for(ended, PATIENCE_S, "the session to arrive")
     finally:
         child.stop()
-    (truth,) = charger.do("status")["sessions"]
+    (truth,) = charger.do("status")["sessions"][before:]
     assert 0 <= truth["energy_wh"] - booked["energy_wh"] < 1

@@ -35,3 +35,24 @@ def test_units_in_the_pages_are_those_that_are_installed(page: str) -> None:
     for name, text in shown:
         (installed,) = ANSIBLE.glob(f"roles/*/files/{name}")
         assert installed.read_text() == text, name
+
+
+def test_systemd_finds_nothing_wrong_with_the_units(root: Any) -> None:
+    """With stand-ins for the programs that only an installation brings."""
+    for program in ("/opt/karvon-cloud/bin/karvon", "/usr/local/lib/karvon/renew-certificates"):
+        root.there(program).parent.mkdir(parents=True, exist_ok=True)
+        root.there(program).write_text("#!/bin/sh\n")
+        root.there(program).chmod(0o755)
+    units = [
+        path
+        for kind in ("service", "timer", "path")
+        for path in ANSIBLE.glob(f"roles/*/files/*.{kind}")
+    ]
+    assert len(units) > len(PLAYBOOKS)
+    for path in units:
+        root.there(f"/etc/systemd/system/{path.name}").write_bytes(path.read_bytes())
+    names = [path.name.replace("@.", "@api.") for path in units]
+    assert root.run("systemd-analyze", "verify", "--man=no", *names) == ""
+    wrong = root.there("/etc/systemd/system/wrong.service")
+    wrong.write_text("[Service]\nExecStart=/nowhere\nRestrat=always\n")
+    assert "Restrat" in root.run("systemd-analyze", "verify", "--man=no", wrong.name, code=1)
