@@ -37,6 +37,24 @@ class Device(Part, frozen=True, kw_only=True):
     options: tuple[str, ...] = ()
 
 
+class FirmwarePart(Part, frozen=True, kw_only=True):
+    """How new firmware comes into a board: by releases of kind board, with that name."""
+
+    name: str
+    """Of the releases; boards with the same name always run the same version."""
+    loader: Literal["stm32", "smp", "modbus"]
+    hw_ids: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    """What the board is; an image for any of them fits."""
+    device: str = ""
+    """The line or tcp://HOST:PORT of its loader; empty: the board's own."""
+    baudrate: int | None = None
+    parity: Literal["none", "even", "odd"] | None = None
+    unit: Annotated[int, msgspec.Meta(ge=1, le=247)] = 1
+    """Of a Modbus loader."""
+    pins: str | None = None
+    """STM32: what drives BOOT0 and reset, such as rts,dtr."""
+
+
 class BoardPart(Part, frozen=True, kw_only=True):
     """A power board and the station's EVSE numbers behind it, in the board's own order."""
 
@@ -50,6 +68,8 @@ class BoardPart(Part, frozen=True, kw_only=True):
     """A meter in this board's feed, where the board has none that counts; for one EVSE."""
     meter_stale_after_s: Annotated[float, msgspec.Meta(ge=5, le=600)] = 30.0
     """A meter that is silent for so long stops the charging: nobody charges without it."""
+    firmware: FirmwarePart | None = None
+    """None: its firmware is not installed from here."""
     evses: tuple[int, ...] = (1,)
     cable_ma: int | None = None
     """The weakest cable behind this board; None: as strong as the board."""
@@ -410,8 +430,22 @@ def _kind_problems(index: int, board: BoardPart) -> Any:
         yield f"boards[{index}].meter: one meter cannot tell {len(board.evses)} EVSEs apart"
     if serial and not board.link.device:
         yield f"boards[{index}].link.device: name the line, best by /dev/serial/by-id/…"
+    if board.firmware is not None:
+        yield from _firmware_problems(index, board, board.firmware)
     if not serial and board.link.rts != "none":
         yield f'boards[{index}].link.rts: only for kind = "serial_board"'
+
+
+def _firmware_problems(index: int, board: BoardPart, part: FirmwarePart) -> Any:
+    where = f"boards[{index}].firmware"
+    if not NAME.fullmatch(board.name):
+        yield f"{where}: its journal is named like the board: letters, digits, - and _ only"
+    if not part.device and not board.link.device and part.loader != "modbus":
+        yield f"{where}.device: name the line that its loader is on"
+    if part.device.startswith("tcp://") and part.loader != "modbus":
+        yield f"{where}.device: {part.loader} needs a serial line"
+    if part.pins is not None and part.loader != "stm32":
+        yield f"{where}.pins: only an STM32's loader is entered by pins"
 
 
 def _uplink_problems(config: Config) -> Any:
@@ -542,6 +576,7 @@ def _own_failsafe_problems(config: Config, share_ma: int) -> Any:
         )
 
 
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _UNKNOWN: Final = re.compile(r"unknown field `(?P<field>[^`]*)`(?: - at `\$(?P<path>[^`]*)`)?")
 
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -88,6 +88,8 @@ class Line:
     began_ms: int | None = None
     stepped_ms: int | None = None
     """When the last step was finished, whatever its outcome."""
+    away: str = ""
+    """Why somebody else has the line now; it is not asked then."""
 
     def own(self, evse: int) -> int:
         """The board's number of a station's EVSE."""
@@ -95,7 +97,7 @@ class Line:
 
     @property
     def described(self) -> str:
-        return self.trouble or self.board.identity
+        return self.away or self.trouble or self.board.identity
 
 
 class Loop:
@@ -184,11 +186,35 @@ class Loop:
             kept.append(Keep(state.meter.register))
         self.ledger.write(kept)
 
+    async def give_away(self, line: Line, why: str) -> None:
+        """Let somebody else have the line; nobody charges there. See `take_back`."""
+        async with line.lock:
+            line.away = why
+            for mine in line.numbers if line.opened else ():
+                try:
+                    await self._within(line.board.withhold(mine))
+                except BOARD_ERRORS as error:
+                    log.warning("board %s: not withheld before %s: %s", line.name, why, error)
+            await self._within(line.board.close())
+
+    async def take_back(self, line: Line) -> None:
+        """It is made safe anew: it may be another board by now, or have started over."""
+        async with line.lock:
+            line.away, line.opened, line.heard_ms = "", False, None
+            line.began_ms = self.clock.now().mono_ms
+            for number in line.numbers.values():
+                connector = self.station.connectors[number]
+                untold: dict[str, Any] = {"written": None, "released": None}
+                connector.state = replace(connector.state, **untold)
+
     # ------------------------------------------------------------------ one step
 
     async def step(self, line: Line) -> None:
         """Read a board once and do what follows."""
         async with line.lock:
+            if line.away:
+                line.stepped_ms = self.clock.now().mono_ms
+                return
             if not line.opened:
                 await self.make_safe(line)
             readings = await self._read(line) if line.opened else ()

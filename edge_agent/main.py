@@ -76,6 +76,7 @@ from protocols.quantities import MilliAmperes, WattHours
 from protocols.site_link import MIN_KEY_BYTES
 
 if TYPE_CHECKING:
+    from edge_agent.updates.installing import Installer
     from edge_agent.updates.service import Place
 
 log = logging.getLogger(__name__)
@@ -499,7 +500,12 @@ def take_updates(config: Config, agent: Agent, file: Path | None) -> None:
     place = update_place(config, config.updates, Path(root), slot, file)
     try:
         updates = Updates(
-            place, agent.loop, restart=agent.restart, cloud=agent.reached, stuck=agent.stuck
+            place,
+            agent.loop,
+            restart=agent.restart,
+            cloud=agent.reached,
+            stuck=agent.stuck,
+            installers=_installers(config, agent.loop, place),
         )
     except JournalError as error:
         log.error("no updates: %s", error)  # noqa: TRY400  # charging goes on all the same
@@ -507,6 +513,16 @@ def take_updates(config: Config, agent: Agent, file: Path | None) -> None:
         return
     agent.updates = updates
     agent.desk.update = updates.asked
+
+
+def _installers(config: Config, loop: Loop, place: Place) -> list[Installer]:
+    """What takes releases beside the agent itself."""
+    if not any(part.firmware for part in config.boards):
+        return []
+    from edge_agent.updates.boards import BoardInstaller
+
+    parts, root, state = config.boards, place.root, place.state
+    return [BoardInstaller(loop, parts, root=root, state=state, slot=place.slot)]
 
 
 def update_place(

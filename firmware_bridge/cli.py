@@ -7,32 +7,16 @@ Exit codes: 0 all well, 1 refused or failed, 2 wrong usage, 3 no board or no lin
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from firmware_bridge.ways import Kind, Parity, Where
+
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
-
-
-class Kind(StrEnum):
-    """The loaders that there are."""
-
-    STM32 = "stm32"
-    MODBUS = "modbus"
-    SMP = "smp"
-    TERRA_AC = "terra-ac"
-
-
-class Parity(StrEnum):
-    """Of the line."""
-
-    NONE = "none"
-    EVEN = "even"
-    ODD = "odd"
 
 
 DeviceOption = Annotated[
@@ -88,6 +72,15 @@ PreviousOption = Annotated[
 PreviousVersionOption = Annotated[
     str | None, typer.Option("--previous-version", help="The version of --previous.")
 ]
+OwnBoardOption = Annotated[
+    int | None,
+    typer.Option(
+        "--own-board",
+        min=1,
+        max=247,
+        help="STM32: a board of our own serial language at this address; it is asked and told.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 ImageArgument = Annotated[Path, typer.Argument(help="The file with the firmware.")]
 DEFAULT_STATE = Path("/var/lib/karvon/bridge")
@@ -102,12 +95,13 @@ def probe(
     unit: UnitOption = 1,
     pins: PinsOption = None,
     hw_id: HwIdOption = None,
+    own_board: OwnBoardOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Look who answers: the application or a loader, its chip or board. Changes nothing."""
     from firmware_bridge import working
 
-    where = working.Where(device, loader, baudrate, parity, unit, pins, hw_id)
+    where = Where(device, loader, baudrate, parity, unit, pins, hw_id, address=own_board)
     raise typer.Exit(working.probe(where, as_json=as_json))
 
 
@@ -131,6 +125,7 @@ def flash(
     board: BoardOption = "board",
     state: StateOption = DEFAULT_STATE,
     terra_ac_checksum: ChecksumOption = None,
+    own_board: OwnBoardOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put an image into the board; if it does not work, the one before it.
@@ -140,7 +135,17 @@ def flash(
     """
     from firmware_bridge import working
 
-    where = working.Where(device, loader, baudrate, parity, unit, pins, hw_id, terra_ac_checksum)
+    where = Where(
+        device,
+        loader,
+        baudrate,
+        parity,
+        unit,
+        pins,
+        hw_id,
+        terra_ac_checksum=terra_ac_checksum,
+        address=own_board,
+    )
     said = working.Said(version, made_for or [], chip or [], address, protocol)
     raise typer.Exit(
         working.flash(
@@ -170,7 +175,7 @@ def verify(
     """Compare what is in the board with a file. Changes nothing."""
     from firmware_bridge import working
 
-    where = working.Where(device, loader, baudrate, parity, unit, pins, None)
+    where = Where(device, loader, baudrate, parity, unit, pins, None)
     said = working.Said(version or "0.0.0", [], [], address, None)
     raise typer.Exit(working.verify(where, image, said, as_json=as_json))
 
@@ -187,10 +192,21 @@ def recover(
     board: BoardOption = "board",
     state: StateOption = DEFAULT_STATE,
     terra_ac_checksum: ChecksumOption = None,
+    own_board: OwnBoardOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take up a flashing that was cut, or try a faulted board again; needs no file."""
     from firmware_bridge import working
 
-    where = working.Where(device, loader, baudrate, parity, unit, pins, hw_id, terra_ac_checksum)
+    where = Where(
+        device,
+        loader,
+        baudrate,
+        parity,
+        unit,
+        pins,
+        hw_id,
+        terra_ac_checksum=terra_ac_checksum,
+        address=own_board,
+    )
     raise typer.Exit(working.recover(where, working.Kept(state, board), as_json=as_json))

@@ -129,6 +129,18 @@ class SerialLine:
         except (OSError, termios.error) as error:
             raise self._gone(error) from error
 
+    def retune(self, baudrate: int, parity: Parity) -> None:
+        """For somebody else on the same line."""
+        try:
+            self._port.baudrate = baudrate
+            if not is_pseudo(self.settings.device):
+                self._port.parity = parity[0].upper()
+        except (OSError, ValueError, termios.error) as error:
+            raise self._gone(error) from error
+
+    def tune_back(self) -> None:
+        self.retune(self.settings.baudrate, self.settings.parity)
+
     def set_modem(self, name: Modem, *, on: bool) -> None:
         """Raises RefusedError where the port has no modem lines."""
         try:

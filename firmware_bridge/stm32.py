@@ -82,6 +82,8 @@ class Stm32Loader:
         return self._version()
 
     def probe(self) -> bool:
+        if self._version() is not None:
+            return False  # the application answers: that is quicker known than the ROM's silence
         try:
             self._hold(an3155.sync())
             self._hold(an3155.surely("asking for its abilities", an3155.get))

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from firmware_bridge.cli import Kind, Parity
 from firmware_bridge.flashing import Flasher, Outcome, Progress, Result
 from firmware_bridge.journal import ImageStore, Journal, Phase, forget_unneeded
 from firmware_bridge.loader import (
@@ -26,48 +25,15 @@ from firmware_bridge.loader import (
     LoaderSilentError,
 )
 from firmware_bridge.mcuboot import ImageError, said
-from firmware_bridge.port import LineSettings
+from firmware_bridge.ways import Kind, UsageError, Where, opened
 
 FAILED, WRONG, UNREACHABLE = 1, 2, 3
-USUAL: Final = {
-    Kind.STM32: (115_200, Parity.EVEN),
-    Kind.MODBUS: (19_200, Parity.EVEN),
-    Kind.SMP: (115_200, Parity.NONE),
-    Kind.TERRA_AC: (19_200, Parity.EVEN),
-}
 PHASES: Final = {
     Phase.ERASE: "erasing",
     Phase.WRITE: "writing",
     Phase.VERIFY: "comparing",
     Phase.BOOT: "starting",
 }
-
-
-class UsageError(Exception):
-    """The command line asks for what makes no sense."""
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """How to reach the board."""
-
-    device: str
-    loader: Kind
-    baudrate: int | None
-    parity: Parity | None
-    unit: int
-    pins: str | None
-    hw_id: str | None
-    terra_ac_checksum: str | None = None
-
-    @property
-    def line(self) -> LineSettings:
-        baudrate, parity = USUAL[self.loader]
-        return LineSettings(
-            device=self.device,
-            baudrate=self.baudrate or baudrate,
-            parity=(self.parity or parity).value,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +64,7 @@ class Kept:
             journal=Journal(self.state / f"{self.board}.json"),
             images=ImageStore(self.state / "images"),
             hw_id=where.hw_id,
-            asks=where.loader is not Kind.STM32,
+            asks=where.asks,
             watch=watch,
         )
 
@@ -201,66 +167,6 @@ def recover(where: Where, kept: Kept, *, as_json: bool) -> int:
 
 
 # -- parts --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def opened(where: Where) -> Iterator[Loader]:
-    """The loader on its line. Raises LineError, UsageError."""
-    tcp = where.device.startswith("tcp://")
-    if tcp and where.loader in {Kind.STM32, Kind.SMP}:
-        raise UsageError(f"--device {where.device}: {where.loader.value} needs a serial line")
-    if where.loader is Kind.STM32:
-        from firmware_bridge.pins import BootPins, Wiring, WiringError
-        from firmware_bridge.port import SerialLine
-        from firmware_bridge.stm32 import Stm32Loader
-
-        try:
-            wiring = None if where.pins is None else Wiring.parse(where.pins)
-        except WiringError as error:
-            raise UsageError(f"--pins: {error}") from error
-        line = SerialLine(where.line, wiring)
-        pins = None if wiring is None else BootPins(line, wiring)
-        try:
-            yield Stm32Loader(line, hw_id=where.hw_id, pins=pins)
-        finally:
-            line.close()
-    elif where.loader is Kind.SMP:
-        from firmware_bridge.smp import SmpLoader, serial_transport
-
-        smp = SmpLoader(lambda: serial_transport(where.line), where.device, hw_id=where.hw_id)
-        try:
-            yield smp
-        finally:
-            smp.close()
-    else:
-        from firmware_bridge.registers import PymodbusRegisters
-
-        registers = PymodbusRegisters(_host(where.device) if tcp else where.line, where.unit)
-        try:
-            yield _behind(registers, where)
-        finally:
-            registers.close()
-
-
-def _behind(registers: Any, where: Where) -> Loader:
-    if where.loader is Kind.MODBUS:
-        from firmware_bridge.modbus_loader import ModbusLoader
-
-        return ModbusLoader(registers)
-    from firmware_bridge.terra_ac import CHECKSUMS, SETTING, TerraAcLoader
-
-    checksum = where.terra_ac_checksum
-    if checksum is not None and checksum not in CHECKSUMS:
-        raise UsageError(f"{SETTING} {checksum}: known are {' and '.join(CHECKSUMS)}")
-    return TerraAcLoader(registers, checksum=checksum)
-
-
-def _host(device: str) -> tuple[str, int]:
-    host, _, port = device.removeprefix("tcp://").rpartition(":")
-    try:
-        return host.strip("[]"), int(port)
-    except ValueError as error:
-        raise UsageError(f"--device {device}: tcp://HOST:PORT is wanted") from error
 
 
 def _image(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from cloud.authorization.decision import Decision
-from cloud.authorization.store import find_refs, refer, reveal
+from cloud.authorization.store import find_refs, refer, refer_ask, reveal
 from cloud.kernel.database import Cursor
 from cloud.kernel.errors import KarvonError, Kind
 
@@ -19,6 +19,7 @@ __all__ = [
     "IdTokenNotFound",
     "find_refs",
     "refer",
+    "refer_ask",
     "reveal",
 ]
 

@@ -14,6 +14,7 @@ from cloud.authorization.decision import TokenRules
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.paging import Column, Cut, Part, Sorts, Where, select_page
 from cloud.kernel.rows import row, rows
+from cloud.kernel.turns import Ask
 from protocols.agent_link import IdToken
 
 
@@ -312,24 +313,30 @@ async def refer(
     """References of tokens that were used, known or not; made where there was none."""
     if not seen:
         return {}
+    asked = refer_ask(seen)
+    rows_ = await cursor.ask(*asked)
+    if len(rows_) < len(set(seen)):
+        await cursor.execute(
+            'INSERT INTO "authorization".token_ref (tenant_id, value, type)'
+            " SELECT * FROM unnest(%s::int[], %s::text[], %s::text[]) ON CONFLICT DO NOTHING",
+            asked.params,
+        )
+        rows_ = await cursor.ask(*asked)
+    return {(TenantId(tenant), IdToken(value, kind)): ref for tenant, value, kind, ref in rows_}
+
+
+_REFS: Final = (
+    "SELECT w.tenant_id, w.value, w.type, r.id"
+    " FROM unnest(%s::int[], %s::text[], %s::text[]) AS w (tenant_id, value, type)"
+    ' JOIN "authorization".token_ref r ON r.tenant_id = w.tenant_id'
+    " AND lower(r.value) = lower(w.value) AND r.type = w.type"
+)
+
+
+def refer_ask(seen: Collection[tuple[TenantId, IdToken]]) -> Ask:
+    """What `refer` asks first."""
     unique = sorted({(tenant, t.value, t.type) for tenant, t in seen})
-    columns = tuple(list(column) for column in zip(*unique, strict=True))
-    await cursor.execute(
-        'INSERT INTO "authorization".token_ref (tenant_id, value, type)'
-        " SELECT * FROM unnest(%s::int[], %s::text[], %s::text[]) ON CONFLICT DO NOTHING",
-        columns,
-    )
-    await cursor.execute(
-        "SELECT w.tenant_id, w.value, w.type, r.id"
-        " FROM unnest(%s::int[], %s::text[], %s::text[]) AS w (tenant_id, value, type)"
-        ' JOIN "authorization".token_ref r ON r.tenant_id = w.tenant_id'
-        " AND lower(r.value) = lower(w.value) AND r.type = w.type",
-        columns,
-    )
-    return {
-        (TenantId(tenant), IdToken(value, kind)): ref
-        for tenant, value, kind, ref in await cursor.fetchall()
-    }
+    return Ask(_REFS, tuple(list(column) for column in zip(*unique, strict=True)))
 
 
 async def reveal(cursor: Cursor, refs: Collection[int]) -> dict[int, IdToken]:

@@ -8,17 +8,19 @@ table; `migrate` makes both.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Final, LiteralString, NewType, cast
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
 
 from cloud.kernel.cursor import Cursor as Cursor  # noqa: PLC0414  # what `unit` gives
 from cloud.kernel.errors import Unavailable
-from cloud.kernel.pool import Connection, Pool
+from cloud.kernel.pool import Pool
+from cloud.kernel.turns import Ask
 
 TenantId = NewType("TenantId", int)
 
@@ -91,13 +93,13 @@ class Database:
 
     @asynccontextmanager
     async def commit_unit(
-        self, deadline_s: float = UNIT_DEADLINE_S, begin: bytes = b"BEGIN"
+        self, deadline_s: float = UNIT_DEADLINE_S, asks: Sequence[Ask] = ()
     ) -> AsyncIterator[Cursor]:
         """One transaction of the commit path's role, which sees every tenant.
 
-        `begin` may go on with a first statement; its rows are the cursor's next set.
+        What it will `ask` can come with its begin.
         """
-        async with _transaction(self._commit, deadline_s, begin) as cursor:
+        async with _transaction(self._commit, deadline_s, asks) as cursor:
             yield cursor
 
     @asynccontextmanager
@@ -110,7 +112,7 @@ class Database:
             yield cast("Cursor", cursor)
 
     @asynccontextmanager
-    async def listener(self) -> AsyncIterator[Connection]:
+    async def listener(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
         """An autocommit connection of its own, for LISTEN."""
         connection = await psycopg.AsyncConnection.connect(self.dsn, autocommit=True)
         async with connection:
@@ -138,7 +140,7 @@ class Database:
         return True
 
 
-_Joint = tuple[Connection, Database, TenantId, asyncio.Task[object] | None]
+_Joint = tuple[psycopg.AsyncConnection[TupleRow], Database, TenantId, asyncio.Task[object] | None]
 _joint: ContextVar[_Joint | None] = ContextVar("joint", default=None)
 
 
@@ -152,11 +154,17 @@ def _pool(dsn: str, role: str, size: int) -> Pool:
 
 
 @asynccontextmanager
-async def _transaction(pool: Pool, deadline_s: float, begin: bytes) -> AsyncIterator[Cursor]:
-    async with pool.connection(deadline_s) as connection, connection.cursor() as cursor:
-        await cursor.execute(begin)
+async def _transaction(
+    pool: Pool, deadline_s: float, begin: bytes | Sequence[Ask]
+) -> AsyncIterator[Cursor]:
+    async with pool.connection(deadline_s) as connection, connection.cursor() as plain:
+        cursor = cast("Cursor", plain)
+        if isinstance(begin, bytes):
+            await cursor.execute(begin)
+        else:
+            await cursor.begin(begin)
         try:
-            yield cast("Cursor", cursor)
+            yield cursor
         except Exception:
             with suppress(psycopg.Error):  # lost, and with it what was done
                 await connection.rollback()

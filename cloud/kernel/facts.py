@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import itemgetter
-from typing import Final, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import Final, NamedTuple, Protocol, Self, TypeVar, cast, runtime_checkable
 from uuid import UUID
 
 import msgspec
@@ -28,9 +28,10 @@ from cloud.kernel import events, faultpoints
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.errors import Unavailable
 from cloud.kernel.events import Event
-from cloud.kernel.fencing import begun, unfenced
+from cloud.kernel.fencing import lives, unfenced
 from cloud.kernel.handover import rightly_owned
 from cloud.kernel.rows import literal
+from cloud.kernel.turns import Ask
 from protocols.agent_link import (
     BillingBatch,
     Ranges,
@@ -128,6 +129,18 @@ class _RefusedError(Exception):
     """A writer could not take something among what it was given."""
 
 
+@runtime_checkable
+class Foreseeing(Protocol):
+    """A SpokenWriter that can tell beforehand what it will ask: that comes with the BEGIN."""
+
+    def foresee(self, spoken: Sequence[Spoken]) -> Iterable[Ask]:
+        """What `write_spoken` will `ask`, should all of these count and nobody else change it.
+
+        Nothing that a writer before it writes in the same commit may be asked for here.
+        """
+        ...
+
+
 _Write = Callable[[Cursor, Sequence[Fact]], Awaitable[list[Event]]]
 
 
@@ -167,6 +180,7 @@ class GroupCommitter:
         self._database = database
         self._writers = writers
         self._spoken_writers = spoken_writers
+        self._foreseeing = [one for one in spoken_writers if isinstance(one, Foreseeing)]
         self._linger_s = linger_s
         self._max = max_deliveries
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(max_deliveries * 2)
@@ -274,8 +288,8 @@ class GroupCommitter:
         """Without savepoints at first, and with the last statements in the turn of the COMMIT."""
         lanes = _by_mark(fact for fact in facts if isinstance(fact, Delivery))
         said = [fact for fact in facts if isinstance(fact, Spoken)]
-        begin = begun(said)
-        async with self._database.commit_unit(COMMIT_DEADLINE_S, begin) as cursor:
+        asks = self._foreseen(said) if not lanes and unfit is None else ()
+        async with self._database.commit_unit(COMMIT_DEADLINE_S, asks) as cursor:
             try:
                 committed = await self._take(cursor, lanes, said, self._boldly(unfit))
                 faultpoints.reach(faultpoints.BEFORE_COMMIT)
@@ -283,11 +297,18 @@ class GroupCommitter:
             except _RefusedError:
                 cursor.let_go()
                 await cursor.execute(b"ROLLBACK")
-                await cursor.execute(begin)
+                await cursor.execute(b"BEGIN")
                 committed = await self._take(cursor, lanes, said, self._carefully)
                 faultpoints.reach(faultpoints.BEFORE_COMMIT)
         faultpoints.reach(faultpoints.AFTER_COMMIT)
         return committed
+
+    def _foreseen(self, said: Sequence[Spoken]) -> list[Ask]:
+        asked = lives(said)
+        return [
+            *((asked,) if asked else ()),
+            *(ask for one in self._foreseeing for ask in one.foresee(said)),
+        ]
 
     async def _take(
         self, cursor: Cursor, lanes: Lanes, said: Sequence[Spoken], write: _Write

@@ -14,31 +14,32 @@ from uuid import UUID
 
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.rows import literal
+from cloud.kernel.turns import Ask
 
 if TYPE_CHECKING:
     from cloud.kernel.facts import Spoken
 
 
-def begun(said: Iterable[Spoken]) -> bytes:
-    """What begins a commit's transaction; what `unfenced` needs is asked for in the same turn."""
-    stations = sorted({one.station_id for one in said if one.epoch})
-    return b"BEGIN; " + (_LIVE % literal(stations)).encode() if stations else b"BEGIN"
-
-
 _LIVE: Final = (
-    "SELECT station_id, epoch, tenant_id FROM kernel.live WHERE station_id = ANY('%s'::int[])"
+    "SELECT station_id, epoch, tenant_id FROM kernel.live WHERE station_id = ANY(%s::int[])"
     " ORDER BY station_id FOR NO KEY UPDATE"
 )
+
+
+def lives(said: Iterable[Spoken]) -> Ask | None:
+    """What `unfenced` will ask; it is to be the first thing that a commit asks."""
+    stations = sorted({one.station_id for one in said if one.epoch})
+    return Ask(_LIVE, (literal(stations),)) if stations else None
 
 
 async def unfenced(cursor: Cursor, said: Sequence[Spoken]) -> dict[int, Spoken]:
     """What still counts, by the `id()` of what was given, with the tenants of this moment.
 
-    A connection's own beginning (epoch 0) counts always. The cursor is to have just run `begun`.
+    A connection's own beginning (epoch 0) counts always.
     """
-    live: dict[int, tuple[int, TenantId]] = {}
-    if cursor.nextset():
-        live = {row[0]: (row[1], TenantId(row[2])) for row in await cursor.fetchall()}
+    asked = lives(said)
+    rows = await cursor.ask(*asked) if asked else []
+    live = {row[0]: (row[1], TenantId(row[2])) for row in rows}
     counted: dict[int, Spoken] = {}
     for one in said:
         if one.epoch == 0:

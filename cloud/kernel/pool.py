@@ -17,12 +17,10 @@ from typing import Final
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from psycopg.rows import TupleRow
 
 from cloud.kernel.cursor import Cursor
 from cloud.kernel.errors import Contended, Unavailable
-
-Connection = psycopg.AsyncConnection[TupleRow]
+from cloud.kernel.turns import Connection
 
 CONNECT_TIMEOUT_S: Final = 5.0
 _TRY_AGAIN: Final = frozenset({"40001", "40P01", "55P03"})
@@ -79,7 +77,7 @@ class Pool:
         soon = asyncio.get_running_loop().time() + CONNECT_TIMEOUT_S
         try:
             async with asyncio.timeout_at(min(until, soon)):
-                return await psycopg.AsyncConnection.connect(
+                return await Connection.connect(
                     self._conninfo, autocommit=True, cursor_factory=Cursor
                 )
         except TimeoutError:

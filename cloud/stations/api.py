@@ -31,7 +31,7 @@ from cloud.stations.store import (
     note_charging,
     sites_of,
 )
-from cloud.stations.tenancy_store import Former, former_owners
+from cloud.stations.tenancy_store import Former, former_owners, former_owners_ask
 
 __all__ = [
     "BootClock",
@@ -57,6 +57,7 @@ __all__ = [
     "existing_stations",
     "fleet",
     "former_owners",
+    "former_owners_ask",
     "from_ms",
     "note_charging",
     "plausible",

@@ -10,6 +10,7 @@ from uuid import UUID
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Spoken
+from cloud.kernel.turns import Ask
 from cloud.stations import store
 from cloud.stations.clock import from_ms, plausible, to_ms
 from cloud.stations.store import EvseState, Hardware, Place
@@ -26,6 +27,10 @@ _IDLE: Final = frozenset({ConnectorStatus.AVAILABLE, ConnectorStatus.RESERVED})
 
 class SpokenStates:
     """A SpokenWriter."""
+
+    def foresee(self, spoken: Sequence[Spoken]) -> Iterator[Ask]:
+        if told := {one.station_id for one in spoken if isinstance(one.told, Status)}:
+            yield store.evse_states_ask(told)
 
     async def write_spoken(self, cursor: Cursor, spoken: Sequence[Spoken]) -> list[Event]:
         boots = [(one, one.told) for one in spoken if isinstance(one.told, Boot)]

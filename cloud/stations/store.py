@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -15,7 +15,8 @@ from psycopg.types.json import Jsonb
 from cloud.communication.api import Resident
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.paging import Column, Cut, Part, Sorts, Where, select_page
-from cloud.kernel.rows import row, rows
+from cloud.kernel.rows import literal, row, rows
+from cloud.kernel.turns import Ask
 from cloud.stations.clock import BootClock, Dating
 from cloud.stations.registration import ClaimCode
 from protocols.agent_link import EvseDescription, SecurityEvent
@@ -654,6 +655,10 @@ _EVSE_STATE = (
     "station_id, evse, outbox, seq, at, received_at, measured_at, status, charging_state,"
     " transaction, offered_ma, limited_by, error"
 )
+_EVSE_STATES: Final = (
+    f"SELECT {_EVSE_STATE} FROM stations.evse_state WHERE station_id = ANY(%s::int[])"
+    " ORDER BY station_id, evse"
+)
 _evse_state = attrgetter(*_EVSE_STATE.split(", "))
 _STATION_STATE = (
     "station_id, outbox, seq, at, received_at, agent_version, boards, local_list_version,"
@@ -661,14 +666,13 @@ _STATION_STATE = (
 )
 
 
-async def evse_states(cursor: Cursor, stations_: Collection[int]) -> list[EvseState]:
-    return await rows(
-        cursor,
-        EvseState,
-        f"SELECT {_EVSE_STATE} FROM stations.evse_state WHERE station_id = ANY(%s)"
-        " ORDER BY station_id, evse",
-        (list(stations_),),
-    )
+def evse_states_ask(stations_: Iterable[int]) -> Ask:
+    """What `evse_states` asks."""
+    return Ask(_EVSE_STATES, (literal(sorted(stations_)),))
+
+
+async def evse_states(cursor: Cursor, stations_: Iterable[int]) -> list[EvseState]:
+    return [EvseState(*values) for values in await cursor.ask(*evse_states_ask(stations_))]
 
 
 async def station_states(cursor: Cursor, stations_: Collection[int]) -> list[StationState]:
@@ -685,7 +689,7 @@ async def put_evse_states(cursor: Cursor, states: Sequence[tuple[TenantId, EvseS
         return
     ordered = sorted(states, key=lambda one: (one[1].station_id, one[1].evse))
     columns = zip(*((tenant, *_evse_state(state)) for tenant, state in ordered), strict=True)
-    await cursor.execute(
+    await cursor.at_last(
         f"INSERT INTO stations.evse_state (tenant_id, {_EVSE_STATE})"
         " SELECT * FROM unnest(%s::int[], %s::int[], %s::int[], %s::uuid[], %s::bigint[],"
         " %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::text[], %s::text[],"
@@ -706,7 +710,7 @@ async def discover(cursor: Cursor, places: Collection[Place]) -> None:
         return
     unique = sorted(set(places))
     columns = [list(column) for column in zip(*unique, strict=True)]
-    await cursor.execute(
+    await cursor.at_last(
         "WITH told AS (SELECT t.* FROM unnest(%s::int[], %s::int[], %s::int[], %s::int[])"
         "   AS t (station_id, tenant_id, evse, connector)"
         "   JOIN stations.station s ON s.id = t.station_id"

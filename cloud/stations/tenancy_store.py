@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from cloud.kernel.database import Cursor, TenantId
-from cloud.kernel.rows import row, rows
+from cloud.kernel.rows import literal, row
+from cloud.kernel.turns import Ask
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,12 @@ class Owned:
     id: int
     tenant_id: TenantId
     identity: str
+
+
+_FORMER: Final = (
+    "SELECT station_id, tenant_id, until FROM stations.former WHERE station_id = ANY(%s::int[])"
+    " ORDER BY station_id, until"
+)
 
 
 @dataclass(frozen=True)
@@ -107,15 +115,15 @@ async def stations_at(cursor: Cursor, site: int) -> list[int]:
     return [station for (station,) in await cursor.fetchall()]
 
 
-async def former_owners(cursor: Cursor, stations: Collection[int]) -> dict[int, list[Former]]:
+def former_owners_ask(stations: Iterable[int]) -> Ask:
+    """What `former_owners` asks."""
+    return Ask(_FORMER, (literal(sorted(stations)),))
+
+
+async def former_owners(cursor: Cursor, stations: Iterable[int]) -> dict[int, list[Former]]:
     """Who owned these stations before, the earliest first; those that never moved are left out."""
     found: dict[int, list[Former]] = {}
-    for one in await rows(
-        cursor,
-        Former,
-        "SELECT station_id, tenant_id, until FROM stations.former WHERE station_id = ANY(%s)"
-        " ORDER BY station_id, until",
-        (list(stations),),
-    ):
+    for values in await cursor.ask(*former_owners_ask(stations)):
+        one = Former(*values)
         found.setdefault(one.station_id, []).append(one)
     return found

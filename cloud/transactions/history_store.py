@@ -13,6 +13,7 @@ import msgspec
 
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.rows import literal
+from cloud.kernel.turns import Ask
 from cloud.stations.api import Dated, Dating
 from cloud.transactions.native import NativeEvent
 from cloud.transactions.projection import Contradiction, Projection, State, Step
@@ -96,11 +97,11 @@ async def held(cursor: Cursor, ids: Collection[UUID]) -> dict[UUID, Held]:
     await cursor.execute(
         f"{_HELD} WHERE t.id = ANY(%s::uuid[]) ORDER BY t.id FOR UPDATE", (literal(ids),)
     )
-    return await _fetched(cursor)
+    return _held_by_id(await cursor.fetchall())
 
 
-async def _fetched(cursor: Cursor) -> dict[UUID, Held]:
-    return {values[0]: _held(values) for values in await cursor.fetchall()}
+def _held_by_id(rows: Iterable[tuple[Any, ...]]) -> dict[UUID, Held]:
+    return {values[0]: _held(values) for values in rows}
 
 
 def _held(values: tuple[Any, ...]) -> Held:
@@ -169,6 +170,12 @@ _STOPPED: Final = (
 
 async def find(cursor: Cursor, sought: Sought) -> dict[UUID, Held]:
     """The rows that are sought, locked in one order."""
+    asked = find_ask(sought)
+    return _held_by_id(await cursor.ask(*asked)) if asked else {}
+
+
+def find_ask(sought: Sought) -> Ask | None:
+    """What `find` asks; None when nothing is sought."""
     parts: list[LiteralString] = []
     params: dict[str, Any] = {}
     if sought.keys:
@@ -203,10 +210,9 @@ async def find(cursor: Cursor, sought: Sought) -> dict[UUID, Held]:
             params[f"{name}_stations"] = literal(station for station, _ in wanted)
             params[name] = [at for _, at in wanted]
     if not parts:
-        return {}
+        return None
     union: LiteralString = " UNION ".join(parts)
-    await cursor.execute(f"{_HELD} WHERE t.id IN ({union}) ORDER BY t.id FOR UPDATE", params)
-    return await _fetched(cursor)
+    return Ask(f"{_HELD} WHERE t.id IN ({union}) ORDER BY t.id FOR UPDATE", params)
 
 
 async def given(cursor: Cursor, numbers: Collection[int]) -> set[int]:
@@ -230,12 +236,14 @@ async def followed(
     return {command for (command,) in await cursor.fetchall()}
 
 
+def numbers_ask(count: int) -> Ask:
+    """What `draw_numbers` asks; numbers that are not used are lost."""
+    return Ask("SELECT nextval('transactions.number') FROM generate_series(1, %s::int)", (count,))
+
+
 async def draw_numbers(cursor: Cursor, count: int) -> list[int]:
     """Free numbers for transactions of OCPP 1.6."""
-    await cursor.execute(
-        "SELECT nextval('transactions.number') FROM generate_series(1, %s)", (count,)
-    )
-    return [number for (number,) in await cursor.fetchall()]
+    return [number for (number,) in await cursor.ask(*numbers_ask(count))]
 
 
 _EVENT_TYPES: Final = {

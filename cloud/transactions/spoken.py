@@ -11,12 +11,13 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from cloud.authorization.api import refer
+from cloud.authorization.api import refer, refer_ask
 from cloud.communication.api import Begun, RemoteStarts
-from cloud.kernel.database import Cursor
+from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Spoken
-from cloud.stations.api import date_told, former_owners, to_ms
+from cloud.kernel.turns import Ask
+from cloud.stations.api import date_told, former_owners, former_owners_ask, to_ms
 from cloud.tariffs.api import Cost, PriceBook
 from cloud.transactions import costs
 from cloud.transactions import history_store as history
@@ -32,7 +33,7 @@ from cloud.transactions.native import (
 from cloud.transactions.projection import State, Step
 from cloud.transactions.sessions import Routed, Session, Sessions, Stranger, Told
 from cloud.transactions.writing import Arrived, record
-from protocols.agent_link import TransactionEventType
+from protocols.agent_link import IdToken, TransactionEventType
 from protocols.ocpp.messages import Answer, Meter, Status, Transaction
 from protocols.quantities import Milliseconds
 
@@ -83,6 +84,21 @@ class _Heard:
         """1.6's number, when it can be one of ours."""
         number = None if isinstance(self.message, Status) else self.message.number
         return number if number is not None and 0 < number < 2**31 else None
+
+
+def foresee(spoken: Sequence[Spoken]) -> Iterator[Ask]:
+    """What `write` will ask in any case."""
+    heard = list(_heard(spoken))
+    asked = history.find_ask(_sought(heard))
+    if asked is not None:
+        yield asked
+    transactions = [one for one in heard if isinstance(one.message, Transaction)]
+    if transactions:
+        yield former_owners_ask({one.told.station for one in transactions})
+    if tokens := _tokens(transactions):
+        yield refer_ask(tokens)
+    if starts := sum(one.starts_16 for one in transactions):
+        yield history.numbers_ask(starts)
 
 
 async def write(
@@ -152,18 +168,19 @@ async def _of_their_time(cursor: Cursor, heard: Sequence[_Heard]) -> None:
 
 
 async def _know_tokens(cursor: Cursor, heard: Sequence[_Heard]) -> None:
-    refs = await refer(
-        cursor,
-        {
-            (one.told.tenant, one.message.id_token)
-            for one in heard
-            if isinstance(one.message, Transaction) and one.message.id_token
-        },
-    )
+    refs = await refer(cursor, _tokens(heard))
     for one in heard:
         if isinstance(one.message, Transaction) and one.message.id_token:
             token = refs[one.told.tenant, one.message.id_token]
             one.told = one.told._replace(token=token)
+
+
+def _tokens(heard: Iterable[_Heard]) -> set[tuple[TenantId, IdToken]]:
+    return {
+        (one.told.tenant, one.message.id_token)
+        for one in heard
+        if isinstance(one.message, Transaction) and one.message.id_token
+    }
 
 
 def _sought(heard: Iterable[_Heard]) -> Sought:

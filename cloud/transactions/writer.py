@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
@@ -12,6 +12,7 @@ from cloud.communication.api import RemoteStarts
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.events import Event
 from cloud.kernel.facts import Delivery, Spoken
+from cloud.kernel.turns import Ask
 from cloud.stations.api import (
     BootClock,
     Dated,
@@ -68,6 +69,9 @@ class TransactionWriter:
         for delivery, fact in _clocks(deliveries):
             events += await self._redate(cursor, delivery, fact)
         return events
+
+    def foresee(self, messages: Sequence[Spoken]) -> Iterable[Ask]:
+        return spoken.foresee(messages)
 
     async def write_spoken(self, cursor: Cursor, messages: Sequence[Spoken]) -> list[Event]:
         return await spoken.write(cursor, messages, self._book, self._remote_starts)

@@ -23,6 +23,7 @@ from edge_agent.updates.messages import (
     Subject,
 )
 from protocols.agent_link import UpdateState
+from protocols.release import Kind
 
 LATE_MS: Final = 180_000
 """A new version that is not well by then, is not."""
@@ -82,7 +83,10 @@ class LetGo:
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """Nobody charges: write the boot record and restart. Look once more right before."""
+    """Nobody charges: do it. Look once more right before.
+
+    An agent's slot is tried by a restart, which ends this; anything else is told with `ended`.
+    """
 
     ready: Ready
 
@@ -120,12 +124,22 @@ class UpdateRules:
     ready: Ready | None = None
     trouble: str = ""
     """Why the last look for an update failed; for people."""
-    failed: tuple[str, UUID | None] | None = None
-    """The slot that was rolled back, and whose request it was: not tried again for the same."""
+    failed: dict[str, UUID | None] = field(default_factory=dict)
+    """What was rolled back, and whose request it was: not tried again for the same."""
     _request: UUID | None = None
     _folder: str = ""
     _held: bool = False
     _told: Tell | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where is looked instead of at the cloud; empty: there."""
+        return self._folder
+
+    @property
+    def holds(self) -> bool:
+        """Whether EVSEs are kept out of service for an installation."""
+        return self._held
 
     def asked(self, request: UUID | None, folder: str = "") -> list[Action]:
         """Look for an update now; what was fetched or waited for so far gives way to it.
@@ -168,7 +182,9 @@ class UpdateRules:
 
     def _had(self, ready: Ready) -> bool:
         """A technician with a stick may insist."""
-        return not self._folder and self.failed == (ready.slot, ready.about.request)
+        if self._folder or ready.slot not in self.failed:
+            return False
+        return self.failed[ready.slot] == ready.about.request
 
     def lost(self) -> None:
         """The fetch that ran is not there any more; nobody will hear of it."""
@@ -204,7 +220,7 @@ class UpdateRules:
         waits = now.forbidden or self._outside(ready, now.wall_ms)
         if waits:
             return [*self._release(), *self._scheduled(ready, waits)]
-        if ready.force:
+        if ready.force and ready.kind is Kind.AGENT:  # transactions outlive nothing but that
             return self._commit(ready)
         if now.busy:
             waits = f"EVSE {', '.join(map(str, now.busy))} in use"
@@ -250,12 +266,31 @@ class UpdateRules:
 
     def given_up(self, why: str) -> list[Action]:
         """The installation cannot begin at all."""
-        if self.ready is None:
+        return self.ended(UpdateState.INSTALLATION_FAILED, why)
+
+    def ended(self, state: UpdateState, why: str = "") -> list[Action]:
+        """The installation is over, without a restart."""
+        ready, self.ready = self.ready, None
+        if ready is None:
             return []
-        about, self.phase, self.ready = self.ready.about, Phase.IDLE, None
-        self.trouble = why
-        told = self._tell(Tell(about, UpdateState.INSTALLATION_FAILED, why))
-        return [*self._release(), *told]
+        self.phase = Phase.IDLE
+        well = state is UpdateState.INSTALLED
+        self.trouble = "" if well else why
+        told = [*self._release(), *self._tell(Tell(ready.about, state, why))]
+        if not well:
+            self.failed[ready.slot] = ready.about.request
+        return told
+
+    def again(self) -> list[Action]:
+        """There may be more to install where that came from."""
+        return self.asked(self._request, self._folder)
+
+    def resumed(self, ready: Ready) -> list[Action]:
+        """What an earlier start had begun goes on: its EVSEs are out of service."""
+        self.phase, self.ready, self._held = Phase.COMMITTED, ready, True
+        self._request = ready.about.request
+        told = self._tell(Tell(ready.about, UpdateState.INSTALLING, "taken up again"))
+        return [Hold(), *told, Install(ready)]
 
     def _tell(self, tell: Tell) -> list[Action]:
         if tell == self._told:

@@ -7,7 +7,21 @@ from uuid import UUID
 import msgspec
 
 from protocols.agent_link import UpdateState
-from protocols.release import Window
+from protocols.release import Kind, Release, Window
+
+
+class Component(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that this controller takes releases of."""
+
+    kind: Kind
+    name: str = ""
+    """Of the release; empty: any."""
+    hw_ids: tuple[str, ...]
+    """What it is here; an image for any of them fits."""
+    running: str = ""
+    """The SHA-256 of the image that is confirmed; empty: it is not known."""
+    protocols: tuple[int, ...] = ()
+    """Major versions of a board's protocol that this agent speaks; empty: it has none."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +39,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     running: str
     """The slot that runs; empty: the factory's."""
+    others: tuple[Component, ...] = ()
+    """What is taken beside the agent itself."""
     now_ms: int
     clock_trusted: bool
     url: str = ""
@@ -50,10 +66,11 @@ class Progress(msgspec.Struct, frozen=True, tag="progress", tag_field="is"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="is", kw_only=True):
-    """A slot is made and proven; it may be tried until its metadata expires."""
+    """A slot is made and proven, or an image lies here; good until its metadata expires."""
 
     about: Subject
     slot: str
+    """Of an image that is no agent's: its SHA-256, by which it lies in the folder of images."""
     component: str
     counter: int
     valid_until_ms: int
@@ -61,6 +78,12 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="is", kw_only=Tr
     force: bool = False
     received: int = 0
     """Bytes that were downloaded for it."""
+    release: Release | None = None
+    """None in what an older agent has left: an agent's."""
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.AGENT if self.release is None else self.release.kind
 
 
 class Current(msgspec.Struct, frozen=True, tag="current", tag_field="is"):

@@ -28,6 +28,7 @@ from edge_agent.rules.update import (
     Hold,
     Install,
     LetGo,
+    Phase,
     StopFetching,
     Tell,
     Trial,
@@ -35,11 +36,13 @@ from edge_agent.rules.update import (
     UpdateRules,
     Verdict,
 )
-from edge_agent.updates import launcher, slots
+from edge_agent.updates import images, launcher, slots
 from edge_agent.updates.crashes import settle
 from edge_agent.updates.floors import Floors, JournalError
-from edge_agent.updates.messages import Failure, Job, Message, Ready, Subject
+from edge_agent.updates.installing import Installer, Outcome
+from edge_agent.updates.messages import Component, Failure, Job, Message, Ready, Subject
 from protocols.agent_link import ClockQuality, SecurityEvent, UpdateState, UpdateStatus
+from protocols.release import Kind
 
 log = logging.getLogger(__name__)
 EVERY_S: Final = 1.0
@@ -84,7 +87,14 @@ class Place:
     selftest: tuple[str, ...] = ()
     power: Path = POWER
 
-    def job(self, folder: str, now_ms: int, *, clock_trusted: bool) -> Job:
+    def job(
+        self,
+        folder: str,
+        now_ms: int,
+        others: tuple[Component, ...] = (),
+        *,
+        clock_trusted: bool,
+    ) -> Job:
         """What the process that fetches is told."""
         return Job(
             root=str(self.root),
@@ -95,6 +105,7 @@ class Place:
             hardware=self.hardware,
             version=self.version,
             running=self.slot,
+            others=others,
             now_ms=now_ms,
             clock_trusted=clock_trusted,
             url=self.url,
@@ -124,6 +135,7 @@ class Updates:
         restart: Callable[[], object],
         cloud: Callable[[], bool] = lambda: False,
         stuck: Callable[[], Sequence[str]] = list,
+        installers: Sequence[Installer] = (),
     ) -> None:
         """Raises JournalError when the floors cannot be opened."""
         self.place = place
@@ -133,7 +145,12 @@ class Updates:
         self._cloud = cloud
         self._stuck = stuck
         self._floors = Floors(place.state)
+        self._installers = {one.kind: one for one in installers}
         self._fetching: asyncio.Task[None] | None = None
+        self._installing: asyncio.Task[None] | None = None
+        self._guarded = ""
+        """Why nobody may charge."""
+        self._caught_up: set[Kind] = set()
         self._todo: list[Action] = []
         self._held: set[int] = set()
         self._trial: Trial | None = None
@@ -141,6 +158,7 @@ class Updates:
         self._settled = False
         self._failure = ""
         self._instead = ""
+        self._last: _Said | None = None
 
     # ------------------------------------------------------------------ asked from outside
 
@@ -172,14 +190,17 @@ class Updates:
             "slot": self.place.slot or launcher.FACTORY,
             "phase": "trial" if self._trial is not None else self.rules.phase,
             "version": "" if ready is None else ready.about.version,
+            "last": None if self._last is None else str(self._last.state),
             "trouble": self.trouble(),
+            **{str(kind): one.described() for kind, one in self._installers.items()},
         }
 
     def trouble(self) -> str:
         """What is wrong with updates now; empty: nothing."""
         reports = "; ".join(self._floors.reports)
         trial = self._trial.why if self._trial is not None else ""
-        texts = (self._failure, self._instead, self.rules.trouble, trial, reports)
+        others = [one.trouble() for one in self._installers.values()]
+        texts = (self._failure, self._instead, self.rules.trouble, trial, reports, *others)
         text = "; ".join(each for each in texts if each)
         return f"updates: {text}" if text else ""
 
@@ -201,6 +222,7 @@ class Updates:
                 await asyncio.sleep(EVERY_S)
         finally:
             await self._stop_fetching()
+            await _stopped(self._installing)
 
     def _next_check(self) -> int:
         """With up to half as much again by chance: a fleet does not ask as one."""
@@ -217,9 +239,33 @@ class Updates:
         if self._trial is not None:
             self._judge(self._trial)
         self._settle()
+        await self._guard()
+        self._catch_up()
         todo, self._todo = self._todo, []
         await self._do(todo)
         await self._do(self.rules.tick(self._conditions()))
+
+    async def _guard(self) -> None:
+        """Where an installer says that nobody may charge, nobody begins."""
+        why = next(filter(None, (one.forbids() for one in self._installers.values())), "")
+        if why and not self._guarded:
+            log.error("update: nobody may charge: %s", why)
+            await self._hold()
+        elif self._guarded and not why and not self.rules.holds:
+            self._guarded = ""
+            await self._let_go()
+        self._guarded = why
+
+    def _catch_up(self) -> None:
+        """What was installed and is not there any more is installed again, once a start."""
+        if self.rules.phase is not Phase.IDLE or self._trial is not None:
+            return
+        for kind, one in self._installers.items():
+            ready = None if kind in self._caught_up else one.behind()
+            if ready is not None:
+                self._caught_up.add(kind)
+                self._todo += self.rules.resumed(ready)
+                return
 
     def _conditions(self) -> Conditions:
         return Conditions(
@@ -262,6 +308,8 @@ class Updates:
                 await self.loop.tell(evse, Operative(False))
 
     async def _let_go(self) -> None:
+        if self._guarded:
+            return
         wanted: dict[int, bool] = {}
         with contextlib.suppress(JournalError):  # what was held was in service then
             wanted = self.loop.ledger.store.availability()
@@ -299,7 +347,10 @@ class Updates:
                 raise OSError("a process without the pipes that were asked for")
             now = self.loop.clock.now()
             synced = now.quality is ClockQuality.SYNCED  # the cloud's word moves no floor
-            job = self.place.job(asked.folder, now.wall_ms, clock_trusted=synced)
+            others = tuple(
+                component for one in self._installers.values() for component in one.takes()
+            )
+            job = self.place.job(asked.folder, now.wall_ms, others, clock_trusted=synced)
             process.stdin.write(msgspec.json.encode(job))
             process.stdin.close()
             async for line in process.stdout:
@@ -314,17 +365,19 @@ class Updates:
 
     async def _stop_fetching(self) -> None:
         task, self._fetching = self._fetching, None
-        if task is not None and task is not asyncio.current_task():
-            task.cancel()
-            await asyncio.wait([task], timeout=END_S)
+        if task is not asyncio.current_task():
+            await _stopped(task)
 
     # ------------------------------------------------------------------ committing
 
     def _install(self, action: Install) -> list[Action]:
         """From the last look to the record on disk nothing else runs: no session slips between."""
         ready, busy = action.ready, self._busy()
-        if busy and not ready.force:
+        forced = ready.force and ready.kind is Kind.AGENT
+        if busy and not forced:
             return self.rules.interrupted(f"EVSE {', '.join(map(str, busy))} in use")
+        if ready.kind is not Kind.AGENT:
+            return self._begin(ready)
         if not launcher.usable(self.place.root, ready.slot):
             return self.rules.given_up("the prepared slot is gone")
         standing = launcher.read(self.place.root) or launcher.Record(confirmed=self.place.slot)
@@ -349,6 +402,49 @@ class Updates:
         self._restart()
         return []
 
+    def _begin(self, ready: Ready) -> list[Action]:
+        """Something else than the agent, which goes on."""
+        installer = self._installers.get(ready.kind)
+        if installer is None:
+            return self.rules.given_up(f"nothing here takes a release of kind {ready.kind}")
+        if not images.usable(self.place.root, ready.slot):
+            return self.rules.given_up("the prepared image is gone")
+        try:
+            self._floors.keep_note(PENDING, msgspec.json.encode(ready))
+        except JournalError as error:
+            return self.rules.given_up(f"{error}; repair the disk")
+        work = self._put_in(installer, ready)
+        self._installing = asyncio.create_task(work, name=f"update {ready.kind}")
+        return []
+
+    async def _put_in(self, installer: Installer, ready: Ready) -> None:
+        try:
+            outcome = await installer.install(ready, images.path_of(self.place.root, ready.slot))
+        except Exception as error:  # the task's root: whatever it was, EVSEs must be let go
+            log.exception("update: %s could not be installed", ready.about.target)
+            outcome = Outcome(UpdateState.INSTALLATION_FAILED, f"a fault of the agent: {error!r}")
+        try:
+            self._settle_image(ready, outcome)
+        except (JournalError, OSError) as error:
+            self._failure = str(error)
+        well = outcome.state is UpdateState.INSTALLED
+        if not well:
+            self._secure("FirmwareUpdateFailed", f"{ready.about.target} {outcome.reason}")
+        await self._do(self.rules.ended(outcome.state, outcome.reason))
+        if well and (self.rules.folder or self.place.url):
+            self._todo += self.rules.again()
+
+    def _settle_image(self, ready: Ready, outcome: Outcome) -> None:
+        """Raises JournalError, OSError."""
+        if outcome.state is UpdateState.INSTALLED:
+            self._floors.raise_counter(ready.component, ready.counter)
+        else:
+            note = f"{FAILED} {ready.kind}"
+            self._floors.keep_note(note, msgspec.json.encode(ready))
+        self._floors.keep_note(PENDING, b"")
+        needed = [one.needed() for one in self._installers.values()]
+        images.collect(self.place.root, frozenset().union(*needed))
+
     def _expected(self) -> Expected:
         return Expected(frozenset(self._answering()), self._cloud())
 
@@ -365,6 +461,9 @@ class Updates:
         if last is not None:
             self._report(msgspec.json.decode(last, type=_Said))
         self.rules.failed = self._failed_before()
+        if pending is not None and pending.kind is not Kind.AGENT:
+            self._todo += self.rules.resumed(pending)
+            pending = None
         if record is None:
             return
         if record.trial and record.trial == self.place.slot:
@@ -380,9 +479,10 @@ class Updates:
         if not record.trial and record.confirmed != self.place.slot:
             self._instead = "what is confirmed cannot be started; an earlier version runs"
 
-    def _failed_before(self) -> tuple[str, UUID | None] | None:
-        failed = self._ready(FAILED)
-        return None if failed is None else (failed.slot, failed.about.request)
+    def _failed_before(self) -> dict[str, UUID | None]:
+        notes = (FAILED, *(f"{FAILED} {kind}" for kind in self._installers))
+        kept = [failed for name in notes if (failed := self._ready(name)) is not None]
+        return {failed.slot: failed.about.request for failed in kept}
 
     def _pending(self) -> Ready | None:
         return self._ready(PENDING)
@@ -404,7 +504,7 @@ class Updates:
             self._tell(Tell(pending.about, UpdateState.INSTALLATION_FAILED, reason))
             self._floors.keep_note(FAILED, msgspec.json.encode(pending))
             self._floors.keep_note(PENDING, b"")
-            self.rules.failed = (pending.slot, pending.about.request)
+            self.rules.failed[pending.slot] = pending.about.request
         with contextlib.suppress(OSError):  # it is told once more after the next start
             launcher.write(self.place.root, replace(record, failed=None))
 
@@ -484,6 +584,7 @@ class Updates:
         self.loop.wake()
 
     def _report(self, said: _Said) -> None:
+        self._last = said
         status = UpdateStatus(
             request=said.about.request,
             target=said.about.target,
@@ -498,6 +599,12 @@ class Updates:
     def close(self) -> None:
         with contextlib.suppress(JournalError):
             self._floors.close()
+
+
+async def _stopped(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.wait([task], timeout=END_S)
 
 
 def final(message: Message) -> bool:

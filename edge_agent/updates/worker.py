@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 import urllib3
 
-from edge_agent.updates import launcher, packing, slots
+from edge_agent.updates import images, launcher, packing, slots
 from edge_agent.updates.archive import ImageError, sha256
 from edge_agent.updates.choosing import (
     Choice,
@@ -52,6 +52,7 @@ from edge_agent.updates.fetching import (
 )
 from edge_agent.updates.floors import Floors, JournalError
 from edge_agent.updates.messages import (
+    Component,
     Current,
     Failure,
     Job,
@@ -96,12 +97,24 @@ class Found:
 
     @property
     def about(self) -> Subject:
-        request = self.choice.request
-        return Subject(
-            target=self.choice.target.path,
-            version=self.choice.release.version,
-            request=None if request is None else request.id,
-        )
+        return _about(self.choice)
+
+
+def _about(choice: Choice) -> Subject:
+    return Subject(
+        target=choice.target.path,
+        version=choice.release.version,
+        request=None if choice.request is None else choice.request.id,
+    )
+
+
+def _first(choices: Iterable[Choice], current: list[Subject]) -> Choice | None:
+    """The first that does not run yet; what does is noted."""
+    for choice in choices:
+        if not choice.runs:
+            return choice
+        current.append(_about(choice))
+    return None
 
 
 class Worker:
@@ -147,22 +160,28 @@ class Worker:
 
     def _run(self) -> Message:
         floors = Floors(self._state)
+        current: list[Subject] = []
         try:
-            found = self._look(floors)
+            found = self._look(floors, current)
         finally:
             floors.close()
         if found is None:
-            return Nothing()
+            for about in current[:-1]:
+                self.tell(Progress(about, UpdateState.INSTALLED))
+            return Current(current[-1]) if current else Nothing()
+        for about in current:
+            self.tell(Progress(about, UpdateState.INSTALLED))
         self._about = found.about
         release = found.choice.release
-        if release.raw_sha256 == self._running():
-            return Current(found.about)
-        if not launcher.usable(self._root, release.raw_sha256):
+        if not self._here(release):
             self._room(release)
             self._say(UpdateState.DOWNLOADING)
             image = self._fetched(found)
             self._say(UpdateState.SIGNATURE_VERIFIED)
-            slots.prepare(self._root, image, selftest=self.job.selftest)
+            if release.kind is Kind.AGENT:
+                slots.prepare(self._root, image, selftest=self.job.selftest)
+            else:
+                images.keep(self._root, image)
         request = found.choice.request
         return Ready(
             about=found.about,
@@ -173,7 +192,13 @@ class Worker:
             window=None if request is None else request.window,
             force=request is not None and request.force,
             received=self._received,
+            release=release,
         )
+
+    def _here(self, release: Release) -> bool:
+        if release.kind is Kind.AGENT:
+            return launcher.usable(self._root, release.raw_sha256)
+        return images.usable(self._root, release.raw_sha256)
 
     def _room(self, release: Release) -> None:
         """A slot holds the image's files and their bytecode. Raises DownloadFailed."""
@@ -201,26 +226,29 @@ class Worker:
 
     # ------------------------------------------------------------------ metadata
 
-    def _look(self, floors: Floors) -> Found | None:
-        """Both repositories refreshed, the floors raised, what is for us chosen."""
+    def _look(self, floors: Floors, current: list[Subject]) -> Found | None:
+        """Both repositories refreshed, the floors raised, what is to be installed next chosen.
+
+        `current` gets what is asked for and runs already.
+        """
         if self.job.clock_trusted:
             floors.raise_time(self.job.now_ms)
         now_ms = max(self.job.now_ms, floors.time_ms())
         here = Here(
             station=self.job.station,
-            hardware=self.job.hardware,
+            takes=self._takes(),
             version=self.job.version,
             now_ms=now_ms,
             counter=floors.counter,
         )
-        images = self._repository("images", IMAGES_METADATA, self.job.images_root, floors, now_ms)
-        images.refresh()
-        images.accept()
-        until = [images.valid_until_ms]
+        genuine = self._repository("images", IMAGES_METADATA, self.job.images_root, floors, now_ms)
+        genuine.refresh()
+        genuine.accept()
+        until = [genuine.valid_until_ms]
         if self.job.folder or self.job.director_root is None:
-            choice = newest(images.all_of(Kind.AGENT), here)
-            if choice is not None and choice.release.raw_sha256 == self._running():
-                choice = None
+            kinds = dict.fromkeys(one.kind for one in here.takes)
+            everything = [named for kind in kinds for named in genuine.all_of(kind)]
+            choice = _first(newest(everything, here), [])
         else:
             director = self._repository(
                 "director",
@@ -232,18 +260,23 @@ class Worker:
             director.refresh()
             director.accept()
             told = {named.path: named for named in director.targets()}
-            choice = directed(told, images.named, here)
+            choice = _first(directed(told, genuine.named, here), current)
             until.append(director.valid_until_ms)
         ways = []
         if choice is not None:
-            ways = deltas(choice, images.all_of(Kind.AGENT), self._running())
-            until.append(images.valid_until_ms)
+            same_kind = genuine.all_of(choice.release.kind)
+            ways = deltas(choice, same_kind, choice.component.running)
+            until.append(genuine.valid_until_ms)
             if choice.request is not None:
                 until.append(choice.request.expires_at)
-        images.accept()
+        genuine.accept()
         if choice is None:
             return None
         return Found(choice, [*ways, (choice.target, choice.release)], min(until))
+
+    def _takes(self) -> tuple[Component, ...]:
+        own = Component(kind=Kind.AGENT, hw_ids=(self.job.hardware,), running=self._running())
+        return (own, *self.job.others)
 
     def _repository(
         self, name: str, place: str, root: str, floors: Floors, now_ms: int
@@ -278,7 +311,7 @@ class Worker:
             if not whole and not self._affordable(release):
                 continue
             try:
-                base = None if whole else self._base(release)
+                base = None if whole else self._base(found.choice.component, release)
                 path = self._download(named)
                 self._say(UpdateState.DOWNLOADED)
                 image = _unpacked(path.read_bytes(), release, base)
@@ -303,9 +336,12 @@ class Worker:
             if path.name.partition(".")[0] not in wanted:
                 path.unlink()
 
-    def _base(self, release: Release) -> bytes:
+    def _base(self, component: Component, release: Release) -> bytes:
         """What runs, as an image. Raises ImageError when its files were changed."""
-        base = slots.image_of(self._root, self.job.running)
+        if component.kind is Kind.AGENT:
+            base = slots.image_of(self._root, self.job.running)
+        else:
+            base = images.load(self._root, component.running)
         if sha256(base) != release.base_sha256:
             raise ImageError("what runs was changed: no delta fits it")
         return base
@@ -353,10 +389,10 @@ def available(path: Path = MEMINFO) -> int | None:
 
 def main() -> int:
     """Work off the job on stdin; 0 when it could be done, whatever its result is."""
-    _die_with_the_agent()
+    die_with_the_agent()
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     os.nice(10)  # charging goes first
-    lock = _alone(Path(job.state))
+    lock = alone(Path(job.state))
 
     def tell(message: Message) -> None:
         sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
@@ -369,13 +405,13 @@ def main() -> int:
     return 0
 
 
-def _die_with_the_agent() -> None:
+def die_with_the_agent() -> None:
     """A worker whose agent was killed would meet the next agent's."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _alone(state: Path) -> int:
+def alone(state: Path) -> int:
     """Wait until no other worker has this folder."""
     state.mkdir(parents=True, exist_ok=True)
     handle = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -7,11 +7,14 @@ import json
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from edge_agent.hardware.registry import UnknownProfileError, find_profile
+from firmware_bridge.simulator.flash import make_image
+from firmware_bridge.simulator.stm32 import Stm32
 from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.meter import SimulatedMeter
 from karvon.simulator.running import Places, Running
@@ -135,6 +138,10 @@ def board(
     address: Annotated[int, typer.Option("--address", min=1, max=247, help="On its line.")] = 1,
     one_phase: Annotated[bool, typer.Option("--one-phase", help="It has one phase.")] = False,
     echo: Annotated[bool, typer.Option("--echo", help="The line echoes what is sent.")] = False,
+    flash: Annotated[
+        Path | None,
+        typer.Option("--flash", help="Its chip's flash: it has an STM32's loader then."),
+    ] = None,
     speed: SpeedOption = 1.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -149,6 +156,7 @@ def board(
         phases=1 if one_phase else 3,
         speed=speed,
         now=time.monotonic(),
+        chip=None if flash is None else _chip(flash),
     )
     places = Places(pty=pty, control=control, state=state, echo=echo)
     _run(Running(device=device, places=places, script=plan), as_json=as_json)
@@ -177,6 +185,19 @@ def table(profile: Annotated[str, typer.Argument(help="A profile's name or path.
         sys.stdout.write(register_table(find_profile(profile)))
     except (UnknownProfileError, ProfileError) as error:
         raise _refused(str(error)) from error
+
+
+def _chip(flash: Path) -> Stm32:
+    """What the file holds, or what the factory left on it."""
+    fresh = not flash.exists()
+    try:
+        chip = Stm32(file=flash, boot0=False)
+    except (OSError, ValueError) as error:
+        raise _refused(f"--flash {flash}: {error}") from error
+    if fresh:
+        chip.flash.program(0, make_image(4096, "1.0.0", hw_id="KPB-SIM"))
+        chip.power_on()
+    return chip
 
 
 def _profile(name: str, kind: str) -> Profile:

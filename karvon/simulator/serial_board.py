@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any, Final
 
+from firmware_bridge.simulator.stm32 import Stm32
 from karvon.simulator.charger import SimEvse, SimulatedCharger
 from karvon.simulator.server import Answers
 from karvon.simulator.vehicle import MIN_CURRENT, NANOJOULES_PER_WH
@@ -73,6 +74,9 @@ class BoardAnswers(Answers):
         self._receiver = Receiver()
 
     def hear(self, octets: bytes) -> list[bytes]:
+        said = self.board.in_rom(octets)
+        if said is not None:
+            return [said] if said else []
         frames: list[bytes] = []
         for message in self._receiver.feed(octets):
             now = self.clock()
@@ -107,10 +111,13 @@ class SimulatedSerialBoard(SimulatedCharger):
         max_current: int = 32_000,
         speed: float = 1.0,
         now: float = 0.0,
+        chip: Stm32 | None = None,
     ) -> None:
+        """`chip`: what its application lies in, and whose ROM it leaves for."""
         world = load_profile(WORLD % (phases, max_current), "serial_board.yaml")
         super().__init__(world, evses=evses, unit=address, speed=speed, now=now)
         self.address = address
+        self.chip = chip
         self.in_loader = False
         self._serial = f"SIM{address:05d}"
         self._untold = set(self.evses)
@@ -122,12 +129,23 @@ class SimulatedSerialBoard(SimulatedCharger):
         """The reply; None: it was not for this board."""
         if asked.address != self.address or asked.answers:
             return None
+        if self.chip is not None and self.chip.running() is None:
+            return None
         self.advance(now)
         self._feed(now)
         status, payload = self._result(asked)
         octets = bytes((status,)) + payload
         self.refresh()
         return Message(asked.address, asked.message | wire.ANSWER, asked.sequence, octets)
+
+    def in_rom(self, octets: bytes) -> bytes | None:
+        """What the chip's own loader says to that; None: it does not run."""
+        if self.chip is None or not self.chip.in_loader:
+            return None
+        said = self.chip.feed(octets)
+        if self.chip.running() is not None:
+            self.reset_board()
+        return said
 
     def reset_board(self) -> None:
         super().reset_board()
@@ -158,6 +176,19 @@ class SimulatedSerialBoard(SimulatedCharger):
             return Status.BAD_LENGTH, b""
 
     def _identity(self) -> Identity:
+        runs = None if self.chip is None else self.chip.running()
+        if runs is not None:
+            major, minor, patch = map(int, runs.version.split("."))
+            return Identity(
+                state=BoardState.APPLICATION,
+                hw_id=runs.hw_id or "",
+                firmware=(major, minor, patch),
+                build=hashlib.sha256(runs.version.encode()).digest()[:8],
+                loader=(0, 0, 0),
+                serial=self._serial,
+                evses=len(self.evses) if runs.healthy else 0,
+                protocol=(runs.protocol or wire.MAJOR, wire.MINOR),
+            )
         return Identity(
             state=BoardState.LOADER if self.in_loader else BoardState.APPLICATION,
             hw_id="KPB-SIM",
@@ -249,8 +280,15 @@ class SimulatedSerialBoard(SimulatedCharger):
             return Status.BAD_VALUE, b""
         if any(self._closed(evse) for evse in self.evses.values()):
             return Status.NOT_NOW, b""
-        self.in_loader = True
+        if self.chip is None:
+            self.in_loader = True
+        else:
+            self.chip.enter_loader()
         return Status.DONE, b""
 
     def status(self) -> dict[str, Any]:
-        return {**super().status(), "in_loader": self.in_loader}
+        if self.chip is None:
+            return {**super().status(), "in_loader": self.in_loader}
+        runs = self.chip.running()
+        firmware = None if runs is None else runs.version
+        return {**super().status(), "in_loader": self.chip.in_loader, "firmware": firmware}

@@ -14,8 +14,9 @@ import pytest
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.events import Event
 from cloud.kernel.facts import GroupCommitter, Spoken
-from cloud.kernel.fencing import begun, let_go, take_over, unfenced
+from cloud.kernel.fencing import let_go, lives, take_over, unfenced
 from cloud.kernel.handover import Move, hand_over
+from cloud.kernel.turns import Ask
 from protocols.ocpp.messages import Answer, Connected, Security
 from protocols.quantities import Milliseconds
 
@@ -27,6 +28,11 @@ ONE = TenantId(1)
 def spoken(station: int, epoch: int, text: str = "") -> Spoken:
     told = Security(type="test", at_ms=Milliseconds(0), text=text)
     return Spoken(station, ONE, epoch, NOW, told, Answer(now_ms=Milliseconds(0)))
+
+
+def asks_of(said: Sequence[Spoken]) -> list[Ask]:
+    asked = lives(said)
+    return [asked] if asked else []
 
 
 class Heard:
@@ -72,11 +78,11 @@ async def test_commits_for_one_station_follow_each_other(database: Database) -> 
 
     async def heard(station: int) -> None:
         said = [spoken(station, epochs[station])]
-        async with database.commit_unit(begin=begun(said)) as cursor:
+        async with database.commit_unit(asks=asks_of(said)) as cursor:
             assert list((await unfenced(cursor, said)).values()) == said
 
     said = [spoken(1, epochs[1])]
-    async with database.commit_unit(begin=begun(said)) as cursor:
+    async with database.commit_unit(asks=asks_of(said)) as cursor:
         await unfenced(cursor, said)
         await heard(2)
         later = asyncio.create_task(heard(1))
@@ -148,3 +154,36 @@ async def test_takeovers_beside_commits_never_let_an_old_word_in_later(
         epochs_told = [epoch for s, epoch in told if s == station]
         assert epochs_told == sorted(epochs_told)
     assert told, pytest.fail("no commit ever came between two takeovers")
+
+
+class Counting(Heard):
+    """Foresees a question about all stations that speak, and asks it about those that count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: list[list[int]] = []
+
+    @staticmethod
+    def question(spoken: Sequence[Spoken]) -> Ask:
+        stations = sorted(one.station_id for one in spoken)
+        return Ask(
+            "SELECT station_id FROM kernel.live WHERE station_id = ANY(%s) ORDER BY 1", (stations,)
+        )
+
+    def foresee(self, spoken: Sequence[Spoken]) -> list[Ask]:
+        return [self.question(spoken)]
+
+    async def write_spoken(self, cursor: Cursor, spoken: Sequence[Spoken]) -> list[Event]:
+        self.counted.append([row[0] for row in await cursor.ask(*self.question(spoken))])
+        return await super().write_spoken(cursor, spoken)
+
+
+async def test_what_was_foreseen_for_others_is_not_taken(database: Database) -> None:
+    old = await connect(database, HERE, 1, 2)
+    await connect(database, THERE, 1)
+    writer = Counting()
+    async with GroupCommitter(database, [], [writer]) as sink:
+        await sink.append([spoken(1, old[1]), spoken(2, old[2])])
+        await sink.append([spoken(2, old[2]), spoken(2, old[2], "poison")])
+    assert writer.counted == [[2], [2], [2], [2], [2]]
+    assert await logged(database) == [("fact.dead_lettered", 2), ("heard", 2), ("heard", 2)]

@@ -173,7 +173,7 @@ def test_a_look_that_nobody_asked_for_troubles_only_people_here() -> None:
 
 
 def test_what_was_rolled_back_is_not_tried_again_for_the_same_request() -> None:
-    rules = UpdateRules(failed=(READY.slot, ASKED))
+    rules = UpdateRules(failed={READY.slot: ASKED})
     rules.asked(ASKED)
     assert rules.heard(READY) == []
     assert (rules.phase, rules.tick(IDLE)) == (Phase.IDLE, [])
@@ -181,7 +181,7 @@ def test_what_was_rolled_back_is_not_tried_again_for_the_same_request() -> None:
     rules.asked(OTHER)
     again = msgspec.structs.replace(ABOUT, request=OTHER)
     assert states(rules.heard(msgspec.structs.replace(READY, about=again))) == ["InstallScheduled"]
-    rules = UpdateRules(failed=(READY.slot, ASKED))
+    rules = UpdateRules(failed={READY.slot: ASKED})
     rules.asked(None, "/stick")
     assert states(rules.heard(READY)) == ["InstallScheduled"]
 

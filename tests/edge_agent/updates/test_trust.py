@@ -336,7 +336,8 @@ def test_ota_f17_a_component_that_nobody_has_here(world: World) -> None:
     path, _ = world.maker.release("2.0", **release)
     world.maker.publish(world.out)
     world.ask(path)
-    refused(world, "installs a release of kind settings", UpdateState.INSTALLATION_FAILED)
+    text = "nothing here takes profiles, a release of kind settings"
+    refused(world, text, UpdateState.INSTALLATION_FAILED)
 
 
 @pytest.mark.parametrize("part", ["length", "hashes", "custom"])

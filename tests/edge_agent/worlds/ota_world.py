@@ -69,8 +69,8 @@ class Maker:
     def release(
         self, version: str, does: str = GOOD, delta_from: tuple[str, ...] = (), **fields: Any
     ) -> tuple[str, bytes]:
-        """Stage an agent's release; returns its path and image."""
-        made = image(version, does, **fields.pop("files", {}))
+        """Stage a release, an agent's unless `fields` say so; returns its path and image."""
+        made = fields.pop("made", None) or image(version, does, **fields.pop("files", {}))
         release = Release(
             kind=Kind.AGENT,
             name=NAME,
