@@ -1,7 +1,8 @@
 """What the fleet's playbooks are tried with: Ansible, a Debian root, wheels for that root.
 
-`fleet.py` makes them ready (idempotent, in the folder that the checkouts of one user share) and
-prints where they are, as JSON. Where they cannot be had it ends with 3 and says why.
+`fleet.py [EXTRA]...` makes them ready (idempotent, in the folder that the checkouts of one user
+share), with the wheels of these extras, and prints where they are, as JSON. Where they cannot be
+had it ends with 3 and says why.
 
 Ansible has an environment of its own: nobody who works on Karvon without it has to install it.
 Of the collections only what connects to a root that does not run is taken.
@@ -111,7 +112,7 @@ def requirements(extras: tuple[str, ...]) -> list[str]:
     return sorted({line.strip() for part in lines for line in part.splitlines() if line.strip()})
 
 
-def ready() -> dict[str, str]:
+def ready(extras: tuple[str, ...]) -> dict[str, str]:
     """Raises LeftOutError."""
     if os.geteuid() != 0:
         raise LeftOutError("a Debian root can only be entered by root")
@@ -123,22 +124,20 @@ def ready() -> dict[str, str]:
         base = made("base", [source, THERE, FETCHED], make_base)
         version = run("chroot", str(base), "python3", "--version", env=INSIDE).split()[1]
         python = version.rpartition(".")[0]
-        wheels = {}
-        for name, extras in {"edge": ("edge",), "cloud": ("edge", "cloud")}.items():
-            recipe = [python, platform.machine(), requirements(extras)]
-            wheels[name] = str(made(f"wheels-{name}", recipe, make_wheels(extras, python)))
+        recipe = [python, platform.machine(), requirements(extras)]
+        wheels = made("wheels", recipe, make_wheels(extras, python))
     return {
         "programs": str(ansible / "venv" / "bin"),
         "collections": str(ansible / "collections"),
         "base": str(base),
         "hardware": f"linux-{platform.machine()}-cp{python.replace('.', '')}",
-        **{f"wheels_{name}": path for name, path in wheels.items()},
+        "wheels": str(wheels),
     }
 
 
 def main() -> int:
     try:
-        where = ready()
+        where = ready(tuple(sys.argv[1:]))
     except LeftOutError as reason:
         say(f"LEFT OUT: {reason}")
         return 3

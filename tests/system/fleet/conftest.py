@@ -47,8 +47,8 @@ class Fleet:
     collections: Path
     base: Path
     hardware: str
-    wheels_edge: Path
-    wheels_cloud: Path
+    wheels: Path
+    """Of what an agent needs."""
 
     def run(self, *command: str | Path, roots: Sequence[Path] = ()) -> Ran:
         """One of Ansible's programs, beside the playbooks; these roots have their /proc."""
@@ -76,14 +76,10 @@ class Fleet:
         )
 
 
-@pytest.fixture(scope="session")
-def fleet() -> Fleet:
-    done = subprocess.run(
-        [sys.executable, PROJECT / "tools" / "fleet.py"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def made_ready(*extras: str) -> Fleet:
+    """With wheels for karvon with these extras; skips the test, loudly, where that cannot be."""
+    tool = [sys.executable, PROJECT / "tools" / "fleet.py", *extras]
+    done = subprocess.run(tool, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"NOT RUN: the fleet's installation: {done.stderr.strip()}")
     if subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
@@ -91,6 +87,16 @@ def fleet() -> Fleet:
     where = json.loads(done.stdout)
     hardware = where.pop("hardware")
     return Fleet(hardware=hardware, **{name: Path(path) for name, path in where.items()})
+
+
+@pytest.fixture(scope="session")
+def fleet() -> Fleet:
+    return made_ready("edge")
+
+
+@pytest.fixture(scope="session")
+def cloud_wheels() -> Path:
+    return made_ready("edge", "cloud").wheels
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ Root = Any
 def bundles(fleet: Fleet, wheel: Path, tmp_path: Path) -> Path:
     """The folder of bundles, as the release makers hand it over."""
     wheels, maker = tmp_path / "wheels", Maker(tmp_path / "repo")
-    shutil.copytree(fleet.wheels_edge, wheels)
+    shutil.copytree(fleet.wheels, wheels)
     shutil.copy(wheel, wheels)
     release = Release(
         kind=Kind.AGENT,

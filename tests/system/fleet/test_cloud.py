@@ -55,12 +55,18 @@ Root = Any
 Service = Any
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _only_at_full_counts(sample_size: Callable[[int, int], int]) -> None:
+    if not sample_size(0, 1):
+        pytest.skip("the cloud's installation takes two minutes: make torture")
+
+
 @pytest.fixture
-def given(fleet: Fleet, wheel: Path, tmp_path: Path) -> dict[str, Any]:
+def given(cloud_wheels: Path, wheel: Path, tmp_path: Path) -> dict[str, Any]:
     """An operator's variables, on ports that are free here."""
     wheels = tmp_path / "cloud.tar"
     with tarfile.open(wheels, "w") as tar:
-        for path in [*fleet.wheels_cloud.glob("*.whl"), wheel]:
+        for path in [*cloud_wheels.glob("*.whl"), wheel]:
             tar.add(path, path.name)
     return {
         "karvon_cloud_name": NAME,
@@ -192,10 +198,7 @@ def test_a_cloud_is_installed_and_an_agents_session_arrives(
     given: dict[str, Any],
     charger: Any,
     tmp_path: Path,
-    sample_size: Callable[[int, int], int],
 ) -> None:
-    if not sample_size(0, 1):
-        pytest.skip("the cloud's installation takes a minute and a half: make torture")
     root = machine.root
     first = root.play("cloud.yml", "cloud", **given)
     assert first.counts["changed"] > 20
