@@ -74,9 +74,8 @@ def switch(folder: Folder, name: Names, as_json: Json = False) -> None:
                 fail(1, f"{folder}: no authority was announced; begin with: certificates announce")
             _tell(folder, _ensured(folder, name), as_json=as_json)
             return
-        if not (folder / OLD).exists():
-            write_public(folder / OLD, (folder / "ca.pem").read_bytes())
         if (coming / "ca.key").exists():  # else this was ended between the two
+            write_public(folder / OLD, (folder / "ca.pem").read_bytes())
             (coming / "ca.key").replace(folder / "ca.key")
         (coming / "ca.pem").replace(folder / "ca.pem")
         shutil.rmtree(coming)
@@ -126,8 +125,8 @@ def _trust(folder: Path) -> bytes:
 
 
 def _write_trust(folder: Path) -> None:
-    """The authority that signs, the one before it, and the one that will."""
-    trusted = [folder / "ca.pem", folder / OLD, folder / NEXT / "ca.pem"]
+    """The authorities in the order of their time, so that a switch changes nothing here."""
+    trusted = [folder / OLD, folder / "ca.pem", folder / NEXT / "ca.pem"]
     content = b"".join(_content(path) for path in trusted)
     if content != _trust(folder):
         write_public(folder / TRUST, content)

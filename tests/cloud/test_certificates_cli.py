@@ -82,15 +82,33 @@ def test_who_has_the_announced_trust_is_never_locked_out(folder: Path) -> None:
         assert run("switch", folder, "--name", "cloud.example")["changed"] is expected
         assert trusts(folder, both)
         assert not trusts(folder, old)
-        assert sorted((folder / "trust.pem").read_bytes().split(b"-----BEGIN")) == sorted(
-            both.split(b"-----BEGIN")
-        )
+        assert (folder / "trust.pem").read_bytes() == both
     for expected in (True, False):
         assert run("forget", folder)["changed"] is expected
         new = (folder / "trust.pem").read_bytes()
         assert trusts(folder, new)
         assert new in both
         assert old not in new
+
+
+def test_a_switch_that_was_ended_halfway_goes_on(folder: Path) -> None:
+    old = (folder / "trust.pem").read_bytes()
+    run("announce", folder)
+    both = (folder / "trust.pem").read_bytes()
+    (folder / "old-ca.pem").write_bytes(old)
+    (folder / "next" / "ca.key").replace(folder / "ca.key")
+    assert run("switch", folder, "--name", "cloud.example")["changed"]
+    assert (folder / "trust.pem").read_bytes() == both
+    assert trusts(folder, both.removeprefix(old))
+
+
+def test_a_second_rotation_keeps_the_authority_before_it(folder: Path) -> None:
+    for _ in range(2):
+        before = (folder / "ca.pem").read_bytes()
+        run("announce", folder)
+        run("switch", folder, "--name", "cloud.example")
+    assert (folder / "old-ca.pem").read_bytes() == before
+    assert (folder / "trust.pem").read_bytes() == before + (folder / "ca.pem").read_bytes()
 
 
 def test_a_step_that_has_no_step_before_it_is_refused(tmp_path: Path, folder: Path) -> None:
