@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from cloud.backup_cli import backup, restore
+from cloud.certificates_cli import app as certificates_app
 from cloud.kernel.config import CloudConfig
 from cloud.kernel.database import Database, TenantId
 from cloud.kernel.embedded import EmbeddedPostgres
@@ -48,6 +49,8 @@ tenant_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(tenant_app, name="tenant")
+
+app.add_typer(certificates_app, name="certificates")
 
 app.command()(backup)
 app.command()(restore)

@@ -136,6 +136,7 @@ class FailsafePart(Part, frozen=True, kw_only=True):
     current_ma: int = IEC_MIN_CURRENT
 
 
+NO_BOARDS: Final = "boards: at least one [[boards]] is needed"
 Carried = Literal["transactions", "status", "telemetry"]
 """What an uplink carries: transactions with authorization and the local list, what EVSEs are now,
 measured values."""
@@ -329,33 +330,40 @@ class Config(Part, frozen=True, kw_only=True):
         return Path(self.base, name).expanduser().absolute()
 
 
-def load(path: Path) -> Config:
-    """Read and check a configuration file. Raises ConfigError."""
+def load(path: Path, *, unfinished: bool = False) -> Config:
+    """Read and check a configuration file; `unfinished`: boards come with the commissioning.
+
+    Raises ConfigError.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path}: cannot be read ({error}); give the agent's TOML file with --config"
         ) from error
-    return msgspec.structs.replace(parse(text, str(path)), base=str(path.absolute().parent))
+    config = parse(text, str(path), unfinished=unfinished)
+    return msgspec.structs.replace(config, base=str(path.absolute().parent))
 
 
-def parse(text: str, name: str) -> Config:
+def parse(text: str, name: str, *, unfinished: bool = False) -> Config:
     """A configuration from its text. Raises ConfigError with `name`, the path and the remedy."""
     try:
         plain = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name}: not TOML: {error}") from None
-    return checked(plain, name)
+    if unfinished:
+        plain = {"boards": [], "journal": {"folder": "journal"}, **plain}
+    return checked(plain, name, unfinished=unfinished)
 
 
-def checked(plain: dict[str, Any], name: str) -> Config:
+def checked(plain: dict[str, Any], name: str, *, unfinished: bool = False) -> Config:
     """A configuration from its plain tables. Raises ConfigError as `parse` does."""
     try:
         config = msgspec.convert(plain, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{name}: {_explained(str(error))}") from None
-    problem = next(_problems(config), None)
+    expected = {NO_BOARDS} if unfinished else set()
+    problem = next((one for one in _problems(config) if one not in expected), None)
     if problem is not None:
         raise ConfigError(f"{name}: {problem}")
     return config
@@ -370,7 +378,7 @@ def _problems(config: Config) -> Any:
     if config.base:
         yield "base: not a setting; paths are relative to the file's folder"
     if not config.boards:
-        yield "boards: at least one [[boards]] is needed"
+        yield NO_BOARDS
     if config.local_page is not None:
         yield from _address_problems(config.local_page.address)
     if config.updates is not None:

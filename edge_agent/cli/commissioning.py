@@ -12,7 +12,7 @@ from rich.console import Console
 
 from edge_agent.alone import alone
 from edge_agent.cli.output import complain, print_json
-from edge_agent.commissioning import draft, progress, running
+from edge_agent.commissioning import answering, draft, progress, running
 from edge_agent.commissioning.dialog import CommissionError, Dialog
 from edge_agent.commissioning.leaving import Leave, decommission
 from edge_agent.commissioning.progress import Progress, ProgressError
@@ -42,6 +42,7 @@ def commission(
     options: Options,
     *,
     journal: Path | None,
+    answers: Path | None,
     restart: bool,
     language: str | None,
     yes: bool,
@@ -50,6 +51,8 @@ def commission(
     """0 all checks passed, 1 some did not or it cannot go on, 2 wrong usage, 3 not reachable."""
     try:
         dialog = dialog_of(language, yes=yes, as_json=as_json)
+        if answers is not None:
+            options = answering.completed(options, answers)
         work = _work(path, options, dialog, journal, restart=restart)
         with alone(work.folder, make=True):
             passed = asyncio.run(running.commission(work))

@@ -290,6 +290,10 @@ def commission(
     station: Annotated[
         str | None, typer.Option("--station", help="The station's identity, as in the cloud.")
     ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option("--answers", help="A TOML file with options by their names: fuse = '63'."),
+    ] = None,
     journal: Annotated[
         Path | None, typer.Option("--journal", help="The journal's folder; else as configured.")
     ] = None,
@@ -420,6 +424,7 @@ def commission(
         config,
         options,
         journal=journal,
+        answers=answers,
         restart=restart,
         language=lang,
         yes=yes,

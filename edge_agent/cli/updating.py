@@ -37,7 +37,7 @@ class Asked:
 async def update(path: Path, asked: Asked, *, as_json: bool) -> int:
     """Ask the agent that runs; without one, and from a folder, do it here."""
     try:
-        config = load(path)
+        config = load(path, unfinished=asked.first)
     except ConfigError as error:
         return complain(str(error), WRONG)
     if config.updates is None:
@@ -87,7 +87,8 @@ def _here(config: Config, part: UpdatesPart, path: Path, asked: Asked, *, as_jso
 
     record = launcher.read(asked.root)
     standing = record or launcher.Record()
-    place = update_place(config, part, asked.root, standing.confirmed, path)
+    tried_with = path if config.boards else None
+    place = update_place(config, part, asked.root, standing.confirmed, tried_with)
     now = system_time()
     job = place.job(str(asked.folder), now.wall_ms, clock_trusted=now.synced)
 

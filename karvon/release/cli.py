@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
-from karvon.release import building, checking, keys
+from karvon.release import building, bundling, checking, keys
 from karvon.release.keys import ONLINE, SETS, ReleaseProblem
 from karvon.release.workshop import Workshop
 from protocols.release import Encoding, Kind, Release, Requires
@@ -41,6 +42,10 @@ DeltaFrom = Annotated[
     typer.Option("--delta-from", help="Also a delta from this version; may be repeated."),
 ]
 HardwareIds = Annotated[list[str], typer.Option("--hw-id", help="Hardware that it is for.")]
+Raw = Annotated[
+    bool,
+    typer.Option("--raw", help="Sent as it is, not packed: stations that speak OCPP want it so."),
+]
 NeedsAgent = Annotated[
     str, typer.Option("--requires-agent", help="The least agent version that may install it.")
 ]
@@ -137,6 +142,7 @@ def build_agent(
     counter: Counter = 0,
     delta_from: DeltaFrom = None,
     requires_agent: NeedsAgent = "",
+    raw: Raw = False,
 ) -> None:
     """The controller's software, from a set of wheels."""
 
@@ -144,7 +150,7 @@ def build_agent(
         return building.agent_image(wheels, name=name, version=version, hw_id=hw_id)
 
     release = _release(Kind.AGENT, name, version, counter, [hw_id], Requires(agent=requires_agent))
-    _add(repo, made, release, delta_from)
+    _add(repo, made, _sent(release, raw=raw), delta_from)
 
 
 @build_app.command("board")
@@ -160,11 +166,12 @@ def build_board(
     protocol: Annotated[
         str, typer.Option("--board-protocol", help="The protocol it speaks with the agent: 2.1.")
     ] = "",
+    raw: Raw = False,
 ) -> None:
     """A power board's firmware."""
     requires = Requires(agent=requires_agent, board_protocol=protocol)
     release = _release(Kind.BOARD, name, version, counter, hw_id, requires)
-    _add(repo, lambda: _read(image), release, delta_from)
+    _add(repo, lambda: _read(image), _sent(release, raw=raw), delta_from)
 
 
 @build_app.command("settings")
@@ -204,6 +211,10 @@ def _release(
         encoding=Encoding.ZSTD,
         requires=requires,
     )
+
+
+def _sent(release: Release, *, raw: bool) -> Release:
+    return msgspec.structs.replace(release, encoding=Encoding.RAW) if raw else release
 
 
 def _add(
@@ -280,6 +291,18 @@ def publish(
         )
         number = workshop.publish(out, snapshot, timestamp)
         _say(f"published snapshot {number} in {out}")
+
+
+@app.command()
+def bundle(
+    repo: Repo,
+    out: Annotated[Path, typer.Argument(help="The .tar to write.")],
+    hw_id: Annotated[str, typer.Option("--hw-id", help="The kind of controller that it is for.")],
+) -> None:
+    """Write what a controller without an agent is installed from; it needs nothing else."""
+    with _told():
+        release = bundling.write(Workshop(repo), hw_id, out)
+        _say(f"{out}: {release.name} {release.version} for {hw_id}")
 
 
 def _online(workshop: Workshop, folder: Path, role: str) -> Path:

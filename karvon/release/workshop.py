@@ -214,8 +214,8 @@ class Workshop:
     def add(self, image: bytes, release: Release, delta_from: Sequence[str] = ()) -> list[str]:
         """Stage an image, whole and as deltas from earlier versions; returns the targets' paths.
 
-        `release` says what it is; its lengths, hashes, counter (0: the next) and encoding are set
-        here. Raises ReleaseProblem.
+        `release` says what it is; its lengths, hashes and counter (0: the next) are set here. Sent
+        as it is where `release` says raw, else packed. Raises ReleaseProblem.
         """
         earlier = [r for _, r in self.releases() if r.component == release.component]
         highest = max((each.release_counter for each in earlier), default=0)
@@ -224,14 +224,15 @@ class Workshop:
             raise ReleaseProblem(
                 f"{release.component} is at release counter {highest}; stations refuse less"
             )
+        raw = release.encoding is Encoding.RAW
         whole = msgspec.structs.replace(
             release,
             release_counter=counter,
             raw_sha256=archive.sha256(image),
             raw_length=len(image),
-            encoding=Encoding.ZSTD,
+            encoding=Encoding.RAW if raw else Encoding.ZSTD,
         )
-        made = [(whole, packing.compress(image))]
+        made = [(whole, image if raw else packing.compress(image))]
         for version in delta_from:
             base = self._base(whole, version)
             delta = msgspec.structs.replace(

@@ -145,6 +145,18 @@ def test_two_boards_of_one_name_are_refused() -> None:
         configuration.parse(SMALL + board, "agent.toml")
 
 
+def test_before_a_commissioning_only_the_boards_may_be_missing(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text('station = "TAS-1"\n[updates]\nfolder = "floors"\n')
+    config = configuration.load(file, unfinished=True)
+    assert config.path(config.updates.folder) == tmp_path / "floors"  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="journal"):
+        configuration.load(file)
+    file.write_text('station = ""\n')
+    with pytest.raises(ConfigError, match="station"):
+        configuration.load(file, unfinished=True)
+
+
 def test_a_missing_file_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--config"):
         configuration.load(tmp_path / "none.toml")

@@ -166,6 +166,7 @@ def test_the_pages_configurations_are_valid() -> None:
         "commissioning.md",
         "serial-board.md",
         "releases.md",
+        "fleet.md",
     ],
 )
 def test_links_lead_somewhere(name: str) -> None:
@@ -177,7 +178,7 @@ def test_the_release_makers_page_names_commands_that_there_are() -> None:
     page = _page("releases.md")
     groups = get_command(release_app).commands  # type: ignore[attr-defined]  # a group
     named = re.findall(r"^karvon release (\w+) (\w+)", page, re.MULTILINE)
-    assert {first for first, _ in named} == {"keys", "build", "sign", "publish", "verify"}
+    assert {first for first, _ in named} == {"keys", "build", "sign", "publish", "verify", "bundle"}
     for first, second in named:
         assert second in getattr(groups[first], "commands", {second})
     assert {"renew", "withdraw"} <= set(groups)

@@ -208,9 +208,16 @@ def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    write_private(path, content)
     if path.suffix == ".pem":
-        path.chmod(0o644)
+        write_public(path, content)
+    else:
+        write_private(path, content)
+
+
+def write_public(path: Path, content: bytes) -> None:
+    """As `write_private`, for everybody to read (0644)."""
+    write_private(path, content)
+    path.chmod(0o644)
 
 
 def write_private(path: Path, content: bytes) -> None:

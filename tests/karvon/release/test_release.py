@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import stat
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,48 @@ def test_from_wheels_to_what_a_station_sees(repo: Path, keys: Path, tmp_path: Pa
     shown = tmp_path / "out" / "ota" / "images"
     assert (shown / "metadata" / "timestamp.json").exists()
     assert len(list((shown / "targets" / "agent").iterdir())) == 3
+
+
+def test_a_bundle_installs_a_controller_that_has_nothing(
+    repo: Path, keys: Path, tmp_path: Path
+) -> None:
+    """What is in it is the published state, and the newest image for that hardware, unpacked."""
+    wheels = tmp_path / "wheels"
+    bundle = ("bundle", repo, tmp_path / "agent.tar", "--hw-id", HARDWARE)
+    for version in ("1.0", "1.1"):
+        wheel(wheels, "karvon", {"karvon/__init__.py": f"V = {version!r}\n"})
+        options = ("--wheels", wheels, "--version", version, "--hw-id", HARDWARE, "--raw")
+        run("build", "agent", repo, *options)
+    assert "no agent for linux-x86_64-cp311 is published" in run(*bundle, code=1)
+    all_sign(repo, keys)
+    run("publish", repo, tmp_path / "out", "--keys", keys)
+    assert "karvon-agent 1.1" in run(*bundle)
+    with tarfile.open(tmp_path / "agent.tar") as tar:
+        tar.extractall(tmp_path / "bundle", filter="data")
+    there = tmp_path / "bundle"
+    assert (there / "site-packages" / "karvon" / "__init__.py").read_text() == "V = '1.1'\n"
+    first = repo / "metadata" / "1.root.json"
+    assert (there / "images.root.json").read_bytes() == first.read_bytes()
+    shown = {path.relative_to(there): path.read_bytes() for path in there.glob("ota/**/*.*")}
+    out = tmp_path / "out"
+    assert shown == {path.relative_to(out): path.read_bytes() for path in out.glob("ota/**/*.*")}
+    assert any(archive.sha256(content) in str(path) for path, content in shown.items())
+    other = run("bundle", repo, tmp_path / "other.tar", "--hw-id", "linux-armv7l-cp311", code=1)
+    assert "no agent for linux-armv7l-cp311 is published" in other
+    assert not (tmp_path / "other.tar").exists()
+
+
+def test_a_bundle_of_a_changed_image_is_not_made(repo: Path, keys: Path, tmp_path: Path) -> None:
+    wheel(tmp_path / "wheels", "karvon", {"karvon/__init__.py": ""})
+    options = ("--wheels", tmp_path / "wheels", "--version", "1.0", "--hw-id", HARDWARE)
+    run("build", "agent", repo, *options)
+    all_sign(repo, keys)
+    run("publish", repo, tmp_path / "out", "--keys", keys)
+    (image,) = (repo / "images").iterdir()
+    image.write_bytes(image.read_bytes() + b"more")
+    out = run("bundle", repo, tmp_path / "agent.tar", "--hw-id", HARDWARE, code=1)
+    assert "build the release anew" in out
+    assert not (tmp_path / "agent.tar").exists()
 
 
 def test_boards_and_settings(repo: Path, keys: Path, tmp_path: Path) -> None:
