@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from edge_agent.config import Config, ConfigError, Device, checked
+from edge_agent.hardware.registry import profile_names
 from edge_agent.loop import Loop
 from edge_agent.pulse import beat
 from edge_agent.rules.station import RefusedError
@@ -166,11 +167,13 @@ class RemoteSettings:
         image = self._image(given.image)
         found = overlaid(self._own, over(image.document, given.document))
         folder = self._images / given.image
-        for name, text in image.profiles.items():
+        shipped = set(profile_names())  # the file alone must do, too, so it names no others
+        profiles = {name: text for name, text in image.profiles.items() if name in shipped}
+        for name, text in profiles.items():
             path = folder / f"{name}.yaml"
             if not path.is_file() or path.read_text(encoding="utf-8") != text:
                 write(path, text.encode())
-        return profiled(found, {name: str(folder / f"{name}.yaml") for name in image.profiles})
+        return profiled(found, {name: str(folder / f"{name}.yaml") for name in profiles})
 
     def _image(self, name: str) -> SettingsImage:
         """Raises ImageError."""
