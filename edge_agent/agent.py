@@ -90,6 +90,8 @@ class Updates(Protocol):
 
     def from_folder(self, folder: str) -> str: ...
 
+    def abort(self) -> str: ...
+
     def close(self) -> None: ...
 
 
@@ -390,6 +392,12 @@ class Agent:
                 "this agent takes no updates; configure [updates] and run it from a slot"
             )
         return self.updates.from_folder(folder)
+
+    def abort_update(self) -> str:
+        """End the update that is under way. Raises RefusedError."""
+        if self.updates is None:
+            raise RefusedError("this agent takes no updates")
+        return self.updates.abort()
 
     def evses(self) -> tuple[EvseDescription, ...]:
         """What the hello says of the EVSEs."""

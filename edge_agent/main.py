@@ -420,6 +420,7 @@ async def _run_with(remote: RemoteSettings, file: Path | None) -> bool:
             watch=agent.watch,
             recover=agent.desk.recover,
             update=agent.update_from,
+            abort=agent.abort_update,
             retry=agent.retry_refused,
             log=tail.lines,
             write=lambda asked: through_agent(
