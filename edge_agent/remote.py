@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+from edge_agent import faultpoints
 from edge_agent.config import Config, ConfigError, Device, checked
 from edge_agent.hardware.registry import profile_names
 from edge_agent.loop import Loop
@@ -106,7 +107,9 @@ class RemoteSettings:
 
     def _keep(self, **changes: Any) -> None:
         changed = msgspec.structs.replace(self._kept, **changes)
+        faultpoints.reach(faultpoints.SETTINGS_STEP)
         write(self._path, msgspec.json.encode(changed))
+        faultpoints.reach(faultpoints.SETTINGS_KEPT)
         self._kept = changed
 
     def _decide(self) -> Config:

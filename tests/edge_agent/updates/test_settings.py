@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,11 +17,12 @@ from typing import Any
 
 import msgspec
 import pytest
+import settings_steps
 from hypothesis import given
 from hypothesis import strategies as st
 from ota_world import HARDWARE, World
 
-from edge_agent import control, main
+from edge_agent import control, faultpoints, main
 from edge_agent.config import load
 from edge_agent.control import NotRunningError, Request
 from edge_agent.hardware.registry import PROFILES, find_profile
@@ -27,7 +33,7 @@ from edge_agent.updates.settings_image import over, read_image
 from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.server import Answers, TcpServer
 from karvon.simulator.vehicle import Vehicle
-from protocols.agent_link import Configure, SettingsState
+from protocols.agent_link import Configure, SettingsState, SettingsUse
 from protocols.release import Encoding, Kind
 
 CONFIG = """
@@ -213,6 +219,32 @@ def test_what_the_cloud_says_during_a_trial_waits_for_its_end(tmp_path: Path, ow
     trial.take(Configure(8, {}))
     assert trial.use().state is SettingsState.PENDING
     assert kept(tmp_path).waiting == Given(8, {}, kept(tmp_path).image)
+
+
+@pytest.mark.system
+def test_a_kill_at_each_step_leaves_old_or_new(
+    tmp_path: Path, own: Any, sample_size: Callable[[int, int], int], kills: Any
+) -> None:
+    """Before and after each write: nothing mixed runs, and the next start takes it up."""
+    del own  # its file is there
+    instants = (faultpoints.SETTINGS_STEP, faultpoints.SETTINGS_KEPT)
+    cuts = [(instant, nth) for nth in range(1, settings_steps.KEPT + 1) for instant in instants]
+    size = sample_size(5, len(cuts))
+    for number in range(size):
+        instant, nth = cuts[number * len(cuts) // size]
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        shutil.copy(tmp_path / "agent.toml", folder)
+        command = [sys.executable, settings_steps.__file__, str(folder)]
+        fault = {**os.environ, "KARVON_FAULT": f"{instant}:{nth}"}
+        assert subprocess.run(command, env=fault, check=False).returncode == -signal.SIGKILL
+        kills.count(instant)
+        stages = (settings_steps.OWN, settings_steps.RELEASED, settings_steps.BOTH)
+        seen = Path(shutil.copytree(folder, folder / "seen"))  # a look costs one of three starts
+        assert settings_steps.runs(settings_steps.begun(seen)) in stages
+        last = settings_steps.work(folder)
+        assert settings_steps.runs(last) == settings_steps.BOTH
+        assert last.use() == SettingsUse(7, 7, SettingsState.APPLIED)
 
 
 # --------------------------------------------------------------------------- a whole agent
