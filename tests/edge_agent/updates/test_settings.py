@@ -407,3 +407,28 @@ async def test_it_waits_for_who_charges_and_those_who_come_on_trial_may(rig: Rig
         rig.charger.unplug()
         await rig.until(lambda s: s["updates"]["last"] == "Installed", "installed")
         assert limit(await rig.ready()) == 16_000
+
+
+async def test_what_cuts_the_agent_from_a_cloud_that_was_there_is_put_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens at the broker's port; before the trial the cloud was reached."""
+    monkeypatch.setattr(update, "LATE_MS", 1_500)
+    file = rig.folder / "agent.toml"
+    file.write_text(file.read_text() + '[uplink]\nurl = "mqtt://127.0.0.1:1"\n')
+    (rig.folder / "credentials.json").write_text('{"password": "secret"}')
+    image = made(toml=settings(times=("event_s", 60)))
+    folder = rig.folder / "journal"
+    folder.mkdir()
+    before = confirmed(folder, made(toml=settings(times=("event_s", 90))))
+    RemoteSettings(load(file), folder).with_image(image)
+    trial = Given(0, {}, sha256(image))
+    what = Kept(confirmed=Given(0, {}, before), trial=trial, tries=TRIES, expects={"cloud": True})
+    (folder / NAME).write_bytes(msgspec.json.encode(what))
+    async with agent(rig):
+        await rig.until(lambda s: s["settings"]["on_trial"], "on trial")
+        await rig.until(lambda s: s["settings"]["release"] == before, "put back")
+        failed = kept(folder).failed
+        assert failed is not None
+        assert failed.reason == "the cloud is out of reach, and was not before"
+        assert limit(await rig.ready()) == 32_000
