@@ -467,9 +467,10 @@ class Updates:
         well = outcome.state is UpdateState.INSTALLED
         if not well:
             self._secure("FirmwareUpdateFailed", f"{ready.about.target} {outcome.reason}")
-        await self._do(self.rules.ended(outcome.state, outcome.reason))
+        told = self.rules.ended(outcome.state, outcome.reason)
         if well and (self.rules.folder or self.place.url):
-            self._todo += self.rules.again()
+            self._todo += self.rules.again()  # before anything else can begin meanwhile
+        await self._do(told)
 
     def _settle_image(self, ready: Ready, outcome: Outcome) -> None:
         """Raises JournalError, OSError."""
