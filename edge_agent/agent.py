@@ -158,6 +158,8 @@ class Agent:
         self.renewing: Renewing | None = None
         self.updates: Updates | None = None
         self.no_updates = ""
+        self.hardware: tuple[str, ...] = ()
+        """Hardware ids of releases that fit here."""
         self.remote: RemoteSettings | None = None
         """Why there are none, though they are configured."""
         self.end: Callable[[], object] = lambda: None
@@ -415,6 +417,7 @@ class Agent:
             alarms=self.alarms(),
             network=self._network(),
             settings=msgspec.UNSET if self.remote is None else self.remote.use(),
+            hardware=self.hardware or msgspec.UNSET,
         )
 
     def _network(self) -> NetworkUse | msgspec.UnsetType:

@@ -527,6 +527,8 @@ def take_updates(config: Config, agent: Agent, file: Path | None) -> None:
         log.error("no updates: %s", error)  # noqa: TRY400  # charging goes on all the same
         agent.no_updates = f"updates: {error}"
         return
+    boards = [one for part in config.boards if part.firmware for one in part.firmware.hw_ids]
+    agent.hardware = tuple(dict.fromkeys((place.hardware, *boards)))
     agent.updates = updates
     agent.desk.update = updates.asked
 

@@ -420,6 +420,8 @@ class StationStatus(msgspec.Struct, frozen=True, tag="station", tag_field="kind"
     """Unset, and not on the wire, where nobody counts."""
     settings: SettingsUse | msgspec.UnsetType = msgspec.UNSET
     """Unset by an agent that takes none."""
+    hardware: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    """Hardware ids of releases that fit here: the controller's, and those of its boards."""
 
 
 class UpdateState(StrEnum):

@@ -114,7 +114,7 @@ def router(settings: Settings) -> APIRouter:
         found = await settings.list_all(caller, listing.part, site, in_sync=in_sync)
         return listing.answer(found, SettingsView, SettingsView.of)
 
-    @routes.post("/settings")
+    @routes.put("/settings")
     async def put_settings_of_many(caller: Operator, request: SettingsForMany) -> SettingsOfMany:
         """The same document for several stations or a whole site: all of them, or none."""
         done = await settings.put_many(caller, request.document, request.stations, request.site)

@@ -100,6 +100,7 @@ NARROWED: Final = (
     Field("models", "Parts of what stations say they are, with commas.", "words"),
     Field("versions", "Beginnings of the version that they run, with commas.", "words"),
     Field("tags", "With any of these tags, with commas.", "words"),
+    Field("hardware", "Hardware ids, any of which agents tell.", "words"),
     Field("percent", "Of those that the rest leaves; always the same ones.", "number"),
 )
 

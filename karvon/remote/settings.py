@@ -36,7 +36,7 @@ def _set(call: Call, *, file: Path, stations: list[str] | None, site: int | None
     if not stations and site is None:
         raise RemoteError(USAGE, "for whom? Name stations with --station, or a site with --site")
     body = {"document": _document(file), "stations": stations or [], "site": site}
-    answer = call.cloud.ask("POST", "/settings", body=body).json()
+    answer = call.cloud.ask("PUT", "/settings", body=body).json()
     if call.as_json:
         call.json(answer)
         return

@@ -160,12 +160,12 @@ async def test_a_site_gets_the_same_or_nobody_does(world: Any, admin: httpx.Asyn
         body = {"station": name, "site": None if name == "CP-3" else site}
         assert (await admin.post("/api/v1/stations", json=body)).status_code == 201
     given = {"document": DOCUMENT, "site": site, "stations": ["CP-3"]}
-    done = await admin.post("/api/v1/settings", json=given)
+    done = await admin.put("/api/v1/settings", json=given)
     assert [one["station"] for one in done.json()["items"]] == ["CP-1", "CP-2", "CP-3"]
     assert len(world.link.sent) == 3
-    wrong = await admin.post("/api/v1/settings", json={**given, "stations": ["CP-9"]})
+    wrong = await admin.put("/api/v1/settings", json={**given, "stations": ["CP-9"]})
     assert (wrong.status_code, len(world.link.sent)) == (404, 3)
-    nobody = await admin.post("/api/v1/settings", json={"document": DOCUMENT})
+    nobody = await admin.put("/api/v1/settings", json={"document": DOCUMENT})
     assert nobody.status_code == 422
     there = await admin.get("/api/v1/settings", params={"site": site, "limit": 1})
     assert [one["station"] for one in there.json()["items"]] == ["CP-1"]
