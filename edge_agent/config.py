@@ -277,6 +277,8 @@ class UpdatesPart(Part, frozen=True, kw_only=True):
     """Floors, metadata and downloads; put it on the disk that the slots are on."""
     hardware: str | None = None
     """The hardware id of releases that fit; None: as system, machine and Python say."""
+    settings: str = "settings"
+    """The name of the settings releases that are for this controller."""
     rate_kib: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """KiB a second that downloads may take; None: as fast as it goes."""
     check_every_h: Annotated[float, msgspec.Meta(ge=0.1, le=168)] = 6.0

@@ -23,6 +23,8 @@ CLAIM_ANSWERED: Final = "claim.answered"
 """The cloud has used the code up; nothing of its answer is on disk."""
 COMMISSION_CLAIMED: Final = "commission.claimed"
 DECOMMISSION_STEP: Final = "decommission.step_done"
+SETTINGS_STEP: Final = "settings.before_step_is_kept"
+SETTINGS_KEPT: Final = "settings.step_is_kept"
 UPKEEP: Final = "agent.upkeep"
 """Passed once a second, whatever else happens."""
 

@@ -433,9 +433,9 @@ async def _run_with(remote: RemoteSettings, file: Path | None) -> bool:
             ),
         )
         async with control.kept(journal.folder), _local_page(config, found, agent):
+            agent.remote, agent.desk.configure = remote, remote.take
             connect(config, agent)
             take_updates(config, agent, file)
-            agent.remote, agent.desk.configure = remote, remote.take
             await _until_told(agent)
     return remote.reloads
 
@@ -527,7 +527,7 @@ def take_updates(config: Config, agent: Agent, file: Path | None) -> None:
             restart=agent.restart,
             cloud=agent.reached,
             stuck=agent.stuck,
-            installers=_installers(config, agent.loop, place),
+            installers=_installers(config, agent, place),
         )
     except JournalError as error:
         log.error("no updates: %s", error)  # noqa: TRY400  # charging goes on all the same
@@ -539,14 +539,28 @@ def take_updates(config: Config, agent: Agent, file: Path | None) -> None:
     agent.desk.update = updates.asked
 
 
-def _installers(config: Config, loop: Loop, place: Place) -> list[Installer]:
+def _installers(config: Config, agent: Agent, place: Place) -> list[Installer]:
     """What takes releases beside the agent itself."""
-    if not any(part.firmware for part in config.boards):
-        return []
-    from edge_agent.updates.boards import BoardInstaller
+    made: list[Installer] = []
+    if agent.remote is not None and config.updates is not None:
+        from edge_agent.updates.settings import SettingsInstaller
 
-    parts, root, state = config.boards, place.root, place.state
-    return [BoardInstaller(loop, parts, root=root, state=state, slot=place.slot)]
+        made.append(
+            SettingsInstaller(
+                agent.remote,
+                agent.loop,
+                name=config.updates.settings,
+                hardware=place.hardware,
+                cloud=agent.reached,
+                proven=hardware,
+            )
+        )
+    if any(part.firmware for part in config.boards):
+        from edge_agent.updates.boards import BoardInstaller
+
+        parts, root, state = config.boards, place.root, place.state
+        made.append(BoardInstaller(agent.loop, parts, root=root, state=state, slot=place.slot))
+    return made
 
 
 def update_place(

@@ -323,6 +323,12 @@ class UpdateRules:
         told = self._tell(Tell(ready.about, UpdateState.INSTALLING, "taken up again"))
         return [Hold(), *told, Install(ready)]
 
+    def proves(self, ready: Ready) -> list[Action]:
+        """What an earlier start had put in is on trial; nobody is kept from charging for that."""
+        self.phase, self.ready = Phase.COMMITTED, ready
+        self._request = ready.about.request
+        return self._tell(Tell(ready.about, UpdateState.INSTALL_REBOOTING))
+
     def _tell(self, tell: Tell) -> list[Action]:
         if tell == self._told:
             return []

@@ -155,6 +155,15 @@ class BoardInstaller:
 
     # ------------------------------------------------------------------ what should be
 
+    def proving(self) -> bool:
+        """Boards prove themselves while they are flashed."""
+        return False
+
+    def came_to(self, ready: Ready) -> Outcome | None:
+        """The flashing is journalled; it is simply gone through once more."""
+        del ready
+        return None
+
     def behind(self) -> Ready | None:
         """What is to be installed again: a board was swapped, cut, or the agent rolled back."""
         for name, ready in self._wanted().get(self._slot, {}).items():

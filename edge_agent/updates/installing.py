@@ -38,6 +38,14 @@ class Installer(Protocol):
         """
         ...
 
+    def proving(self) -> bool:
+        """Whether what was put in is on trial; everything else waits, and charging goes on."""
+        ...
+
+    def came_to(self, ready: Ready) -> Outcome | None:
+        """How an installation ended that an earlier start began; None: it is to go on."""
+        ...
+
     def behind(self) -> Ready | None:
         """What was installed and is not there any more, so that it is to be installed again."""
         ...

@@ -152,6 +152,8 @@ class Updates:
         self._guarded = ""
         """Why nobody may charge."""
         self._caught_up: set[Kind] = set()
+        self._begun: Ready | None = None
+        """What an earlier start has put in, and its outcome is not told."""
         self._todo: list[Action] = []
         self._held: set[int] = set()
         self._trial: Trial | None = None
@@ -252,6 +254,7 @@ class Updates:
             self._judge(self._trial)
         self._settle()
         await self._guard()
+        await self._take_up()
         self._catch_up()
         todo, self._todo = self._todo, []
         await self._do(todo)
@@ -267,6 +270,23 @@ class Updates:
             self._guarded = ""
             await self._let_go()
         self._guarded = why
+
+    async def _take_up(self) -> None:
+        """What an earlier start had begun has come to its end, or goes on."""
+        begun = self._begun
+        if begun is None:
+            return
+        installer = self._installers.get(begun.kind)
+        if installer is not None and installer.proving():
+            await self._do(self.rules.proves(begun))
+            return
+        self._begun = None
+        outcome = None if installer is None else installer.came_to(begun)
+        if outcome is None:
+            await self._do(self.rules.resumed(begun))
+        else:
+            await self._do(self.rules.proves(begun))
+            await self._ended(begun, outcome)
 
     def _catch_up(self) -> None:
         """What was installed and is not there any more is installed again, once a start."""
@@ -292,6 +312,8 @@ class Updates:
     def _forbidden(self) -> str:
         if self.loop.ledger.failure:
             return f"the journal cannot be written ({self.loop.ledger.failure})"
+        if any(one.proving() for one in self._installers.values()):
+            return "settings are on trial"
         return "it runs on battery" if on_battery(self.place.power) else ""
 
     async def _do(self, actions: Sequence[Action]) -> None:
@@ -435,6 +457,9 @@ class Updates:
         except Exception as error:  # the task's root: whatever it was, EVSEs must be let go
             log.exception("update: %s could not be installed", ready.about.target)
             outcome = Outcome(UpdateState.INSTALLATION_FAILED, f"a fault of the agent: {error!r}")
+        await self._ended(ready, outcome)
+
+    async def _ended(self, ready: Ready, outcome: Outcome) -> None:
         try:
             self._settle_image(ready, outcome)
         except (JournalError, OSError) as error:
@@ -442,9 +467,10 @@ class Updates:
         well = outcome.state is UpdateState.INSTALLED
         if not well:
             self._secure("FirmwareUpdateFailed", f"{ready.about.target} {outcome.reason}")
-        await self._do(self.rules.ended(outcome.state, outcome.reason))
+        told = self.rules.ended(outcome.state, outcome.reason)
         if well and (self.rules.folder or self.place.url):
-            self._todo += self.rules.again()
+            self._todo += self.rules.again()  # before anything else can begin meanwhile
+        await self._do(told)
 
     def _settle_image(self, ready: Ready, outcome: Outcome) -> None:
         """Raises JournalError, OSError."""
@@ -476,8 +502,7 @@ class Updates:
         aborted = self._floors.note(ABORTED)
         self.rules.aborted = UUID(aborted.decode()) if aborted else None
         if pending is not None and pending.kind is not Kind.AGENT:
-            self._todo += self.rules.resumed(pending)
-            pending = None
+            self._begun, pending = pending, None
         if record is None:
             return
         if record.trial and record.trial == self.place.slot:

@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from edge_agent.updates import archive
-from edge_agent.updates.archive import CACHE, MANIFEST, PACKAGES, Entry
+from edge_agent.updates.archive import CACHE, MANIFEST, PACKAGES, Entry, ImageError
+from edge_agent.updates.settings_image import read_files
 from karvon.release.keys import ReleaseProblem
 
 LIBRARIES: Final = ("purelib", "platlib")
@@ -103,10 +104,17 @@ def _fits(tag: str, hw_id: str) -> bool:
 
 
 def settings_image(folder: Path) -> bytes:
-    """Profiles and configuration of a folder. Raises ReleaseProblem."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    if not files:
-        raise ReleaseProblem(f"{folder}: nothing there to release")
-    return archive.pack(
-        Entry(path.relative_to(folder).as_posix(), path.read_bytes()) for path in files
-    )
+    """`settings.toml` and `profiles/*.yaml` of a folder, checked as stations check them.
+
+    Raises ReleaseProblem.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    try:
+        read_files(files)
+    except ImageError as error:
+        raise ReleaseProblem(f"{folder}: {error}") from error
+    return archive.pack(Entry(name, content) for name, content in files.items())

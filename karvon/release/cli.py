@@ -177,14 +177,18 @@ def build_board(
 @build_app.command("settings")
 def build_settings(
     repo: Repo,
-    folder: Annotated[Path, typer.Option("--folder", help="Profiles and configuration.")],
-    name: Annotated[str, typer.Option("--name")],
+    folder: Annotated[
+        Path, typer.Option("--folder", help="With settings.toml, profiles/NAME.yaml, or both.")
+    ],
     version: Version,
     hw_id: HardwareIds,
+    name: Annotated[
+        str, typer.Option("--name", help="As updates.settings of the agents it is for.")
+    ] = "settings",
     counter: Counter = 0,
     requires_agent: NeedsAgent = "",
 ) -> None:
-    """Device profiles and configuration."""
+    """Settings of agents, and device profiles."""
     requires = Requires(agent=requires_agent)
     release = _release(Kind.SETTINGS, name, version, counter, hw_id, requires)
     _add(repo, lambda: building.settings_image(folder), release, None)

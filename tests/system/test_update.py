@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from ota_real import RealController, real_image
 from ota_server import Server
 from ota_slots import image
 from ota_world import HARDWARE, World
 
+from edge_agent import remote
+from edge_agent.hardware.registry import PROFILES
 from edge_agent.updates import launcher
-from edge_agent.updates.archive import sha256
+from edge_agent.updates.archive import Entry, pack, sha256
 from protocols.agent_link import UpdateState
 from protocols.release import Encoding, Kind, Release
 
@@ -41,9 +44,18 @@ class Rig:
 
     def release(self, version: str, image: bytes) -> str:
         """Published and asked for; returns its slot's name."""
+        return self._release(version, image, Kind.AGENT, "karvon-agent")
+
+    def settings(self, version: str, **files: str) -> str:
+        """A release of settings, published and asked for; returns its name."""
+        names = {"toml": "settings.toml", "profile": "profiles/abb_terra_ac.yaml"}
+        entries = (Entry(names[name], text.encode()) for name, text in files.items())
+        return self._release(version, pack(entries), Kind.SETTINGS, "settings")
+
+    def _release(self, version: str, image: bytes, kind: Kind, name: str) -> str:
         release = Release(
-            kind=Kind.AGENT,
-            name="karvon-agent",
+            kind=kind,
+            name=name,
             version=version,
             release_counter=0,
             hw_ids=(HARDWARE,),
@@ -111,3 +123,53 @@ def test_ota_f26_the_real_agent_updates_and_comes_back_from_a_bad_version(
     assert (record.confirmed, record.trial) == (good, "")
     assert launcher.usable(controller.root, bad)
     assert not controller.board("status")["violations"]
+
+
+@pytest.mark.system
+def test_settings_and_profiles_are_tried_and_one_that_kills_the_agent_is_put_back(
+    rig: Rig, kills: Any
+) -> None:
+    """Over HTTP, by the director's word, in a process that is really killed at each start."""
+    controller = rig.controller
+    profile = (PROFILES / "abb_terra_ac.yaml").read_text()
+    controller.until(lambda: controller.evse() == "Available", "the agent")
+    first = rig.settings(
+        "1.0.0",
+        toml="[boards.board]\ncable_ma = 20000\n",
+        profile=profile.replace("range: [6, 32]", "range: [6, 25]"),
+    )
+    controller.ask(do="update")
+    controller.until(lambda: f"1.0.0 {UpdateState.INSTALLED}" in rig.told(), "the settings")
+    controller.until(lambda: controller.evse() == "Available", "the agent with them")
+    assert runs(controller) == (first, 20_000)
+    starts = controller.service.starts
+    assert starts == 1, "the agent began anew in its process"
+    second = rig.settings("1.1.0", toml="[boards.board]\ncable_ma = 10000\n")
+    controller.ask(do="update")
+    for left in reversed(range(remote.TRIES)):
+        controller.until(lambda n=left: on_trial(controller) == (second, n), "the next on trial")
+        controller.service.kill()
+        kills.count("settings.trial")
+    controller.until(
+        lambda: f"1.1.0 {UpdateState.INSTALL_VERIFICATION_FAILED} rolled back" in rig.told(),
+        "the way back",
+    )
+    controller.until(lambda: runs(controller) == (first, 20_000), "what was before")
+    assert controller.service.starts == starts + remote.TRIES
+    controller.until(lambda: controller.evse() == "Available", "charging")
+    assert not controller.board("status")["violations"]
+
+
+def on_trial(controller: RealController) -> tuple[str, int] | None:
+    """Which settings release, and how many starts it still has."""
+    content = (controller.folder / "journal" / remote.NAME).read_bytes()
+    kept = msgspec.json.decode(content, type=remote.Kept)
+    return None if kept.trial is None else (kept.trial.image, kept.tries)
+
+
+def runs(controller: RealController) -> tuple[str, int] | None:
+    """Which settings release, and what the EVSE may draw."""
+    status = controller.status()
+    if status is None or not status["limits"]:
+        return None
+    return status["settings"]["release"], status["limits"][0]["limit_ma"]

@@ -15,6 +15,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from edge_agent.hardware.registry import PROFILES
 from edge_agent.updates import archive, packing
 from edge_agent.updates.archive import ImageError
 from karvon.release import building
@@ -169,8 +170,8 @@ def test_boards_and_settings(repo: Path, keys: Path, tmp_path: Path) -> None:
     )
     settings = tmp_path / "settings"
     settings.mkdir()
-    (settings / "one.yaml").write_text("a: 1\n")
-    run("build", "settings", repo, "--folder", settings, "--name", "profiles", *common)
+    (settings / "settings.toml").write_text("[times]\nevent_s = 60\n")
+    run("build", "settings", repo, "--folder", settings, *common)
     all_sign(repo, keys)
     run("publish", repo, tmp_path / "out", "--keys", keys)
     assert len(run("verify", repo).splitlines()) == 2
@@ -178,6 +179,26 @@ def test_boards_and_settings(repo: Path, keys: Path, tmp_path: Path) -> None:
     (target,) = role["signed"]["targets"].values()
     assert target["custom"]["hw_ids"] == ["pb-a", "pb-b"]
     assert target["custom"]["requires"] == {"board_protocol": "2.1"}
+
+
+def test_settings_that_no_station_would_take_are_not_released(repo: Path, tmp_path: Path) -> None:
+    def refused() -> str:
+        common = ("--version", "1.0", "--hw-id", "linux-aarch64-cp311")
+        return run("build", "settings", repo, "--folder", tmp_path / "made", *common, code=1)
+
+    (tmp_path / "made" / "profiles").mkdir(parents=True)
+    assert "nothing is set" in refused()
+    file = tmp_path / "made" / "settings.toml"
+    file.write_text("[failsafe]\ntimeout_s = 5\n")
+    assert "settings.toml: Object contains unknown field `failsafe`" in refused()
+    file.write_text("[times\n")
+    assert "settings.toml: not TOML" in refused()
+    file.unlink()
+    profile = tmp_path / "made" / "profiles" / "abb_terra_ac.yaml"
+    profile.write_text((PROFILES / "abb_terra_ac.yaml").read_text().replace("kind: char", "kind: "))
+    assert "profiles/abb_terra_ac.yaml:5: " in refused()
+    profile.rename(profile.with_name("wrong.yml"))
+    assert "'profiles/wrong.yml' has no place" in refused()
 
 
 def test_a_version_is_released_once_and_counters_never_sink(repo: Path, tmp_path: Path) -> None:
