@@ -439,8 +439,8 @@ def _kind_problems(index: int, board: BoardPart) -> Any:
         yield f"boards[{index}].link.device: name the line, best by /dev/serial/by-id/…"
     if board.firmware is not None:
         yield from _firmware_problems(index, board, board.firmware)
-    if not serial and board.link.rts != "none":
-        yield f'boards[{index}].link.rts: only for kind = "serial_board"'
+    if board.link.kind == "tcp" and board.link.rts != "none":
+        yield f"boards[{index}].link.rts: only for a serial line"
 
 
 def _firmware_problems(index: int, board: BoardPart, part: FirmwarePart) -> Any:

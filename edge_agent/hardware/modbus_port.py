@@ -10,13 +10,14 @@ import logging
 import termios
 import time
 from collections.abc import Callable
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from pymodbus.client import AsyncModbusSerialClient, AsyncModbusTcpClient
 from pymodbus.exceptions import ModbusException
 from pymodbus.framer import FramerType
 
+from edge_agent.hardware.direction import Direction, SwitchedLine
 from edge_agent.hardware.line import (
     AnsweredError,
     Job,
@@ -38,6 +39,7 @@ SILENCE_CHARS: Final = 3.5
 LEAST_SILENCE_S: Final = 0.00175
 """Between two frames on a serial line (MODBUS over Serial Line V1.02, 2.5.1.1)."""
 BITS_A_CHAR: Final = 11
+USUAL_BAUDRATE: Final = 9600
 EXCEPTIONS: Final = {
     1: "illegal function",
     2: "illegal address",
@@ -68,8 +70,11 @@ class ModbusLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     echo: bool = False
     """The adapter hears what it sends, and hands it back."""
     rts: Literal["none", "high", "low"] = "none"
-    """The level of RTS that lets a transceiver send, where the adapter does not switch by itself;
-    for kind serial only."""
+    """The level of RTS that lets a transceiver send; none: the adapter switches by itself."""
+    rts_before_ms: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    """From switching RTS to the first octet."""
+    rts_after_ms: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    """From the last octet to switching back."""
 
     def completed(self, profile: Profile) -> ModbusLink:
         """The same link with the profile's defaults where it names nothing itself."""
@@ -103,10 +108,17 @@ class ModbusPort(LineOwner[Span | WriteRequest, Words]):
     # termios.error is no OSError: a port that cannot be set to this speed or parity.
     failed_dial = (TimeoutError, OSError, termios.error)
 
-    def __init__(self, link: ModbusLink, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        link: ModbusLink,
+        clock: Callable[[], float] = time.monotonic,
+        direction: Callable[[Any, ModbusLink, int], Direction | None] = Direction.of,
+    ) -> None:
         super().__init__(link.line, link.kind, logger, clock)
         self.link = link
         self._client: Any = None
+        self._direction_of = direction
+        self._direction: Direction | None = None
         # One line per poll would bury what matters; this port says "lost" and "restored" itself.
         logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
 
@@ -130,8 +142,16 @@ class ModbusPort(LineOwner[Span | WriteRequest, Words]):
         )
 
     async def _exchange(self, job: Job[Span | WriteRequest, Words], patience: float) -> Words:
+        direction = self._direction
         async with asyncio.timeout(patience):
-            reply = await self._send(job.request)
+            if direction is None:
+                reply = await self._send(job.request)
+            else:
+                try:
+                    await direction.to_send()
+                    reply = await self._send(job.request)
+                finally:
+                    direction.to_listen()
         if reply.isError():
             code = getattr(reply, "exception_code", 0)
             raise DeviceExceptionError(code, job.what)
@@ -166,7 +186,9 @@ class ModbusPort(LineOwner[Span | WriteRequest, Words]):
     def _silence(self) -> float:
         if self.link.kind == "tcp":
             return 0.0
-        return max(LEAST_SILENCE_S, SILENCE_CHARS * BITS_A_CHAR / (self.link.baudrate or 9600))
+        return max(
+            LEAST_SILENCE_S, SILENCE_CHARS * BITS_A_CHAR / (self.link.baudrate or USUAL_BAUDRATE)
+        )
 
     def _alone_or_all_dead(self) -> bool:
         """A half-open connection looks like silence: only a new one tells."""
@@ -178,7 +200,19 @@ class ModbusPort(LineOwner[Span | WriteRequest, Words]):
 
     async def _dial(self) -> bool:
         self._client = self._new_client()
-        return bool(await self._client.connect())
+        if not await self._client.connect():
+            return False
+        if self.link.kind == "rtu":
+            self._direct(self._client.ctx.transport)
+        return True
+
+    def _direct(self, transport: Any) -> None:
+        """Pymodbus writes when it comes to it: switching back goes by its writing."""
+        line = transport.sync_serial
+        baudrate = self.link.baudrate or USUAL_BAUDRATE
+        self._direction = self._direction_of(line, self.link, baudrate)
+        if self._direction is not None:
+            transport.sync_serial = SwitchedLine(line, self._direction)
 
     def _worn_out(self) -> bool:
         return self.link.kind == "rtu" and self._adapter_is_dead()
@@ -196,7 +230,7 @@ class ModbusPort(LineOwner[Span | WriteRequest, Words]):
         return AsyncModbusSerialClient(
             link.device,
             framer=FramerType.ASCII if link.framing == "ascii" else FramerType.RTU,
-            baudrate=link.baudrate or 9600,
+            baudrate=link.baudrate or USUAL_BAUDRATE,
             parity="N" if is_pseudo(link.device) else (link.parity or "none")[0].upper(),
             stopbits=link.stopbits or 1,
             handle_local_echo=link.echo,
@@ -206,7 +240,7 @@ class ModbusPort(LineOwner[Span | WriteRequest, Words]):
         )
 
     async def _hang_up(self) -> None:
-        client, self._client = self._client, None
+        client, self._client, self._direction = self._client, None, None
         if client is not None:
             client.close()
             await asyncio.sleep(0)

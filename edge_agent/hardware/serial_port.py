@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from serial import PARITY_EVEN, PARITY_NONE, PARITY_ODD, Serial, SerialException
-from serial.rs485 import RS485Settings
 
+from edge_agent.hardware.direction import BITS_PER_OCTET, Direction, Transceiver
 from edge_agent.hardware.line import (
     AnsweredError,
     Job,
@@ -32,7 +32,6 @@ from protocols.serial_board import ANSWER, MAX_FRAME, Command, Message, Receiver
 
 log = logging.getLogger(__name__)
 BAUDRATE: Final = 115_200
-BITS_PER_OCTET: Final = 11
 THINKING_S: Final = 0.15
 """What a board may take to begin its reply, with what a busy controller adds to it."""
 READ_BYTES: Final = 4096
@@ -50,11 +49,8 @@ class RefusedError(AnsweredError):
         self.status = status
 
 
-class SerialDevice(Protocol):
+class SerialDevice(Transceiver, Protocol):
     """What of a serial line is used here."""
-
-    rts: bool
-    rs485_mode: RS485Settings | None
 
     def fileno(self) -> int: ...
 
@@ -97,8 +93,7 @@ class SerialPort(LineOwner[Question, bytes]):
         self._receiver = Receiver()
         self._waiting: Waiting | None = None
         self._sequence = 0
-        self._rts: bool | None = None
-        """The level to send with, where it is switched here."""
+        self._direction: Direction | None = None
         self.strays = 0
         """Replies that nobody waited for: late, doubled, or to somebody else's request."""
 
@@ -146,15 +141,16 @@ class SerialPort(LineOwner[Question, bytes]):
         device = self._device
         if device is None:
             raise OSError("the line is closed")
-        if self._rts is None:
+        direction = self._direction
+        if direction is None:
             self._put(device, frame)
             return
-        device.rts = self._rts
         try:
+            await direction.to_send()
             self._put(device, frame)
-            await asyncio.sleep(self._seconds(len(frame)))
+            await asyncio.sleep(direction.takes_s(len(frame)))
         finally:
-            device.rts = not self._rts
+            direction.to_listen()
 
     def _put(self, device: SerialDevice, frame: bytes) -> None:
         """The frame as a whole; an adapter that takes none or half of it is opened anew."""
@@ -206,27 +202,10 @@ class SerialPort(LineOwner[Question, bytes]):
     async def _dial(self) -> bool:
         self._device = self._new_device(self.link)
         self._receiver = Receiver()
-        self._rts = self._direction(self._device)
+        baudrate = self.link.baudrate or BAUDRATE
+        self._direction = Direction.of(self._device, self.link, baudrate)
         asyncio.get_running_loop().add_reader(self._device.fileno(), self._readable)
         return True
-
-    def _direction(self, device: SerialDevice) -> bool | None:
-        """The kernel switches a transceiver best; where it cannot, it is done here."""
-        if self.link.rts == "none":
-            return None
-        level = self.link.rts == "high"
-        try:
-            device.rs485_mode = RS485Settings(rts_level_for_tx=level, rts_level_for_rx=not level)
-        except (ValueError, OSError):
-            pass
-        else:
-            return None
-        try:
-            device.rts = not level
-        except OSError as error:
-            log.warning("%s: has no RTS (%s); sending without", self.link.line, error.strerror)
-            return None
-        return level
 
     def _gone(self, error: OSError) -> None:
         self._forget_device()

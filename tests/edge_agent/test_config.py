@@ -81,7 +81,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ('profile = "abb_terra_ac"', "", r"boards\[0\].profile: name the profile"),
         ('profile = "abb_terra_ac"', 'kind = "serial_board"', r"link.kind: .serial. for kind"),
         ('kind = "tcp"', 'kind = "serial"', 'link.kind: "tcp" or "rtu", not "serial"'),
-        ('kind = "tcp"', 'rts = "low", kind = "rtu"', "link.rts: only for"),
+        ('kind = "tcp"', 'rts = "low", kind = "tcp"', "link.rts: only for"),
         ('name = "left"', 'name = "left"\nkind = "serial_board"', "needs none; take it out"),
     ],
 )

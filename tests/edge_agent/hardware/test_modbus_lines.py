@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import tty
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Literal
+
+import pytest
+from serial.rs485 import RS485Settings
 
 from edge_agent.hardware.board import BoardUnreachableError
+from edge_agent.hardware.direction import Direction
 from edge_agent.hardware.modbus_port import ModbusLink, ModbusPort
 from karvon.simulator import frames
 from protocols.modbus.binding import WriteRequest
@@ -124,3 +130,115 @@ async def test_a_unit_that_wants_a_pause_leaves_the_line_to_others() -> None:
             port.request(Span(1, 3, 0, 1), slow, TIMEOUT_S), read(port, 2), read(port, 2)
         )
         assert line.asked == [1, 2, 2, 1]
+
+
+# --------------------------------------------------------------------------- direction by RTS
+
+
+class ModemLines:
+    """The modem lines of an adapter, whose octets go over a pseudo terminal."""
+
+    def __init__(self, told: list[tuple[float, str]], *, kernel: bool) -> None:
+        self.told, self.kernel = told, kernel
+        self.mode: RS485Settings | None = None
+
+    @property
+    def rts(self) -> bool:
+        return self.told[-1][1] == "rts up"
+
+    @rts.setter
+    def rts(self, up: bool) -> None:
+        self.told.append((time.monotonic(), f"rts {'up' if up else 'down'}"))
+
+    @property
+    def rs485_mode(self) -> RS485Settings | None:
+        return self.mode
+
+    @rs485_mode.setter
+    def rs485_mode(self, mode: RS485Settings | None) -> None:
+        if not self.kernel:
+            raise ValueError("the driver does not switch")
+        self.mode = mode
+
+
+@asynccontextmanager
+async def switched_line(
+    rts: Literal["none", "high", "low"], *, kernel: bool = False, echo: bool = False
+) -> AsyncIterator[tuple[list[tuple[float, str]], ModemLines, ModbusPort]]:
+    """At 300 baud a request of eight octets takes 0.29 s, whatever the machine is busy with."""
+    told: list[tuple[float, str]] = []
+    lines = ModemLines(told, kernel=kernel)
+
+    def answer(unit: int, request: bytes) -> list[tuple[float, bytes]]:
+        told.append((time.monotonic(), "asked"))
+        echoed = [(0.0, frames.put_rtu(unit, request))] if echo else []
+        return [*echoed, (0.6, holds(unit, 42))]
+
+    line = Line(answer)
+    asyncio.get_running_loop().add_reader(line.master, line.readable)
+    link = ModbusLink(
+        kind="rtu",
+        device=os.ttyname(line.slave),
+        baudrate=300,
+        rts=rts,
+        rts_before_ms=20,
+        rts_after_ms=30,
+        echo=echo,
+    )
+    port = ModbusPort(
+        link, direction=lambda _, wired, baudrate: Direction.of(lines, wired, baudrate)
+    )
+    port.attach()
+    try:
+        yield told, lines, port
+    finally:
+        await port.detach()
+        asyncio.get_running_loop().remove_reader(line.master)
+        os.close(line.master)
+        os.close(line.slave)
+
+
+@pytest.mark.parametrize(
+    ("rts", "echo", "sends", "listens"),
+    [("high", False, "rts up", "rts down"), ("low", True, "rts down", "rts up")],
+)
+async def test_rts_is_up_while_a_request_is_on_the_line_and_not_when_the_answer_comes(
+    rts: Literal["high", "low"], echo: bool, sends: str, listens: str
+) -> None:
+    async with switched_line(rts, echo=echo) as (told, _, port):
+        assert await port.request(Span(1, 3, 0, 1), LIMITS, 5) == (42,)
+        assert [what for _, what in told] == [listens, sends, "asked", listens]
+        (_, up, asked, down) = (at for at, _ in told)
+        assert asked - up >= 0.02
+        assert down - up >= 0.02 + 8 * 11 / 300 + 0.03
+        assert await port.request(Span(1, 3, 0, 1), LIMITS, 5) == (42,)
+        assert [what for _, what in told[4:]] == [sends, "asked", listens]
+
+
+async def test_where_the_kernel_switches_it_is_told_the_levels_and_the_delays() -> None:
+    async with switched_line("high", kernel=True) as (told, lines, port):
+        assert await port.request(Span(1, 3, 0, 1), LIMITS, 5) == (42,)
+        assert [what for _, what in told] == ["asked"]
+        assert lines.mode is not None
+        assert (lines.mode.rts_level_for_tx, lines.mode.rts_level_for_rx) == (True, False)
+        assert (lines.mode.delay_before_tx, lines.mode.delay_before_rx) == (0.02, 0.03)
+
+
+async def test_a_request_that_nobody_answers_leaves_the_line_listening() -> None:
+    async with switched_line("high") as (told, _, port):
+        with pytest.raises(BoardUnreachableError):
+            await port.request(Span(1, 3, 0, 1), LIMITS, 0.1)
+        assert told[-1][1] == "rts down"
+
+
+async def test_a_line_without_rts_is_used_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    line = Line(lambda unit, _: [(0.0, holds(unit, 7))])
+    asyncio.get_running_loop().add_reader(line.master, line.readable)
+    port = ModbusPort(ModbusLink(kind="rtu", device=os.ttyname(line.slave), rts="high"))
+    port.attach()
+    assert await port.request(Span(1, 3, 0, 1), LIMITS, 5) == (7,)
+    assert "has no RTS" in caplog.text
+    await port.detach()
+    asyncio.get_running_loop().remove_reader(line.master)
+    os.close(line.master)
+    os.close(line.slave)
