@@ -198,17 +198,19 @@ class MqttUplink:
         while True:
             beat()
             began = time.monotonic()
+            fault: BaseException
             try:
                 await self._connection()
             except* LINK_TROUBLE as group:
-                reason = explain(self.settings, _first(group))
+                fault = _first(group)
             except* Exception as group:  # the loop's root: a fault here must not end the link
                 log.exception("the uplink failed and starts again", exc_info=group)
-                reason = explain(self.settings, _first(group))
+                fault = _first(group)
             else:
-                reason = explain(self.settings, ConnectionError("the broker ended the connection"))
+                fault = ConnectionError("the broker ended the connection")
+            reason = explain(self.settings, fault)
             if self.link is not None:
-                self.link.ended(reason)
+                self.link.ended(str(fault) or reason)
             await self._do(Disconnected(reason), None)
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
             delay = retry_delay(

@@ -211,14 +211,14 @@ class OcppUplink:
             began = time.monotonic()
             try:
                 await self._connection()
-                reason = "the connection was closed"
+                reason = why = "the connection was closed"
             except* LINK_TROUBLE as group:
-                reason = explain(self.settings, _first(group))
+                reason, why = explain(self.settings, _first(group)), str(_first(group))
             except* Exception as group:  # the loop's root: a fault here must not end the link
                 log.exception("the OCPP uplink failed and starts again", exc_info=group)
-                reason = explain(self.settings, _first(group))
+                reason, why = explain(self.settings, _first(group)), str(_first(group))
             if self.chooser is not None:
-                self.chooser.ended(reason)
+                self.chooser.ended(why or reason)
             self._do(Disconnected(reason))
             self.link = reason
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
