@@ -119,13 +119,13 @@ async def test_an_address_may_end_in_other_ways(ocpp: Ocpp, tail: str) -> None:
     ("offered", "chosen"),
     [
         (["soap", V16], V16),
-        ([V16, V201], V201),
+        ([V16, V201], V16),
         ([V201, V16], V201),
         ([V21, V201, V16], V21),
         (["ocpp1.2", "ocpp1.5", V16], V16),
     ],
 )
-async def test_of_several_versions_one_that_both_speak_is_chosen(
+async def test_of_several_versions_the_first_that_is_spoken_here_is_chosen(
     ocpp: Ocpp, offered: list[str], chosen: str
 ) -> None:
     url = f"ws://127.0.0.1:{ocpp.gateway.port}/ocpp/SUB-{'-'.join(offered)}"
