@@ -332,3 +332,34 @@ async def test_a_policy_that_makes_no_sense_is_refused(keeping: Ocpp) -> None:
     assert (unknown.status_code, unknown.json()["code"]) == (404, "id_token_group.not_found")
     assert (await keeping.api.get("/stations/nowhere/local-list/sync")).status_code == 404
     assert (await keeping.get("/local-list-policy"))["keep"] is None
+
+
+async def test_a_fleet_is_asked_a_few_stations_at_a_time(
+    keeping: Ocpp, house_sql: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who does not answer keeps its place until its time is over."""
+    await add(keeping, "g11", "fleet1")
+    names = [f"L11-{n}" for n in range(5)]
+    for name in names:
+        station = await boot(keeping, name, "ocpp1.6", Charger("ocpp1.6"))
+        station.choose["GetLocalListVersion"] = lambda _: None  # type: ignore[assignment,return-value]  # mute
+    monkeypatch.setattr("cloud.authorization.station_lists.AT_ONCE", 2)
+    for name in names:
+        await policy(keeping, f"/stations/{name}", "groups", "g11")
+
+    async def asked() -> int:
+        return len(
+            house_sql(
+                'SELECT FROM "authorization".station_list JOIN stations.station s'
+                " ON s.id = station_id WHERE command IS NOT NULL AND s.identity = ANY(%s)",
+                names,
+            )
+        )
+
+    async def two() -> bool:
+        return await asked() == 2
+
+    await keeping.until(two, "two stations to be asked")
+    for _ in range(3):
+        await keeping.modules.station_lists.plan()
+    assert await asked() == 2
