@@ -350,7 +350,7 @@ async def test_a_fleet_is_asked_a_few_stations_at_a_time(
     async def asked() -> int:
         return len(
             house_sql(
-                'SELECT FROM "authorization".station_list JOIN stations.station s'
+                'SELECT 1 FROM "authorization".station_list JOIN stations.station s'
                 " ON s.id = station_id WHERE command IS NOT NULL AND s.identity = ANY(%s)",
                 names,
             )
