@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
@@ -21,14 +21,18 @@ from cloud.api import watching as watching_rest
 from cloud.api.app import create_app
 from cloud.api.live import EventFeed
 from cloud.api.watching import Sources, Watching
+from cloud.authorization import list_store, lists_rest
 from cloud.authorization import rest as authorization_rest
+from cloud.authorization.keeping import Limits
+from cloud.authorization.list_writer import ListWriter
 from cloud.authorization.service import Authorization
+from cloud.authorization.station_lists import ListHandover, StationLists
 from cloud.broker import Broker, embedded_broker, outside_broker
 from cloud.communication import asks_rest, gateway_rest, ocpp_store, security_rest
 from cloud.communication import rest as communication_rest
 from cloud.communication import store as communication_store
 from cloud.communication.answers import Answers
-from cloud.communication.api import Credential, Known, Presence
+from cloud.communication.api import Credential, Known, ListPortion, Presence, Speaking
 from cloud.communication.calls import Calls
 from cloud.communication.commands import CommandResults, Commands
 from cloud.communication.credentials import Credentials
@@ -95,6 +99,7 @@ from cloud.transactions.zombies import Patience
 from cloud.users import rest as users_rest
 from cloud.users.service import DEFAULT_TENANT, Users
 from protocols.agent_link import Action, SetLocalList, Watch, up_filter
+from protocols.ocpp.asks import AnyAsk, ListEntry
 
 logger = logging.getLogger(__name__)
 BROKER_DEADLINE_S = 15.0
@@ -147,6 +152,7 @@ class Link(CommandLink):
 
     async def forget(self, cursor: Cursor, station_id: int) -> None:
         await communication_store.forget_station(cursor, station_id)
+        await list_store.forget_station(cursor, station_id)
         await configuration_store.forget_station(cursor, station_id)
         await diagnostics_store.forget_station(cursor, station_id)
         await ota_campaigns.forget_station(cursor, station_id, utc_now())
@@ -182,10 +188,44 @@ class Directory:
         return await self.stations.key_of(cursor, identity)
 
 
+class KeptListLink:
+    """The way to stations whose local lists are kept, and what they say of their limits."""
+
+    async def speaking(
+        self, cursor: Cursor, tenants: Collection[int], stations: Collection[int]
+    ) -> list[Speaking]:
+        return await ocpp_store.speaking(cursor, tenants, stations)
+
+    async def put(
+        self,
+        cursor: Cursor,
+        tenant: TenantId,
+        station_id: int,
+        do: AnyAsk | ListPortion,
+        valid_for: timedelta,
+        actor: str,
+    ) -> UUID:
+        command, now = uuid4(), utc_now()
+        until = now + valid_for
+        await communication_store.add_command(
+            cursor, command, tenant, station_id, do, actor, now, until
+        )
+        return command
+
+    async def limits(self, cursor: Cursor, stations: Collection[int]) -> dict[int, Limits]:
+        found = await configuration_store.list_limits(cursor, stations)
+        return {station: Limits(*told) for station, told in found.items()}
+
+
 class Lists:
     """Communication's question for local lists, answered by the module made after it."""
 
     authorization: Authorization
+
+    async def portion(
+        self, cursor: Cursor, tenant: TenantId, portion: ListPortion
+    ) -> tuple[ListEntry, ...]:
+        return await self.authorization.portion(cursor, tenant, portion)
 
     async def local_list(self, cursor: Cursor, tenant: TenantId) -> SetLocalList:
         return await self.authorization.local_list(cursor, tenant)
@@ -204,6 +244,7 @@ def tenancy(database: Database) -> Tenancy:
         TariffHandover(utc_now),
         UpdateHandover(utc_now),
         lists.authorization,
+        ListHandover(),
     ]
     return Tenancy(database, followers, utc_now)
 
@@ -215,6 +256,7 @@ class Modules:
     users: Users
     stations: Stations
     authorization: Authorization
+    station_lists: StationLists
     tariffs: Tariffs
     telemetry: Telemetry
     transactions: Transactions
@@ -247,6 +289,7 @@ class Modules:
             users=Users(database, utc_now),
             stations=stations,
             authorization=authorization,
+            station_lists=StationLists(database, KeptListLink(), stations, utc_now),
             tariffs=Tariffs(database, stations, utc_now),
             telemetry=Telemetry(database, stations),
             transactions=transactions,
@@ -265,6 +308,7 @@ class Modules:
     def of_gateway(self) -> Neighbours:
         """What the OCPP gateway asks of them."""
         writers: list[SpokenWriter] = [
+            ListWriter(),
             ConfigurationWriter(),
             DiagnosticsWriter(ocpp_store.expected_versions),
             TransactionWriter(ocpp_store.started_by),
@@ -278,6 +322,7 @@ class Modules:
             users_rest.router(self.users),
             stations_rest.router(self.stations, utc_now),
             authorization_rest.router(self.authorization),
+            lists_rest.router(self.station_lists),
             tariffs_rest.router(self.tariffs),
             telemetry_rest.router(self.telemetry, utc_now),
             transactions_rest.router(self.transactions),
@@ -433,6 +478,8 @@ class Cloud:
         if config.role in {"all", "api"}:
             lists = modules.authorization.run
             await stack.enter_async_context(supervised("authorization lists", lists))
+            kept = modules.station_lists.run
+            await stack.enter_async_context(supervised("stations' local lists", kept))
             await stack.enter_async_context(supervised("answers", modules.answers.run))
             await stack.enter_async_context(supervised("campaigns", updates.campaigns.run))
             await stack.enter_async_context(feed.serving())

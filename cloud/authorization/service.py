@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
-from cloud.authorization import store
+from cloud.authorization import list_store, store
 from cloud.authorization.api import (
     GroupExists,
     GroupInUse,
@@ -18,6 +18,7 @@ from cloud.authorization.api import (
 )
 from cloud.authorization.decision import Decision, decide
 from cloud.authorization.store import Group, Token, TokenFilters
+from cloud.communication.api import ListPortion
 from cloud.kernel.database import Cursor, Database, TenantId
 from cloud.kernel.etags import Expected, version_of
 from cloud.kernel.handover import Move
@@ -34,6 +35,7 @@ from cloud.kernel.imports import (
 from cloud.kernel.paging import Cut, Part
 from cloud.stations.api import to_ms
 from protocols.agent_link import Action, Hello, IdToken, LocalListEntry, SetLocalList
+from protocols.ocpp.asks import ListEntry
 from protocols.quantities import Milliseconds
 
 LIST_VALID = timedelta(minutes=10)
@@ -248,6 +250,16 @@ class Authorization:
         version = await store.version(cursor, tenant)
         entries = tuple(_entry(token) for token in await store.all_tokens(cursor, tenant))
         return SetLocalList(version, entries)
+
+    async def portion(
+        self, cursor: Cursor, tenant: TenantId, portion: ListPortion
+    ) -> tuple[ListEntry, ...]:
+        """What changed of the tokens in these groups, each as it is now."""
+        span = (portion.after, portion.through)
+        found = await list_store.changes(
+            cursor, tenant, portion.groups, span, portion.floor, portion.limit
+        )
+        return tuple(entry for _, entry in found)
 
     async def list_version(self, cursor: Cursor, tenant: TenantId) -> int:
         """The version that the tenant's agents should hold; 0 while nothing was entered."""

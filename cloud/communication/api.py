@@ -8,9 +8,12 @@ from datetime import datetime
 from typing import Final, Literal, NamedTuple, Protocol
 from uuid import UUID
 
+import msgspec
+
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.errors import KarvonError, Kind
 from protocols.agent_link import Hello, IdToken, OpenTransaction, SetLocalList
+from protocols.ocpp.asks import ListEntry
 from protocols.ocpp.messages import TokenInfo
 
 
@@ -219,12 +222,50 @@ class ListVersion(Protocol):
     async def list_version(self, cursor: Cursor, tenant: TenantId) -> int: ...
 
 
+class ListPortion(
+    msgspec.Struct, frozen=True, kw_only=True, tag="keep_local_list", tag_field="action"
+):
+    """A part of the tenant's id tokens for an OCPP station's local list, named and not held.
+
+    A list that a thousand stations take is not stored with a thousand commands: what a part
+    consists of is put in when it goes out.
+    """
+
+    number: int
+    """The version that the station's list has with it."""
+    full: bool
+    """It replaces what the station holds."""
+    groups: tuple[int, ...] | None
+    """Of these groups of id tokens; None: of all."""
+    after: int
+    through: int
+    """What changed after the one and up to the other number of the log of changes."""
+    floor: int
+    """What left up to this number was never on that list."""
+    limit: int
+    """Entries at most."""
+
+
 class LocalLists(Protocol):
-    """What goes out for a command to take over the local list (authorization implements it)."""
+    """What goes out for commands to take over a local list (authorization implements it)."""
 
     async def local_list(self, cursor: Cursor, tenant: TenantId) -> SetLocalList:
         """The tenant's list as it is now."""
         ...
+
+    async def portion(
+        self, cursor: Cursor, tenant: TenantId, portion: ListPortion
+    ) -> tuple[ListEntry, ...]:
+        """The entries of a part of it (commit role)."""
+        ...
+
+
+class Speaking(NamedTuple):
+    """A station that speaks OCPP over a connection of now."""
+
+    station_id: int
+    tenant_id: TenantId
+    version: str
 
 
 @dataclass(frozen=True)

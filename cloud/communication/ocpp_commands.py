@@ -24,7 +24,7 @@ import msgspec
 
 from cloud.communication import endings
 from cloud.communication import ocpp_store as store
-from cloud.communication.api import LocalLists, NativeTransactions
+from cloud.communication.api import ListPortion, LocalLists, NativeTransactions
 from cloud.communication.commands import LATE_ANSWERS, SWEEP_S
 from cloud.communication.ocpp_store import Result, Sent, Waiting
 from cloud.communication.store import COMMAND_CHANNEL, SET_LOCAL_LIST
@@ -35,7 +35,7 @@ from cloud.kernel.facts import Spoken
 from protocols.agent_link import Action, SetLocalList
 from protocols.ocpp.actions import NEVER_TWICE, without_secrets
 from protocols.ocpp.asking import Numbers
-from protocols.ocpp.asks import AnyAsk, words
+from protocols.ocpp.asks import AnyAsk, ListEntry, SendLocalList, words, writable
 from protocols.ocpp.dialect import NotExpressible, Outcome, Request, RequestContext, dialect
 from protocols.ocpp.messages import Answered, Boot, Connected
 from protocols.ocpp.version import Version
@@ -74,6 +74,16 @@ class Due:
     way: str = ""
     known_way: str = field(default="", repr=False)
     other_ways: tuple[Request, ...] = field(default=(), repr=False)
+    names_a_list: bool = False
+    """Its entries are the tenant's: they are not kept with the command."""
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """The request as it is stored."""
+        if not self.names_a_list:
+            return self.payload
+        kept = {name: value for name, value in self.payload.items() if name != _LIST}
+        return {**kept, "entries": len(self.payload.get(_LIST, ()))}
 
     @property
     def may_be_asked_again(self) -> bool:
@@ -84,7 +94,7 @@ class Due:
         return Answered(
             command=self.command,
             action=self.action,
-            request=self.payload,
+            request=self.kept,
             response=response,
             accepted=outcome.accepted,
             text=outcome.text,
@@ -96,7 +106,7 @@ class Due:
         return Answered(
             command=self.command,
             action=self.action,
-            request=self.payload,
+            request=self.kept,
             response=None,
             text=text,
         )
@@ -165,7 +175,7 @@ class OcppCommands:
             waiting = await store.claim(cursor, gateway, now, AT_ONCE)
             found, unfit = await self._worded(cursor, waiting, now)
             if found:
-                sent = [Sent(one.command, one.epoch, one.action, one.payload) for one in found]
+                sent = [Sent(one.command, one.epoch, one.action, one.kept) for one in found]
                 await store.note_sent(cursor, sent, now)
             if unfit:
                 ended += await store.fail(cursor, unfit, now)
@@ -180,16 +190,39 @@ class OcppCommands:
             tenant: await self._lists.local_list(cursor, tenant)
             for tenant in {TenantId(one.tenant_id) for one in waiting if _names_a_list(one)}
         }
+        portions = await self._portions(cursor, waiting)
         stops = {one.id: UUID(one.action["transaction"]) for one in waiting if _names_one(one)}
         names = await self._transactions.native(cursor, set(stops.values())) if stops else {}
         found, unfit = [], {}
         for one in waiting:
             try:
                 native = names.get(stops[one.id]) if one.id in stops else None
-                found.append(self._word(one, lists, native, now))
+                if one.id in portions:
+                    found.append(_portion(one, portions[one.id]))
+                else:
+                    found.append(self._word(one, lists, native, now))
             except (NotExpressible, msgspec.ValidationError) as error:
                 unfit[one.id] = str(error)
         return found, unfit
+
+    async def _portions(
+        self, cursor: Cursor, waiting: Sequence[Waiting]
+    ) -> dict[UUID, SendLocalList]:
+        """What goes out for parts of local lists; stations at the same point take the same."""
+        made: dict[tuple[int, ListPortion], tuple[ListEntry, ...]] = {}
+        found = {}
+        for one in waiting:
+            if one.action.get("action") != _PORTION:
+                continue
+            portion = msgspec.convert(one.action, ListPortion)
+            same = (one.tenant_id, msgspec.structs.replace(portion, number=0))
+            if same not in made:
+                tenant = TenantId(one.tenant_id)
+                made[same] = await self._lists.portion(cursor, tenant, portion)
+            found[one.id] = SendLocalList(
+                version=portion.number, differential=not portion.full, entries=made[same]
+            )
+        return found
 
     def _word(
         self,
@@ -198,15 +231,7 @@ class OcppCommands:
         native: tuple[str | None, int | None] | None,
         now: datetime,
     ) -> Due:
-        due = Due(
-            one.id,
-            TenantId(one.tenant_id),
-            one.station_id,
-            one.epoch,
-            one.ocpp_action or "",
-            one.request or {},
-            one.expires_at,
-        )
+        due = _due(one)
         if one.action["action"] == store.OCPP_CALL:
             return due
         do = lists[due.tenant_id] if _names_a_list(one) else as_deed(one.action)
@@ -226,7 +251,13 @@ class OcppCommands:
         )
         ways = self._speaker_of(one.version).ways(do, context)
         first, *others = sorted(ways, key=lambda way: way.way != context.way)
-        due = replace(due, kind=kind, known_way=context.way, other_ways=tuple(others))
+        due = replace(
+            due,
+            kind=kind,
+            known_way=context.way,
+            other_ways=tuple(others),
+            names_a_list=_names_a_list(one),
+        )
         return _asking(due, first)
 
     async def give_back(self, due: Collection[Due]) -> None:
@@ -255,6 +286,30 @@ class OcppCommands:
         now = self._clock()
         async with self._database.commit_unit() as cursor:
             await endings.expire(cursor, now - LATE_ANSWERS, now)
+
+
+_LIST: Final = "localAuthorizationList"
+_PORTION: Final[str] = ListPortion.__struct_config__.tag  # type: ignore[assignment]
+
+
+def _due(one: Waiting) -> Due:
+    return Due(
+        one.id,
+        TenantId(one.tenant_id),
+        one.station_id,
+        one.epoch,
+        one.ocpp_action or "",
+        one.request or {},
+        one.expires_at,
+    )
+
+
+def _portion(one: Waiting, ask: SendLocalList) -> Due:
+    """In the station's words, without what these cannot write: nobody can show that there."""
+    version = Version(one.version)
+    sent = msgspec.structs.replace(ask, entries=writable(version, ask.entries))
+    action, payload = words(version, sent, Numbers(one.number))
+    return replace(_due(one), action=action, payload=_plain(payload), names_a_list=True)
 
 
 def as_deed(action: dict[str, Any]) -> Action | AnyAsk:
@@ -303,7 +358,9 @@ class OcppAnswers:
         }
         if not results:
             return []
-        return await endings.settled(cursor, await store.settle(cursor, list(results.values())))
+        ended = await store.settle(cursor, list(results.values()))
+        await store.wake_next(cursor, {one.station_id for one in results.values()})
+        return await endings.settled(cursor, ended)
 
 
 async def _note_links(cursor: Cursor, told: Sequence[Spoken]) -> None:

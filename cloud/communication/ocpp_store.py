@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from cloud.communication.api import Begun
+from cloud.communication.api import Begun, Speaking
 from cloud.communication.store import COMMAND_CHANNEL
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.http import Caller
@@ -95,6 +95,20 @@ async def link(cursor: Cursor, station_id: int) -> OcppLink | None:
         " FROM communication.ocpp_link k JOIN kernel.live l USING (station_id)"
         " WHERE k.station_id = %s",
         (station_id,),
+    )
+
+
+async def speaking(
+    cursor: Cursor, tenants: Collection[int], stations: Collection[int]
+) -> list[Speaking]:
+    """Those of these tenants and of these stations whose connection a gateway holds now."""
+    return await rows(
+        cursor,
+        Speaking,
+        "SELECT k.station_id, k.tenant_id, k.version FROM communication.ocpp_link k"
+        " JOIN kernel.live l USING (station_id) WHERE l.gateway IS NOT NULL"
+        " AND (k.tenant_id = ANY(%s) OR k.station_id = ANY(%s))",
+        (list(tenants), list(stations)),
     )
 
 
@@ -362,6 +376,16 @@ async def wake_askers(cursor: Cursor, ended: Collection[UUID]) -> None:
             "SELECT pg_notify(%s, id) FROM unnest(%s::text[]) AS id",
             (ANSWER_CHANNEL, literal(ended)),
         )
+
+
+async def wake_next(cursor: Cursor, stations: Collection[int]) -> None:
+    """These have answered: what waits behind that for one of them goes out at the commit."""
+    await cursor.execute(
+        "SELECT pg_notify(%s, s::text) FROM unnest(%s::int[]) AS s"
+        " WHERE EXISTS (SELECT FROM communication.command c"
+        "  WHERE c.station_id = s AND c.status = 'requested')",
+        (COMMAND_CHANNEL, literal(stations)),
+    )
 
 
 async def hide(

@@ -14,7 +14,7 @@ from psycopg.types.multirange import Int8Multirange
 from psycopg.types.range import Range
 
 from cloud.communication import gateway_store, security_store
-from cloud.communication.api import Presence
+from cloud.communication.api import ListPortion, Presence
 from cloud.communication.greeting import KnownOutbox
 from cloud.kernel.database import Cursor, TenantId
 from cloud.kernel.facts import to_ranges
@@ -271,7 +271,7 @@ async def add_command(
     command_id: UUID,
     tenant: TenantId,
     station_id: int,
-    action: Action | AnyAsk,
+    action: Action | AnyAsk | ListPortion,
     actor: str,
     requested_at: datetime,
     expires_at: datetime,
@@ -289,7 +289,7 @@ async def add_command(
             actor,
             requested_at,
             expires_at,
-            "ocpp" if isinstance(action, AnyAsk) else None,
+            _link_of(action),
         ),
     )
     await cursor.execute("SELECT pg_notify(%s, %s)", (COMMAND_CHANNEL, str(station_id)))
@@ -298,7 +298,7 @@ async def add_command(
 async def add_commands(
     cursor: Cursor,
     tenant: TenantId,
-    given: Sequence[tuple[UUID, int, Action | AnyAsk, datetime]],
+    given: Sequence[tuple[UUID, int, Action | AnyAsk | ListPortion, datetime]],
     actor: str,
     now: datetime,
 ) -> None:
@@ -319,7 +319,7 @@ async def add_commands(
             literal(station for _, station, _, _ in given),
             [jsonb(_kept(do)) for _, _, do, _ in given],
             [until for _, _, _, until in given],
-            literal("ocpp" if isinstance(do, AnyAsk) else "NULL" for _, _, do, _ in given),
+            literal(_link_of(do) or "NULL" for _, _, do, _ in given),
         ),
     )
     stations = literal(station for _, station, _, _ in given)
@@ -329,7 +329,12 @@ async def add_commands(
     )
 
 
-def _kept(action: Action | AnyAsk) -> dict[str, Any]:
+def _link_of(action: Action | AnyAsk | ListPortion) -> str | None:
+    """Which link alone has words for it; None: any."""
+    return "ocpp" if isinstance(action, AnyAsk | ListPortion) else None
+
+
+def _kept(action: Action | AnyAsk | ListPortion) -> dict[str, Any]:
     """The action as it is kept: a local list only by its version, a thousand stations share it."""
     fields: dict[str, Any] = msgspec.to_builtins(action)
     if fields["action"] == SET_LOCAL_LIST:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -406,6 +407,41 @@ async def put_lists(cursor: Cursor, told: Mapping[int, ListRow]) -> None:
             [one.at for _, one in ordered],
         ),
     )
+
+
+async def list_limits(
+    cursor: Cursor, stations: Collection[int]
+) -> dict[int, tuple[int | None, int | None, int | None]]:
+    """Entries and bytes per message, and entries in all, that stations say their lists take.
+
+    Those that have told none of them, not even that they do not know it, are left out.
+    """
+    await cursor.execute(
+        "SELECT station_id, variable, value, characteristics ->> 'maxLimit'"
+        " FROM configuration.variable WHERE station_id = ANY(%s) AND attribute = 'Actual' AND"
+        " (component = 'ChargingStation' AND variable IN"
+        "  ('SendLocalListMaxLength', 'LocalAuthListMaxLength')"
+        "  OR component = 'LocalAuthListCtrlr' AND variable IN"
+        "  ('ItemsPerMessage', 'BytesPerMessage', 'Entries'))",
+        (list(stations),),
+    )
+    told: dict[int, list[int | None]] = {}
+    for station, variable, value, most in await cursor.fetchall():
+        limits = told.setdefault(station, [None, None, None])
+        number = most if variable == "Entries" else value
+        if number is not None and (found := _LIMIT.match(number)):
+            limits[_LIMITS[variable]] = int(found[1])
+    return {station: (one[0], one[1], one[2]) for station, one in told.items()}
+
+
+_LIMIT: Final = re.compile(r"\s*(\d{1,9})(?:\.0*)?\s*$")
+_LIMITS: Final = {
+    "SendLocalListMaxLength": 0,
+    "ItemsPerMessage": 0,
+    "BytesPerMessage": 1,
+    "LocalAuthListMaxLength": 2,
+    "Entries": 2,
+}
 
 
 @dataclass(frozen=True)

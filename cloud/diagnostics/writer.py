@@ -296,12 +296,18 @@ def _messages(one: Spoken, effect: Effect | None) -> Iterator[dict[str, Any]]:
 
 # --------------------------------------------------------------------------- notices
 
+_NO_VENDOR: Final = "UnknownVendorId"
+"""What is kept for people to read is not done: 1.6 (4.3) and 2.x (P02) have that told so."""
+
 
 async def _notices(cursor: Cursor, mine: Sequence[Spoken]) -> list[Event]:
     told = [row for row in map(_notice_row, mine) if row is not None]
     if not told:
         return []
     await store.add_notices(cursor, told)
+    for one in mine:
+        if isinstance(one.told, DataTransfer):
+            one.answer.status = _NO_VENDOR
     return [alert for row in told if (alert := _alert(row)) is not None]
 
 

@@ -123,7 +123,8 @@ class Sessions:
     def transaction(self, told: Told, message: Transaction, *, foreign: bool) -> list[Routed]:
         """The event with its transaction, and the end of another one that it makes certain.
 
-        `foreign`: its number is another station's. Raises Stranger then.
+        `foreign`: its number is another station's. Raises Stranger then, unless it shows the token
+        of a transaction that this station has: it counts by itself (S1).
         """
         if message.key is not None:
             session = self._named(told, message)
@@ -190,9 +191,13 @@ class Sessions:
         number = message.number or 0
         session = self._numbers.get((told.station, number))
         if session is not None:
-            return session
+            # a station that counts by itself may come to a number that it was given once
+            return (long_over(session, told) and self._stopped(told, strict=True)) or session
         if foreign:
-            raise Stranger
+            own = self._stopped(told, strict=True)
+            if own is None:
+                raise Stranger
+            return own
         key = stop_fingerprint(message)
         same = self._keys.get((told.station, key))
         if same:
@@ -278,8 +283,8 @@ class Sessions:
         content, session = told.content, None
         if message.number is not None:
             session = self._numbers.get((told.station, message.number))
-        if session is None and message.evse > 0:
-            session = self._covering(told, message)
+        if message.evse > 0 and (session is None or long_over(session, told)):
+            session = self._covering(told, message) or session
         if session is None:
             return None
         number = session.seq_no if session.origin != OCPP_16 else _by_time(session, told.at.at)
@@ -340,6 +345,16 @@ def conclusion(
         reason=reason,
         concluded=True,
         final=final,
+    )
+
+
+def long_over(session: Session, told: Told) -> bool:
+    """Whether the station itself ended it well before this: it cannot mean this one."""
+    return (
+        session.ended_at is not None
+        and not session.concluded
+        and told.at.quality.trusted
+        and told.at.at > session.ended_at + _AROUND
     )
 
 

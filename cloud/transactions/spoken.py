@@ -31,7 +31,7 @@ from cloud.transactions.native import (
     stop_fingerprint,
 )
 from cloud.transactions.projection import State, Step
-from cloud.transactions.sessions import Routed, Session, Sessions, Stranger, Told
+from cloud.transactions.sessions import Routed, Session, Sessions, Stranger, Told, long_over
 from cloud.transactions.writing import Arrived, record
 from protocols.agent_link import IdToken, TransactionEventType
 from protocols.ocpp.messages import Answer, Meter, Status, Transaction
@@ -212,13 +212,20 @@ def _seek_stopped(sought: Sought, one: _Heard, message: Transaction) -> None:
 
 
 def _unknown(heard: Iterable[_Heard], held: Iterable[Held]) -> list[_Heard]:
-    """Messages with a number that this station was not given."""
-    known = {(one.station_id, one.native.number) for one in held}
-    return [
-        one
-        for one in heard
-        if one.number is not None and (one.told.station, one.number) not in known
-    ]
+    """Messages with a number that this station was not given, or of what is over long since."""
+    known = {
+        (one.station_id, one.native.number): _session(one)
+        for one in held
+        if one.native.number is not None
+    }
+    found = []
+    for one in heard:
+        if one.number is None:
+            continue
+        session = known.get((one.told.station, one.number))
+        if session is None or long_over(session, one.told):
+            found.append(one)
+    return found
 
 
 def _sought_without_number(unknown: Iterable[_Heard]) -> Sought:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -213,6 +213,27 @@ def one_by_one(version: Version, ask: AnyAsk) -> tuple[AnyAsk, ...]:
     if version is Version.V16 and isinstance(ask, SetVariables):
         return tuple(SetVariables(variables=(one,)) for one in ask.variables)
     return (ask,)
+
+
+def writable(version: Version, entries: Iterable[ListEntry]) -> tuple[ListEntry, ...]:
+    """Those that the version can write, each id token once, as it was told last.
+
+    Nobody can show the others to such a station. A group that is too long is left out: cut, it
+    were another.
+    """
+    spoken = dialect(version)
+    longest, types = spoken.longest_token, spoken.token_types
+    found: dict[object, ListEntry] = {}
+    for entry in entries:
+        token, group = entry.id_token, entry.group
+        if not 0 < len(token.value) <= longest or (types is not None and token.type not in types):
+            continue
+        value = token.value.lower()
+        key: object = value if version is Version.V16 else (value, token.type)
+        found.pop(key, None)
+        cut = group is not None and len(group) > longest
+        found[key] = msgspec.structs.replace(entry, group=None) if cut else entry
+    return tuple(found.values())
 
 
 NAMES: Final = tuple(str(kind.__struct_config__.tag) for kind in AnyAsk.__args__)

@@ -131,11 +131,11 @@ def _log(ask: asks.GetLog, numbers: Numbers) -> asks.Worded:
 
 
 def _send_list(ask: asks.SendLocalList, _: Numbers) -> asks.Worded:
-    return "SendLocalList", {
-        "listVersion": ask.version,
-        "updateType": "Differential" if ask.differential else "Full",
-        "localAuthorizationList": [_entry(one) for one in ask.entries],
-    }
+    return "SendLocalList", told(
+        listVersion=ask.version,
+        updateType="Differential" if ask.differential else "Full",
+        localAuthorizationList=[_entry(one) for one in ask.entries] or None,
+    )
 
 
 def _entry(one: asks.ListEntry) -> dict[str, Any]:

@@ -176,6 +176,14 @@ class Dialect(Protocol):
     def version(self) -> Version: ...
 
     @property
+    def longest_token(self) -> int:
+        """Characters that an id token, or the name of a group of them, may have."""
+
+    @property
+    def token_types(self) -> frozenset[str] | None:
+        """The types of id tokens that it knows; None: any."""
+
+    @property
     def not_supported(self) -> frozenset[str]:
         """What a station may ask by the specification, and no cloud of ours answers."""
 

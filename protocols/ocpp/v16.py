@@ -445,6 +445,8 @@ class V16:
     """See `protocols.ocpp.dialect.Dialect`."""
 
     version: Final = Version.V16
+    longest_token: Final[int] = _LONGEST_TAG
+    token_types: Final[frozenset[str] | None] = None
     not_supported: Final[frozenset[str]] = frozenset()
 
     def read(self, action: str, request: Any, now_ms: int) -> Told:

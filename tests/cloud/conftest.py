@@ -24,8 +24,10 @@ from psycopg.conninfo import make_conninfo
 
 from cloud.api import rest as api_rest
 from cloud.api.live import EventFeed
+from cloud.authorization import lists_rest
 from cloud.authorization import rest as authorization_rest
 from cloud.authorization.service import Authorization
+from cloud.authorization.station_lists import StationLists
 from cloud.communication import asks_rest, security_rest
 from cloud.communication import rest as communication_rest
 from cloud.communication.answers import Answers
@@ -48,6 +50,7 @@ from cloud.kernel.events import Event
 from cloud.kernel.facts import Delivery, FactWriter
 from cloud.kernel.http import Caller, Role
 from cloud.kernel.migrate import migrate
+from cloud.main import KeptListLink
 from cloud.ota import campaigns_rest, serving
 from cloud.ota import rest as releases_rest
 from cloud.ota.api import Order
@@ -230,6 +233,7 @@ def _routers(service: Callable[[str], Any]) -> list[APIRouter]:
         users_rest.router(service("users")),
         stations_rest.router(stations, clock),
         authorization_rest.router(service("authorization")),
+        lists_rest.router(service("station_lists")),
         tariffs_rest.router(service("tariffs")),
         telemetry_rest.router(service("telemetry"), clock),
         transactions_rest.router(service("transactions")),
@@ -258,6 +262,7 @@ class World:
         self.users = Users(database, self.clock)
         self.stations = Stations(database, self.link, settings, self.clock)
         self.authorization = Authorization(database, self.link, self.clock)
+        self.station_lists = StationLists(database, KeptListLink(), self.stations, self.clock)
         self.transactions = Transactions(database, self.stations, self.authorization, self.link)
         self.commands = Commands(database, self.stations, self.authorization, self.clock)
         self.answers = Answers(database)

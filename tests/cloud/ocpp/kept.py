@@ -230,7 +230,7 @@ async def _meter(case: Case) -> None:
 async def _transfer(case: Case) -> None:
     data: Any = "samovar" if case.is_old else {"samovar": [1, None]}
     told = {"vendorId": "uz.karvon", "messageId": "Choy", "data": data}
-    await case.tell(told)
+    assert await case.tell(told) == {"status": "UnknownVendorId"}
     found = await case.only("/stations/{s}/notices", action="DataTransfer")
     assert found["payload"] == told
 

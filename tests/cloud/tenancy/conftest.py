@@ -15,7 +15,9 @@ SAMPLES: dict[str, Any] = {
     "text": "x", "uuid": UUID(int=77), "boolean": True, "timestamp with time zone": AT,
     "jsonb": "{}", "bytea": b"x", "date": AT.date(), "ARRAY": "{}", "int8multirange": "{}",
 }  # fmt: skip
-ALLOWED = {"role": "viewer", "registration": "expected", "state": "open", "language": "en"}
+ALLOWED = {
+    "role": "viewer", "registration": "expected", "state": "open", "language": "en", "keep": "none",
+}  # fmt: skip
 """Columns that take one of a few words."""
 
 

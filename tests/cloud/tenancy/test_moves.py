@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from cloud.authorization.service import Authorization
+from cloud.authorization.station_lists import ListHandover
 from cloud.communication import store as communication_store
 from cloud.communication.commands import CommandResults, Commands
 from cloud.configuration.service import ConfigurationHandover
@@ -131,6 +132,7 @@ async def moving(world: Any) -> AsyncIterator[Moving]:
         ConfigurationHandover(),
         DiagnosticsHandover(),
         UpdateHandover(world.clock),
+        ListHandover(),
         lists.authorization,
     ]
     tenancy = Tenancy(world.database, followers, world.clock)
@@ -311,7 +313,8 @@ KEPT = {
     "stations.claim", "stations.used_claim",  # void
     "communication.frame",  # names id tokens
     "communication.command",  # stays with the tenant that gave it
-    "authorization.list_push",  # made anew
+    '"authorization".list_push',  # made anew
+    '"authorization".list_policy',  # names the old tenant's groups: void
     "tariffs.assignment",  # ends, and still prices what started before
     "ota.device", "ota.step",  # its part in campaigns of the tenant of that time
     "ota.observation",  # counted there once more: it is gone
@@ -323,7 +326,7 @@ async def test_every_table_about_stations_has_its_rule(moving: Moving, fill: Any
     """A new table with both keys must either move or stand in the list above, with a reason."""
     async with moving.world.database.commit_unit() as cursor:
         await cursor.execute(
-            "SELECT n.nspname || '.' || c.relname FROM pg_class c"
+            "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c"
             " JOIN pg_namespace n ON n.oid = c.relnamespace"
             " JOIN pg_attribute t ON t.attrelid = c.oid AND t.attname = 'tenant_id'"
             " JOIN pg_attribute s ON s.attrelid = c.oid AND s.attname = 'station_id'"

@@ -212,7 +212,10 @@ BODIES: dict[str, Any] = {
     "/api/v1/campaigns": {"name": "new", "release": 1, "cohort": 1},
     "/api/v1/stations/{station}/tags": {"tags": ["new"]},
 }
-EVERYBODYS = ("/me", "/stream", "/live", "/ocpp-authority", "/release-trust")
+EVERYBODYS = (
+    "/me", "/stream", "/live", "/ocpp-authority", "/release-trust",
+    "/api/v1/local-list-policy",  # one's own
+)  # fmt: skip
 RENAMED = {"name": "renamed"}
 
 
