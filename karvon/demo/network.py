@@ -65,13 +65,15 @@ class Network:
         self.cloud.ready(START_S)
         self.rest.key = self.key_file.read_text().strip()
 
-    def add_station(self, plan: Plan, *, serial: bool = False) -> Station:
+    def add_station(
+        self, plan: Plan, *, serial: bool = False, kind: type[Station] = Station
+    ) -> Station:
         """Create the station in the cloud and claim it; its processes do not run yet."""
         created = self.rest.post(
             "/stations", {"station": plan.identity, "name": plan.name, "site": self._site(plan)}
         )
         folder = self.folder / plan.identity
-        station = Station(plan, folder, speed=self.speed, poll_s=self.poll_s, serial=serial)
+        station = kind(plan, folder, speed=self.speed, poll_s=self.poll_s, serial=serial)
         claim = {"station": plan.identity, "code": created["claim"]["code"]}
         station.keep_claim(Rest(self.rest.base).post("/claims", claim))
         station.write_config()
