@@ -158,10 +158,10 @@ class Agent:
         self.renewing: Renewing | None = None
         self.updates: Updates | None = None
         self.no_updates = ""
+        """Why there are none, though they are configured."""
         self.hardware: tuple[str, ...] = ()
         """Hardware ids of releases that fit here."""
         self.remote: RemoteSettings | None = None
-        """Why there are none, though they are configured."""
         self.end: Callable[[], object] = lambda: None
         """Ends the agent; set by who runs it."""
         self._on_journal_error = on_journal_error

@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Depends, Path, Query
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, WithJsonSchema
 
 from cloud.configuration import settings_store as store
 from cloud.configuration.settings import Settings, Shown, etag_of
@@ -16,6 +17,7 @@ from cloud.kernel.lists import LIST_RESPONSES, Listing, listing
 from cloud.kernel.paging import Page
 from cloud.kernel.rest import LARGEST_ID, Body, example
 from protocols.agent_link import MAX_STATION_LENGTH
+from protocols.agent_settings import AgentSettings
 
 Viewer = Annotated[Caller, Depends(require(Role.VIEWER))]
 Operator = Annotated[Caller, Depends(require(Role.OPERATOR))]
@@ -60,10 +62,37 @@ class SettingsView(BaseModel):
         return cls(station=shown.station, desired=desired, reported=reported, in_sync=wanted)
 
 
+def _whole(schema: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """The schema without references, as a part of another."""
+    if "$ref" in schema:
+        return _whole(known[schema["$ref"].rpartition("/")[2]], known)
+    return {name: _inner(value, known) for name, value in schema.items()}
+
+
+def _inner(value: Any, known: dict[str, Any]) -> Any:
+    if isinstance(value, dict):
+        return _whole(value, known)
+    return [_inner(one, known) for one in value] if isinstance(value, list) else value
+
+
+def _document() -> dict[str, Any]:
+    (root,), known = msgspec.json.schema_components((AgentSettings,))
+    schema = _whole(root, known)
+    limit = schema["properties"]["site"]["properties"]["limit_ma"]
+    for one in limit["anyOf"]:
+        for number in (one, *one.get("prefixItems", ())):
+            if number.get("type") == "integer":
+                number["minimum"] = 0
+    return schema
+
+
+Document = Annotated[dict[str, Any], WithJsonSchema(_document())]
+
+
 class SettingsRequest(Body):
     model_config = example(document={"times": {"event_s": 60}, "site": {"limit_ma": 25_000}})
 
-    document: dict[str, Any] = Field(description="see docs/configuration.md; {}: the file alone")
+    document: Document = Field(description="see docs/configuration.md; {}: the file alone")
 
 
 class SettingsForMany(SettingsRequest):
@@ -71,12 +100,6 @@ class SettingsForMany(SettingsRequest):
 
     stations: list[Identity] = Field([], max_length=MOST_STATIONS)
     site: int | None = Field(None, ge=1, le=LARGEST_ID)
-
-    @model_validator(mode="after")
-    def _somebody(self) -> SettingsForMany:
-        if not self.stations and self.site is None:
-            raise ValueError("name stations, or a site")
-        return self
 
 
 class SettingsOfMany(BaseModel):
@@ -116,7 +139,7 @@ def router(settings: Settings) -> APIRouter:
 
     @routes.put("/settings")
     async def put_settings_of_many(caller: Operator, request: SettingsForMany) -> SettingsOfMany:
-        """The same document for several stations or a whole site: all of them, or none."""
+        """The same document for several stations, a whole site, or both: all of them, or none."""
         done = await settings.put_many(caller, request.document, request.stations, request.site)
         return SettingsOfMany(items=[SettingsView.of(one) for one in done])
 
