@@ -77,6 +77,7 @@ from cloud.ota.releases import Keys, Releases
 from cloud.ota.serving import Served
 from cloud.ota.signing import OnlineKey
 from cloud.ota.storage import Files
+from cloud.ota.uploads import Uploads
 from cloud.ota.writer import UpdateWriter
 from cloud.stations import rest as stations_rest
 from cloud.stations.registration import Policy
@@ -359,9 +360,17 @@ class Updates:
     releases: Releases
     campaigns: Campaigns
     served: Served
+    uploads: Uploads
 
     @classmethod
-    def over(cls, database: Database, stations: Stations, config: CloudConfig, url: str) -> Self:
+    def over(
+        cls,
+        database: Database,
+        stations: Stations,
+        config: CloudConfig,
+        url: str,
+        registry: CollectorRegistry,
+    ) -> Self:
         """Raises OSError and ValueError for keys that cannot be read."""
         home = config.ota_folder or config.data_dir / "ota"
         keys = Keys(
@@ -373,7 +382,10 @@ class Updates:
         around = Surroundings(UpdateLink(), f"{config.ota_url or url}/ota/files")
         campaigns = Campaigns(database, stations, around, utc_now)
         director = Director(database, stations, releases, keys.director, utc_now)
-        return cls(releases, campaigns, Served(releases, director, campaigns, files, utc_now))
+        keep = timedelta(hours=config.ota_upload_keep_h)
+        uploads = Uploads(files, keep, utc_now, registry)
+        served = Served(releases, director, campaigns, files, utc_now)
+        return cls(releases, campaigns, served, uploads)
 
     def routers(self) -> list[APIRouter]:
         return [
@@ -465,7 +477,7 @@ class Cloud:
             watching = Watching(live_sources(modules), utc_now)
             routers = modules.routers(database, feed, watching)
             here = http_url(config.reachable_host, listener.getsockname()[1])
-            updates = Updates.over(database, modules.stations, config, here)
+            updates = Updates.over(database, modules.stations, config, here, self._registry)
             routers += updates.routers()
         if config.serves_ocpp:
             self._gateway = await stack.enter_async_context(
@@ -482,6 +494,7 @@ class Cloud:
             await stack.enter_async_context(supervised("stations' local lists", kept))
             await stack.enter_async_context(supervised("answers", modules.answers.run))
             await stack.enter_async_context(supervised("campaigns", updates.campaigns.run))
+            await stack.enter_async_context(supervised("uploads", updates.uploads.run))
             await stack.enter_async_context(feed.serving())
             await stack.enter_async_context(watching.serving())
         port = listener.getsockname()[1]

@@ -137,6 +137,12 @@ class CloudConfig(BaseSettings):
     ota_s3_key_file: Path | None = Field(
         None, description="file with that store's key, as KEY_ID:SECRET"
     )
+    ota_upload_keep_h: int = Field(
+        72,
+        ge=1,
+        le=8760,
+        description="hours that an upload of a release's file may rest before it is removed",
+    )
     ota_online_key_file: Path | None = Field(
         None,
         description="Ed25519 key (PEM) that signs how fresh releases are; default: made in the data"

@@ -8,9 +8,11 @@ metadata, or waits to be.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -57,6 +59,10 @@ class Files:
         """Whether the file is here, whole and right; a wrong one is thrown away."""
         return await asyncio.to_thread(self._finish, owner, sha256, length)
 
+    async def forget_abandoned(self, before: datetime) -> tuple[int, int]:
+        """Remove what has come of uploads that got no part since; returns how many, and bytes."""
+        return await asyncio.to_thread(self._forget_abandoned, before.timestamp())
+
     # ------------------------------------------------------------------ in a thread
 
     def _part(self, owner: int, sha256: str) -> Path:
@@ -86,6 +92,16 @@ class Files:
             self._cut(owner, sha256, have)
             raise _translated(error) from error
         return have + len(part)
+
+    def _forget_abandoned(self, before: float) -> tuple[int, int]:
+        count = size = 0
+        for file in self._coming.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                told = file.stat()
+                if told.st_mtime < before:
+                    file.unlink()
+                    count, size = count + 1, size + told.st_size
+        return count, size
 
     def _cut(self, owner: int, sha256: str, length: int) -> None:
         """Leave no torn part behind."""

@@ -280,13 +280,37 @@ def verify(repo: Repo) -> None:
 @app.command()
 def publish(
     repo: Repo,
-    out: Annotated[Path, typer.Argument(help="Folder that the cloud or any web server shows.")],
+    out: Annotated[
+        Path | None, typer.Argument(help="Folder that any web server shows, or a stick.")
+    ] = None,
     key_folder: Annotated[
-        Path, typer.Option("--keys", help="Folder with snapshot-*.key and timestamp-*.key.")
-    ],
+        Path | None,
+        typer.Option("--keys", help="Folder with snapshot-*.key and timestamp-*.key, for OUT."),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="A cloud's address, which signs freshness itself.")
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--key-file", help="File with its API key; default KARVON_API_KEY_FILE."),
+    ] = None,
     passphrase_file: Secret = None,
 ) -> None:
-    """Sign freshness with the online keys and show everything; also renews it without changes."""
+    """Show what is signed: in a folder, signed fresh with the online keys, or --to a cloud.
+
+    A folder is also renewed so without changes. To the cloud images go in parts, and on from where
+    they were cut; then everything becomes visible at once. As: karvon cloud releases publish.
+    """
+    if (out is None and to is None) or (out is None) is not (key_folder is None):
+        sys.stderr.write("karvon release: give OUT and --keys for a folder, --to for a cloud\n")
+        raise typer.Exit(2)
+    if out is not None and key_folder is not None:
+        _publish_in(repo, out, key_folder, passphrase_file)
+    if to is not None:
+        _publish_to(repo, to, key_file)
+
+
+def _publish_in(repo: Path, out: Path, key_folder: Path, passphrase_file: Path | None) -> None:
     with _told():
         secret = keys.passphrase(passphrase_file)
         workshop = Workshop(repo)
@@ -295,6 +319,24 @@ def publish(
         )
         number = workshop.publish(out, snapshot, timestamp)
         _say(f"published snapshot {number} in {out}")
+
+
+def _publish_to(repo: Path, url: str, key_file: Path | None) -> None:
+    try:
+        from karvon.remote import updates
+        from karvon.remote.client import Remote, RemoteError, Target
+    except ModuleNotFoundError as error:
+        sys.stderr.write(
+            f"karvon release: the package '{error.name}' is not here; pip install 'karvon[cloud]'\n"
+        )
+        raise typer.Exit(1) from None
+    try:
+        with Remote(Target.of(url, key_file)) as cloud:
+            new = updates.new_of(updates.publish(cloud, repo))
+    except RemoteError as error:
+        sys.stderr.write(f"karvon release: {' '.join(error.text.split())}\n")
+        raise typer.Exit(error.code) from None
+    _say(f"published to {url}: {', '.join(new) or 'nothing new'}")
 
 
 @app.command()

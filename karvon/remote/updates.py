@@ -11,7 +11,7 @@ from typing import Any, Final
 import typer
 
 from karvon.remote.call import Call, Option, command
-from karvon.remote.client import FAILED, USAGE, RemoteError, at
+from karvon.remote.client import FAILED, USAGE, Remote, RemoteError, at
 from karvon.remote.show import Column
 from karvon.remote.tasks import STATION
 
@@ -73,6 +73,18 @@ def _write(file: Path, text: str) -> None:
 
 
 def _publish(call: Call, *, repo: Path) -> None:
+    answer = publish(call.cloud, repo)
+    if call.as_json:
+        call.json(answer)
+    else:
+        call.done(f"published: {', '.join(new_of(answer)) or 'nothing new'}")
+
+
+def publish(cloud: Remote, repo: Path) -> dict[str, Any]:
+    """Bring what is signed in the folder to the cloud; returns what that made of it.
+
+    Raises RemoteError; what was uploaded by then is not uploaded again.
+    """
     documents = [("root", file) for file in _roots_in(repo)]
     documents += [(role, file) for role in ROLES if (file := _newest(repo, role)) is not None]
     if not documents:
@@ -80,17 +92,15 @@ def _publish(call: Call, *, repo: Path) -> None:
     read = [(role, _read(file)) for role, file in documents]
     for role, text in read:
         for path, digest in _named(role, text).items():
-            _upload(call, repo / "targets" / path, digest)
+            _upload(cloud, repo / "targets" / path, digest)
     body = {"metadata": [{"role": role, "body": text} for role, text in read]}
-    answer = call.cloud.ask("POST", "/releases", body=body).json()
+    answer: dict[str, Any] = cloud.ask("POST", "/releases", body=body).json()
     _settle(repo)
-    if call.as_json:
-        call.json(answer)
-    else:
-        call.done(f"published: {', '.join(_new(answer)) or 'nothing new'}")
+    return answer
 
 
-def _new(answer: Mapping[str, Any]) -> list[str]:
+def new_of(answer: Mapping[str, Any]) -> list[str]:
+    """The releases that were not there before, for people."""
     return [f"{one['name']} {one['version']} (release {one['id']})" for one in answer["releases"]]
 
 
@@ -129,26 +139,26 @@ def _named(role: str, text: str) -> dict[str, str]:
         raise RemoteError(USAGE, f"{role} is no TUF metadata: {error}") from None
 
 
-def _upload(call: Call, file: Path, digest: str) -> None:
+def _upload(cloud: Remote, file: Path, digest: str) -> None:
     """What the cloud does not have of it yet."""
     path = at("/release-files/{digest}", digest=digest)
-    offset = _received(call, path)
+    offset = _received(cloud, path)
     try:
         with file.open("rb") as image:
             if hashlib.file_digest(image, "sha256").hexdigest() != digest:
                 raise RemoteError(FAILED, f"{file} is not what was signed; build it again")
             image.seek(offset)
             while part := image.read(PART):
-                answer = call.cloud.ask("PUT", path, {"offset": offset}, content=part)
+                answer = cloud.ask("PUT", path, {"offset": offset}, content=part)
                 offset = answer.json()["received"]
                 image.seek(offset)
     except OSError as error:
         raise RemoteError(USAGE, f"{file} cannot be read: {error.strerror}") from None
 
 
-def _received(call: Call, path: str) -> int:
+def _received(cloud: Remote, path: str) -> int:
     try:
-        return int(call.cloud.get(path)["received"])
+        return int(cloud.get(path)["received"])
     except RemoteError as error:
         if error.problem.get("code") == "release_file.not_found":
             return 0

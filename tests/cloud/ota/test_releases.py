@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from datetime import timedelta
+import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry
 from tuf.ngclient import Updater, UpdaterConfig
 
 from cloud.kernel.http import Role
+from cloud.ota.storage import Files
+from cloud.ota.uploads import Uploads
 from protocols.agent_link import escape
 from protocols.release import Encoding, Kind, request_of, without_request
 from tests.cloud.ota.conftest import IMAGE, ReleaseKeys, signer
@@ -362,3 +366,26 @@ async def test_a_delta_is_served_beside_the_image_it_saves(
     assert answer.json() == {"releases": []}
     files = (await admin.get(f"{URL}/{release}")).json()["files"]
     assert sorted(one["encoding"] for one in files) == ["raw", "zstd-delta"]
+
+
+async def test_an_upload_that_nobody_goes_on_with_is_removed_and_can_begin_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, registry = datetime.now(UTC), CollectorRegistry()
+    files = Files(tmp_path)
+    old, new, whole = (hashlib.sha256(name).hexdigest() for name in (b"old", b"new", IMAGE))
+    for owner, digest, part in ((1, old, b"half"), (2, new, b"ha"), (1, whole, IMAGE)):
+        await files.append(owner, digest, 0, part)
+    assert await files.finish(1, whole, len(IMAGE))
+    hours_ago = clock.timestamp() - 73 * 3600
+    for name in (f"incoming/1-{old}", f"targets/{whole}"):
+        os.utime(tmp_path / name, (hours_ago, hours_ago))
+    uploads = Uploads(files, timedelta(hours=72), lambda: clock, registry)
+    caplog.set_level("INFO")
+    assert await uploads.sweep() == 1
+    assert "1 uploads got no part" in caplog.text
+    assert registry.get_sample_value("karvon_ota_uploads_abandoned_total") == 1
+    assert await uploads.sweep() == 0
+    assert (await files.received(1, old), await files.received(2, new)) == (0, 2)
+    assert await files.path(whole) is not None, "what was published stays, however old"
+    assert await files.append(1, old, 0, b"half again") == 10

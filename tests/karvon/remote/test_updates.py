@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from karvon.release import keys as release_keys
+from karvon.release.cli import app as release_app
 from karvon.release.workshop import Workshop
 from karvon.remote.cli import app
 from protocols.release import Encoding, Kind, Release
@@ -50,6 +51,15 @@ def ask(serving: dict[str, str]) -> Ask:
     return run
 
 
+def bring(serving: dict[str, str], repo: Path, code: int = 0) -> str:
+    """`karvon release publish --to`; what it says."""
+    arguments = ["publish", str(repo), "--to", serving["KARVON_URL"]]
+    arguments += ["--key-file", serving["KARVON_API_KEY_FILE"]]
+    result = CliRunner().invoke(release_app, arguments)
+    assert result.exit_code == code, result.output
+    return result.stderr if code else result.stdout
+
+
 class Maker:
     """The people who hold the release keys."""
 
@@ -80,7 +90,9 @@ class Maker:
             self.workshop.sign(release_keys.signer(self.keys / f"{name}.key", SECRET))
 
 
-def test_what_is_signed_offline_is_published_and_rolled_out(ask: Ask, tmp_path: Path) -> None:
+def test_what_is_signed_offline_is_published_and_rolled_out(
+    ask: Ask, serving: dict[str, str], tmp_path: Path
+) -> None:
     maker = Maker(tmp_path)
     assert ask("releases", "keys", maker.keys)["done"]
     maker.start()
@@ -98,6 +110,13 @@ def test_what_is_signed_offline_is_published_and_rolled_out(ask: Ask, tmp_path: 
     assert ask("releases", "list", "--kind", "board", "--sort", "counter") == [
         {name: one[name] for name in one if name != "files"} for one in (made, second)
     ]
+    maker.release("1.2", b"a third image")
+    maker.sign("board-1")
+    assert "signed by" in bring(serving, maker.repo, code=2)
+    maker.sign("board-2")
+    url = serving["KARVON_URL"]
+    assert bring(serving, maker.repo) == f"published to {url}: terra 1.2 (release 3)\n"
+    assert bring(serving, maker.repo) == f"published to {url}: nothing new\n"
     ask("releases", "roots", tmp_path / "trust")
     assert json.loads((tmp_path / "trust" / "images.root.json").read_text())["signed"]
     assert json.loads((tmp_path / "trust" / "director.root.json").read_text())["signed"]
