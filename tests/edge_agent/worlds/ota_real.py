@@ -16,7 +16,7 @@ from edge_agent.updates.archive import Entry
 from karvon.demo.lines import ask
 from karvon.demo.process import ROOT, Child, DemoError, free_port, wait_for
 
-PACKAGES: Final = ("edge_agent", "protocols", "karvon/profiles")
+PACKAGES: Final = ("edge_agent", "firmware_bridge", "protocols", "karvon/profiles")
 SINGLE: Final = ("__init__.py", "__main__.py", "agent.py", "cli.py")
 CONFIG: Final = """\
 station = "UZ*KRV*E1"
