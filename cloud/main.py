@@ -41,8 +41,11 @@ from cloud.communication.receiver import Receiver
 from cloud.communication.security import OcppSecurity
 from cloud.communication.transfers import Allowed
 from cloud.configuration import rest as configuration_rest
+from cloud.configuration import settings_rest
 from cloud.configuration import store as configuration_store
 from cloud.configuration.service import Configuration, ConfigurationHandover
+from cloud.configuration.settings import Settings as AgentSettings
+from cloud.configuration.settings import SettingsWriter
 from cloud.configuration.writer import ConfigurationWriter
 from cloud.diagnostics import rest as diagnostics_rest
 from cloud.diagnostics import store as diagnostics_store
@@ -223,6 +226,7 @@ class Modules:
     answers: Answers
     calls: Calls
     configuration: Configuration
+    settings: AgentSettings
     diagnostics: Diagnostics
 
     @classmethod
@@ -254,6 +258,7 @@ class Modules:
             answers=answers,
             calls=Calls(database, directory, lists, answers, utc_now, allowed),
             configuration=Configuration(database, stations, utc_now),
+            settings=AgentSettings(database, stations, commands.send, utc_now),
             diagnostics=Diagnostics(database, stations, utc_now),
         )
 
@@ -281,6 +286,7 @@ class Modules:
             gateway_rest.routes(self.gateway_views),
             asks_rest.router(self.calls),
             configuration_rest.router(self.configuration),
+            settings_rest.router(self.settings),
             diagnostics_rest.router(self.diagnostics),
             api_rest.router(database, self.stations, feed),
             watching_rest.router(watching),
@@ -467,6 +473,7 @@ class Cloud:
             TransactionWriter(),
             CommandResults(),
             UpdateWriter(),
+            SettingsWriter(modules.commands.send),
         ]
         committer = await stack.enter_async_context(GroupCommitter(database, writers))
         topics = tuple(up_filter(shard) for shard in self._config.shard_ids()) or (up_filter(),)

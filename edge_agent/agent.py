@@ -26,6 +26,7 @@ from edge_agent.hardware.metered_board import MeteredBoard, board_itself
 from edge_agent.journal import Journal, JournalError
 from edge_agent.loop import Line, Loop
 from edge_agent.pulse import Beat, Pulse, notify, waiting
+from edge_agent.remote import RemoteSettings
 from edge_agent.renewing import Renewing
 from edge_agent.rules.actions import StopAsked
 from edge_agent.rules.fuse import Strain
@@ -39,6 +40,7 @@ from protocols.agent_link import (
     LinkUse,
     NetworkUse,
     Sample,
+    SettingsUse,
     StationStatus,
     StoppedReason,
     Trigger,
@@ -66,6 +68,10 @@ class Uplink(Protocol):
 
     def watch(self, watch: Watch) -> None: ...
 
+    def thin(self, times: int | None) -> None:
+        """Telemetry leaves so many times as seldom; None: it waits."""
+        ...
+
 
 class LinkedUplink(Uplink, Protocol):
     """One that says itself how its link is."""
@@ -83,6 +89,8 @@ class Updates(Protocol):
     def described(self) -> dict[str, Any]: ...
 
     def from_folder(self, folder: str) -> str: ...
+
+    def abort(self) -> str: ...
 
     def close(self) -> None: ...
 
@@ -150,6 +158,9 @@ class Agent:
         self.renewing: Renewing | None = None
         self.updates: Updates | None = None
         self.no_updates = ""
+        self.hardware: tuple[str, ...] = ()
+        """Hardware ids of releases that fit here."""
+        self.remote: RemoteSettings | None = None
         """Why there are none, though they are configured."""
         self.end: Callable[[], object] = lambda: None
         """Ends the agent; set by who runs it."""
@@ -157,6 +168,7 @@ class Agent:
         self._meter_trouble = ""
         self._meter_heard_ms: int | None = None
         self._upkeep_trouble = ""
+        self._settings_told: SettingsUse | None = None
         self._strain = Strain(loop.station.site.rules.limit)
         self._strained = ""
         self.disk = Disk(journal.folder)
@@ -168,6 +180,19 @@ class Agent:
 
     async def run(self) -> None:
         """Until cancelled; then the last checkpoint is on disk and the boards are let go."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name, work in self._works().items():
+                    within_s = LINK_WITHIN_S if name in LINKS else STUCK_AFTER_S
+                    beat = self.pulse.of(name, within_s)
+                    group.create_task(supervised(name, work, beat=beat), name=name)
+        finally:
+            if self.remote is None or not self.remote.reloads:
+                notify("STOPPING=1")
+            await self._close()
+
+    def _works(self) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
+        """What runs side by side for as long as the agent does."""
         works: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             f"board {line.name}": self._polling(line) for line in self.loop.lines
         }
@@ -191,15 +216,12 @@ class Agent:
             works["certificate"] = self.renewing.run
         if self.updates is not None:
             works["updates"] = self.updates.run
-        try:
-            async with asyncio.TaskGroup() as group:
-                for name, work in works.items():
-                    within_s = LINK_WITHIN_S if name in LINKS else STUCK_AFTER_S
-                    beat = self.pulse.of(name, within_s)
-                    group.create_task(supervised(name, work, beat=beat), name=name)
-        finally:
-            notify("STOPPING=1")
-            await self._close()
+        remote = self.remote
+        if remote is not None:
+            works["settings"] = lambda: remote.run(
+                self.loop, self.restart, self.reached, self.stuck
+            )
+        return works
 
     def _polling(self, line: Line) -> Callable[[], Coroutine[Any, Any, None]]:
         return lambda: self.loop.run_line(line)
@@ -287,9 +309,16 @@ class Agent:
                 await self._without_disk()
             if second % UPKEEP_S == 0:
                 self._maintain()
+            if second % UPKEEP_S == 0 or self._settings_changed():
                 self.report()
             second += 1
             await asyncio.sleep(1)
+
+    def _settings_changed(self) -> bool:
+        """Whether something else is to be said of settings from afar than a second ago."""
+        now = None if self.remote is None else self.remote.use()
+        changed, self._settings_told = now != self._settings_told, now
+        return changed
 
     def _maintain(self) -> None:
         try:
@@ -366,6 +395,12 @@ class Agent:
             )
         return self.updates.from_folder(folder)
 
+    def abort_update(self) -> str:
+        """End the update that is under way. Raises RefusedError."""
+        if self.updates is None:
+            raise RefusedError("this agent takes no updates")
+        return self.updates.abort()
+
     def evses(self) -> tuple[EvseDescription, ...]:
         """What the hello says of the EVSEs."""
         return tuple(_described(each.info) for each in self.loop.station.connectors.values())
@@ -381,6 +416,8 @@ class Agent:
             journal_bytes=self.journal.size_bytes,
             alarms=self.alarms(),
             network=self._network(),
+            settings=msgspec.UNSET if self.remote is None else self.remote.use(),
+            hardware=self.hardware or msgspec.UNSET,
         )
 
     def _network(self) -> NetworkUse | msgspec.UnsetType:
@@ -421,6 +458,7 @@ class Agent:
             "status": self.station_status(),
             "site": self._site(),
             "updates": self.updates.described() if self.updates is not None else None,
+            "settings": self.remote.described() if self.remote is not None else None,
             "traffic": self._traffic(),
             "evses": [self.loop.told[evse] for evse in sorted(self.loop.told)],
             "links": self.linked(),

@@ -346,6 +346,11 @@ def parse(text: str, name: str) -> Config:
         plain = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name}: not TOML: {error}") from None
+    return checked(plain, name)
+
+
+def checked(plain: dict[str, Any], name: str) -> Config:
+    """A configuration from its plain tables. Raises ConfigError as `parse` does."""
     try:
         config = msgspec.convert(plain, Config)
     except msgspec.ValidationError as error:

@@ -86,6 +86,7 @@ class Control:
         recover: Callable[[int | None], Awaitable[str]] | None = None,
         retry: Callable[[], str] = lambda: "nothing was refused",
         update: Callable[[str], str] | None = None,
+        abort: Callable[[], str] | None = None,
         log: Callable[[], Answer] = list,
         write: Callable[[Request], Awaitable[Answer]] | None = None,
         again_s: float = AGAIN_S,
@@ -97,6 +98,7 @@ class Control:
         self._recover = recover
         self._retry = retry
         self._update = update
+        self._abort = abort
         self._log = log
         self._write = write
         self._again_s = again_s
@@ -195,11 +197,13 @@ class Control:
             return {"text": self._retry()}
         if request.do == "update" and self._update is not None:
             return {"text": self._update(request.device)}
+        if request.do == "abort" and self._abort is not None:
+            return {"text": self._abort()}
         if request.do == "write" and self._write is not None:
             return await self._write(request)
         if request.do == "recover" and self._recover is not None:
             return {"text": await self._recover(request.evse)}
-        known = "status, token, read, write, retry, recover, update, log or watch"
+        known = "status, token, read, write, retry, recover, update, abort, log or watch"
         raise RefusedError(f"there is no '{request.do}'; ask for {known}")
 
     async def _read_devices(self, device: str) -> Answer:

@@ -18,6 +18,7 @@ from protocols.agent_link import (
     Command,
     CommandResult,
     CommandStatus,
+    Configure,
     IdToken,
     RemoteStart,
     RemoteStop,
@@ -43,6 +44,10 @@ def _no_updates(_request: UUID) -> str:
     raise RefusedError("this agent takes no updates; configure [updates] and run it from a slot")
 
 
+def _no_settings(_: Configure) -> str:
+    raise RefusedError("this agent takes no settings from afar; upgrade it")
+
+
 class Desk:
     """Answers each command once, with a result that outlives a restart."""
 
@@ -59,6 +64,8 @@ class Desk:
         """What a backend says of a token; None where none is asked or answers in time."""
         self.update: Callable[[UUID], str] = _no_updates
         """A release waits: look for it. Returns what follows; set by who installs updates."""
+        self.configure: Callable[[Configure], str] = _no_settings
+        """Settings from afar. Returns what follows; set by who keeps them."""
         self.foreign: str = ""
         """Who else decides on transactions here; commands of the cloud for them are refused."""
         self._ended_here = ended_here
@@ -121,6 +128,9 @@ class Desk:
             self.watch(do)
         elif isinstance(do, Update):
             text = self.update(do.request)
+            self._persist(self._result(command, CommandStatus.EXECUTED, text))
+        elif isinstance(do, Configure):
+            text = self.configure(do)
             self._persist(self._result(command, CommandStatus.EXECUTED, text))
         else:
             self._local_list(command, do)

@@ -53,6 +53,7 @@ from edge_agent.local_page import LocalPage
 from edge_agent.logtail import log_kept
 from edge_agent.loop import Line, Loop, LoopSettings
 from edge_agent.registers import RegisterDump, dump, dump_board
+from edge_agent.remote import RemoteSettings
 from edge_agent.renewing import Renewing
 from edge_agent.rules.actions import ConnectorSettings
 from edge_agent.rules.authorization import Authorizer, OfflinePolicy
@@ -266,12 +267,14 @@ def _traffic_rules(config: Config) -> TrafficRules:
     return TrafficRules(order=order, metered=config.metered, monthly=monthly)
 
 
-def _thinning(agent: Agent, uplink: MqttUplink) -> Callable[[Level], None]:
+def _thinning(agent: Agent) -> Callable[[Level], None]:
     """Fewer samples are recorded, and they leave less often."""
 
     def apply(level: Level) -> None:
         agent.loop.ledger.spacing_ms = level.spacing_ms
-        uplink.thin(level.times)
+        for uplink in (agent.uplink, agent.ocpp):
+            if uplink is not None:
+                uplink.thin(level.times)
 
     return apply
 
@@ -392,8 +395,16 @@ def devices_of(found: Hardware) -> dict[str, ModbusDevice | SerialBoard]:
 async def run(config: Config, file: Path | None = None) -> None:
     """Run the agent until SIGTERM or SIGINT. Raises ConfigError, JournalError.
 
-    `file` is the configuration's, which a new version must be able to read, too.
+    `file` is the configuration's, which a new version must be able to read, too. With other
+    settings from afar the agent begins anew in this process.
     """
+    while await _run_with(RemoteSettings(config, config.path(config.journal.folder)), file):
+        log.warning("other settings from afar: beginning anew")
+
+
+async def _run_with(remote: RemoteSettings, file: Path | None) -> bool:
+    """Whether it is to begin anew."""
+    config = remote.effective
     clock = Clock(ClockRules(uuid4(), SURELY_PAST_MS))
     clock.observe()
     found = hardware(config)
@@ -409,6 +420,7 @@ async def run(config: Config, file: Path | None = None) -> None:
             watch=agent.watch,
             recover=agent.desk.recover,
             update=agent.update_from,
+            abort=agent.abort_update,
             retry=agent.retry_refused,
             log=tail.lines,
             write=lambda asked: through_agent(
@@ -424,7 +436,9 @@ async def run(config: Config, file: Path | None = None) -> None:
         async with control.kept(journal.folder), _local_page(config, found, agent):
             connect(config, agent)
             take_updates(config, agent, file)
+            agent.remote, agent.desk.configure = remote, remote.take
             await _until_told(agent)
+    return remote.reloads
 
 
 def _local_page(
@@ -480,6 +494,8 @@ def connect(config: Config, agent: Agent) -> None:
 
         agent.ocpp = assembly.build(config, config.ocpp, agent)
         agent.loop.ledger.keeps_samples = "telemetry" in config.mqtt_carries
+    if agent.traffic is not None:
+        agent.traffic.apply = _thinning(agent)
     wakes = [one.wake for one in (agent.uplink, agent.ocpp) if one is not None]
 
     def wake() -> None:
@@ -511,6 +527,8 @@ def take_updates(config: Config, agent: Agent, file: Path | None) -> None:
         log.error("no updates: %s", error)  # noqa: TRY400  # charging goes on all the same
         agent.no_updates = f"updates: {error}"
         return
+    boards = [one for part in config.boards if part.firmware for one in part.firmware.hw_ids]
+    agent.hardware = tuple(dict.fromkeys((place.hardware, *boards)))
     agent.updates = updates
     agent.desk.update = updates.asked
 
@@ -572,12 +590,7 @@ def _uplink(config: Config, agent: Agent) -> Uplink | None:
         telemetry_ms=round(config.uplink.telemetry_every_s * 1000),
     )
     share = Share(agent.journal, config.mqtt_carries)
-    uplink = MqttUplink(
-        settings, session, agent.journal, agent.inbox, agent.loop.clock, outbox=share
-    )
-    if agent.traffic is not None:
-        agent.traffic.apply = _thinning(agent, uplink)
-    return uplink
+    return MqttUplink(settings, session, agent.journal, agent.inbox, agent.loop.clock, outbox=share)
 
 
 def mqtt_settings(config: Config, part: UplinkPart) -> MqttSettings:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import zlib
 from enum import StrEnum
-from typing import Annotated, Final, TypeVar, get_args
+from typing import Annotated, Any, Final, TypeVar, get_args
 from uuid import UUID
 
 import msgspec
@@ -381,6 +381,28 @@ class NetworkUse(msgspec.Struct, frozen=True):
     """How far telemetry is thinned to keep the budget: 0 not at all, 3 it waits on disk."""
 
 
+class SettingsState(StrEnum):
+    """How the settings from afar stand that an agent was told last."""
+
+    PENDING = "pending"
+    """They wait until nobody charges."""
+    TRIAL = "trial"
+    APPLIED = "applied"
+    REFUSED = "refused"
+    ROLLED_BACK = "rolled_back"
+
+
+class SettingsUse(msgspec.Struct, frozen=True):
+    """Which settings from afar an agent runs on, and what became of the last it was told."""
+
+    version: int
+    """Of those in force; 0: none, the configuration file alone."""
+    told: int
+    state: SettingsState
+    """Of those that were told last."""
+    reason: str = ""
+
+
 class StationStatus(msgspec.Struct, frozen=True, tag="station", tag_field="kind"):
     """The controller as it is now, state stream."""
 
@@ -396,6 +418,10 @@ class StationStatus(msgspec.Struct, frozen=True, tag="station", tag_field="kind"
     """What keeps the agent from its duty now, e.g. a journal that cannot be written."""
     network: NetworkUse | msgspec.UnsetType = msgspec.UNSET
     """Unset, and not on the wire, where nobody counts."""
+    settings: SettingsUse | msgspec.UnsetType = msgspec.UNSET
+    """Unset by an agent that takes none."""
+    hardware: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    """Hardware ids of releases that fit here: the controller's, and those of its boards."""
 
 
 class UpdateState(StrEnum):
@@ -665,7 +691,27 @@ class Update(msgspec.Struct, frozen=True, tag="update", tag_field="action"):
     request: UUID
 
 
-Action = RemoteStart | RemoteStop | SetLimit | SetAvailability | SetLocalList | Watch | Update
+class Configure(msgspec.Struct, frozen=True, tag="configure", tag_field="action"):
+    """Replace the settings from afar; what became of it is told with the station's status.
+
+    An older version than the last that was told changes nothing.
+    """
+
+    version: int
+    document: dict[str, Any]
+    """As `protocols.agent_settings.AgentSettings`; read by the agent, which says what is wrong."""
+
+
+Action = (
+    RemoteStart
+    | RemoteStop
+    | SetLimit
+    | SetAvailability
+    | SetLocalList
+    | Watch
+    | Update
+    | Configure
+)
 
 
 class Command(msgspec.Struct, frozen=True):

@@ -23,7 +23,15 @@ from cloud.kernel.paging import Column, Cut, Part, Sorts, Where, select_page
 from cloud.kernel.rows import jsonb, literal, row, rows
 from protocols.ocpp.effects import ProfilesCleared
 
-TABLES: Final = ("variable", "charging_profile", "external_limit", "reservation", "local_list")
+TABLES: Final = (
+    "variable",
+    "charging_profile",
+    "external_limit",
+    "reservation",
+    "local_list",
+    "desired_settings",
+    "reported_settings",
+)
 
 
 async def hand_over(cursor: Cursor, station_id: int, tenant: TenantId) -> None:

@@ -270,9 +270,8 @@ class Campaigns:
         if not takers:
             raise NobodyMeant(
                 f"none of the {len(members)} stations of this cohort can take release"
-                f" {release.version}: agents take its only image, or the one for a hardware id that"
-                " they are tagged with; stations that speak OCPP a board's raw image for their"
-                " model",
+                f" {release.version}: agents take the image for a hardware id that they have told,"
+                " or are tagged with; stations that speak OCPP a board's raw image for their model",
                 members=len(members),
             )
         placed = cohorts.waves(
@@ -430,14 +429,14 @@ def taker(
 ) -> Taker | None:
     """How the station takes the release; None: it cannot, or never connected.
 
-    A station is directed to one whole image: an agent finds the deltas to it by itself. Which
-    hardware an agent runs on is not told over its link: where a release has images for several, a
-    tag says which one is its.
+    A station is directed to one whole image: an agent finds the deltas to it by itself. Where an
+    agent has not told its hardware and a release has images for several, a tag says which is its.
     """
     whole = [one for one in targets if one.custom["encoding"] != Encoding.ZSTD_DELTA]
     if link == AGENT:
-        fitting = [one for one in whole if not station.tags.isdisjoint(one.custom["hw_ids"])]
-        chosen = whole if len(whole) == 1 else fitting
+        known = station.hardware or station.tags
+        fitting = [one for one in whole if not known.isdisjoint(one.custom["hw_ids"])]
+        chosen = whole if len(whole) == 1 and not station.hardware else fitting
     else:
         plain = release.kind == Kind.BOARD and link
         raw = [one for one in whole if one.custom["encoding"] == Encoding.RAW]
@@ -483,6 +482,7 @@ def _candidate(one: FleetStation, link: str, tags: Sequence[str]) -> Candidate:
         tuple(one.boards.values()) if is_agent else (one.model,),
         one.agent_version if is_agent else one.firmware,
         frozenset(tags),
+        frozenset(one.hardware),
     )
 
 

@@ -54,6 +54,7 @@ class Narrowing(Body):
         [], max_length=100, description="beginnings of the version that it runs"
     )
     tags: list[Word] = Field([], max_length=100)
+    hardware: list[Word] = Field([], max_length=100, description="hardware ids that agents tell")
     percent: Percent = Field(100, description="of those that the rest leaves; always the same ones")
 
 
@@ -70,6 +71,7 @@ class CohortRequest(Narrowing):
             tuple(self.models),
             tuple(self.versions),
             tuple(self.tags),
+            tuple(self.hardware),
             self.percent,
         )
 
@@ -89,6 +91,7 @@ class CohortView(BaseModel):
     models: list[str]
     versions: list[str]
     tags: list[str]
+    hardware: list[str] = []
     percent: int
     created_at: datetime
     updated_at: datetime
@@ -105,6 +108,7 @@ class MemberView(BaseModel):
     models: list[str]
     version: str
     tags: list[str]
+    hardware: list[str] = Field(description="[]: its agent has not told")
 
     @classmethod
     def of(cls, one: Candidate) -> MemberView:
@@ -114,6 +118,7 @@ class MemberView(BaseModel):
             models=list(one.models),
             version=one.version,
             tags=sorted(one.tags),
+            hardware=sorted(one.hardware),
         )
 
 

@@ -26,6 +26,8 @@ class Candidate:
     version: str
     """Of the agent, or of an OCPP station's firmware; empty: not told yet."""
     tags: frozenset[str] = frozenset()
+    hardware: frozenset[str] = frozenset()
+    """Hardware ids that its agent has told."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Cohort:
     versions: tuple[str, ...] = ()
     """Beginnings of the version that it runs."""
     tags: tuple[str, ...] = ()
+    hardware: tuple[str, ...] = ()
     percent: int = 100
     """Of those that the rest leaves."""
 
@@ -47,6 +50,7 @@ class Cohort:
             and (not self.models or _any_in(self.models, one.models))
             and (not self.versions or one.version.startswith(self.versions))
             and (not self.tags or not one.tags.isdisjoint(self.tags))
+            and (not self.hardware or not one.hardware.isdisjoint(self.hardware))
             and place("cohort", one.identity) < self.percent * HUNDREDTHS // 100
         )
 

@@ -122,6 +122,7 @@ class StationState:
     journal_bytes: int
     alarms: list[str]
     network: dict[str, Any] | None
+    hardware: list[str]
 
 
 @dataclass(frozen=True)
@@ -662,7 +663,7 @@ _EVSE_STATES: Final = (
 _evse_state = attrgetter(*_EVSE_STATE.split(", "))
 _STATION_STATE = (
     "station_id, outbox, seq, at, received_at, agent_version, boards, local_list_version,"
-    " pending_billing, pending_telemetry, journal_bytes, alarms, network"
+    " pending_billing, pending_telemetry, journal_bytes, alarms, network, hardware"
 )
 
 
@@ -780,7 +781,7 @@ async def put_station_states(
         f"INSERT INTO stations.station_state (tenant_id, {_STATION_STATE})"
         " VALUES (%(tenant)s, %(station_id)s, %(outbox)s, %(seq)s, %(at)s, %(received_at)s,"
         " %(agent_version)s, %(boards)s, %(local_list_version)s, %(pending_billing)s,"
-        " %(pending_telemetry)s, %(journal_bytes)s, %(alarms)s, %(network)s)"
+        " %(pending_telemetry)s, %(journal_bytes)s, %(alarms)s, %(network)s, %(hardware)s)"
         " ON CONFLICT (station_id) DO UPDATE SET outbox = excluded.outbox, seq = excluded.seq,"
         " at = excluded.at, received_at = excluded.received_at,"
         " agent_version = excluded.agent_version, boards = excluded.boards,"
@@ -788,7 +789,7 @@ async def put_station_states(
         " pending_billing = excluded.pending_billing,"
         " pending_telemetry = excluded.pending_telemetry,"
         " journal_bytes = excluded.journal_bytes, alarms = excluded.alarms,"
-        " network = excluded.network",
+        " network = excluded.network, hardware = excluded.hardware",
         [
             {
                 **asdict(state),
@@ -873,6 +874,8 @@ class FleetStation:
     model: str
     firmware: str
     """Of a station that speaks OCPP itself."""
+    hardware: list[str]
+    """Hardware ids that its agent has told."""
 
 
 async def fleet(cursor: Cursor) -> list[FleetStation]:
@@ -882,7 +885,8 @@ async def fleet(cursor: Cursor) -> list[FleetStation]:
         FleetStation,
         "SELECT s.id, s.identity, s.site_id, coalesce(a.agent_version, '') AS agent_version,"
         " coalesce(a.boards, '{}') AS boards, coalesce(h.model, '') AS model,"
-        " coalesce(h.firmware, '') AS firmware FROM stations.station s"
+        " coalesce(h.firmware, '') AS firmware, coalesce(a.hardware, '{}') AS hardware"
+        " FROM stations.station s"
         " LEFT JOIN stations.station_state a ON a.station_id = s.id"
         " LEFT JOIN stations.hardware h ON h.station_id = s.id ORDER BY s.id",
     )

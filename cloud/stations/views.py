@@ -209,6 +209,7 @@ class AgentView(BaseModel):
     journal_bytes: int
     alarms: list[str] = Field(description="what keeps the agent from its duty")
     network: NetworkView | None = Field(description="null: it has not told")
+    hardware: list[str] = Field(description="hardware ids of releases that fit; []: not told")
     at: datetime
     age_s: int
 
@@ -317,6 +318,7 @@ def _agent(detail: StationDetail, now: datetime) -> AgentView | None:
         pending_telemetry=agent.pending_telemetry,
         journal_bytes=agent.journal_bytes,
         alarms=agent.alarms,
+        hardware=agent.hardware,
         network=None if agent.network is None else NetworkView.model_validate(agent.network),
         at=agent.at,
         age_s=max(0, int((now - agent.at).total_seconds())),

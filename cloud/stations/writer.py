@@ -66,6 +66,7 @@ def _station_state(delivery: Delivery, batch: StateBatch, fact: StationStatus) -
         pending_telemetry=fact.pending_telemetry,
         journal_bytes=fact.journal_bytes,
         alarms=list(fact.alarms),
+        hardware=[] if fact.hardware is msgspec.UNSET else list(fact.hardware),
         network=None if fact.network is msgspec.UNSET else msgspec.to_builtins(fact.network),
     )
 

@@ -64,11 +64,16 @@ def update(
     first: Annotated[
         bool, typer.Option("--first", help="Make it this controller's first: the factory slot.")
     ] = False,
+    abort: Annotated[
+        bool, typer.Option("--abort", help="End the update that is under way instead.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Look for a new version in the cloud, or install one from a folder: same keys, same checks."""
     from edge_agent.cli import updating
 
+    if abort:
+        raise typer.Exit(asyncio.run(updating.abort(config, as_json=as_json)))
     asked = updating.Asked(folder=folder, root=root, first=first)
     raise typer.Exit(asyncio.run(updating.update(config, asked, as_json=as_json)))
 

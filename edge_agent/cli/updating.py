@@ -59,6 +59,20 @@ async def update(path: Path, asked: Asked, *, as_json: bool) -> int:
     return _here(config, config.updates, path, asked, as_json=as_json)
 
 
+async def abort(path: Path, *, as_json: bool) -> int:
+    """End the update that the running agent is about."""
+    try:
+        config = load(path)
+        answer = await ask(config.path(config.journal.folder), Request(do="abort"))
+    except ConfigError as error:
+        return complain(str(error), WRONG)
+    except NotRunningError as error:
+        return complain(f"{error}; without it nothing is under way", UNREACHABLE)
+    if "error" in answer:
+        return complain(answer["error"], FAILED)
+    return _told(answer, answer["text"], as_json=as_json)
+
+
 def _told(answer: object, text: str, *, as_json: bool) -> int:
     if as_json:
         print_json(answer)

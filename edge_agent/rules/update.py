@@ -126,6 +126,8 @@ class UpdateRules:
     """Why the last look for an update failed; for people."""
     failed: dict[str, UUID | None] = field(default_factory=dict)
     """What was rolled back, and whose request it was: not tried again for the same."""
+    aborted: UUID | None = None
+    """Whose request a technician has ended: nobody goes on with it before it is asked for anew."""
     _request: UUID | None = None
     _folder: str = ""
     _held: bool = False
@@ -148,6 +150,8 @@ class UpdateRules:
         """
         if self.phase is Phase.COMMITTED:
             raise UpdateRefusedError("an installation has begun; ask again when it is over")
+        if request is not None and request == self.aborted:
+            self.aborted = None
         actions: list[Action] = []
         if self.phase is Phase.FETCHING:
             if request == self._request and folder == self._folder:
@@ -158,7 +162,7 @@ class UpdateRules:
 
     def heard(self, message: Message) -> list[Action]:
         """What the fetching process said."""
-        if self.phase is not Phase.FETCHING:
+        if self.phase is not Phase.FETCHING or self._ended_by_hand(message):
             return []
         if isinstance(message, Progress):
             return self._tell(Tell(message.about, message.state))
@@ -179,6 +183,33 @@ class UpdateRules:
         if isinstance(message, Nothing):
             return self._withdrawn(before)
         return self._failed(message)
+
+    def _ended_by_hand(self, message: Message) -> bool:
+        if self.aborted is None or not isinstance(message, Progress | Ready):
+            return False
+        if message.about.request != self.aborted:
+            return False
+        if isinstance(message, Ready):
+            self.phase, self.ready = Phase.IDLE, None
+            self.trouble = (
+                f"{message.about.version} was aborted here; it waits until it is asked for anew"
+            )
+        return True
+
+    def abort(self, why: str) -> list[Action]:
+        """A technician's word. Raises UpdateRefusedError when there is nothing to end any more."""
+        if self.phase is Phase.COMMITTED:
+            raise UpdateRefusedError("the installation has begun; wait until it is over")
+        if self.phase is Phase.IDLE:
+            raise UpdateRefusedError("no update is under way")
+        about = None if self.ready is None else self.ready.about
+        if about is None and self._told is not None and self._told.state not in FINAL:
+            about = self._told.about
+        stops = [StopFetching()] if self.phase is Phase.FETCHING else []
+        self.aborted = self._request if about is None else about.request
+        self.phase, self.ready = Phase.IDLE, None
+        tell = Tell(about, UpdateState.INSTALLATION_FAILED, why) if about is not None else None
+        return [*stops, *self._release(), *(self._tell(tell) if tell is not None else [])]
 
     def _had(self, ready: Ready) -> bool:
         """A technician with a stick may insist."""

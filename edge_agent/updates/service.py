@@ -54,6 +54,7 @@ POWER: Final = Path("/sys/class/power_supply")
 PENDING: Final = "pending"
 LAST: Final = "last"
 FAILED: Final = "failed"
+ABORTED: Final = "aborted"
 LONGEST_LINE: Final = 256 * 1024
 END_S: Final = 5.0
 SECURITY: Final = {
@@ -182,6 +183,17 @@ class Updates:
         except UpdateRefusedError as error:
             raise RefusedError(str(error)) from error
         return text
+
+    def abort(self) -> str:
+        """A technician ends what is under way. Raises RefusedError."""
+        try:
+            self._todo += self.rules.abort("aborted by a technician")
+            self._floors.keep_note(ABORTED, str(self.rules.aborted or "").encode())
+        except UpdateRefusedError as error:
+            raise RefusedError(str(error)) from error
+        except JournalError as error:
+            self._failure = str(error)
+        return "aborted; it is not gone on with before it is asked for anew"
 
     def described(self) -> dict[str, Any]:
         """For `karvon agent status`."""
@@ -461,6 +473,8 @@ class Updates:
         if last is not None:
             self._report(msgspec.json.decode(last, type=_Said))
         self.rules.failed = self._failed_before()
+        aborted = self._floors.note(ABORTED)
+        self.rules.aborted = UUID(aborted.decode()) if aborted else None
         if pending is not None and pending.kind is not Kind.AGENT:
             self._todo += self.rules.resumed(pending)
             pending = None

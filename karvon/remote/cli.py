@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from karvon.remote import tariffs, tasks, updates
+from karvon.remote import settings, tariffs, tasks, updates
 from karvon.remote.call import Call, Option, command, moment
 from karvon.remote.client import USAGE, RemoteError, at
 from karvon.remote.resources import (
@@ -294,6 +294,8 @@ def _grow_more(branch: typer.Typer, resource: Resource, key: Option) -> None:
         tasks.add_following(branch)
     if resource.name == "releases":
         updates.add_publishing(branch)
+    if resource.name == "settings":
+        settings.add_setting(branch)
     if resource.name == "campaigns":
         updates.add_history(branch, key)
         for below in OF_CAMPAIGNS:

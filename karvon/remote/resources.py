@@ -100,6 +100,7 @@ NARROWED: Final = (
     Field("models", "Parts of what stations say they are, with commas.", "words"),
     Field("versions", "Beginnings of the version that they run, with commas.", "words"),
     Field("tags", "With any of these tags, with commas.", "words"),
+    Field("hardware", "Hardware ids, any of which agents tell.", "words"),
     Field("percent", "Of those that the rest leaves; always the same ones.", "number"),
 )
 
@@ -343,6 +344,26 @@ RESOURCES: Final = (
             Field("evse", "At this EVSE of the station.", "number"),
         ),
         remove="From then on the next wider place's tariff holds there.",
+    ),
+    Resource(
+        "settings",
+        "/settings",
+        "station",
+        "Settings from afar: what agents shall run on, and what they do run on.",
+        (
+            Column("station"),
+            Column("desired", "desired.version"),
+            Column("running", "reported.version"),
+            Column("state", "reported.state"),
+            Column("in sync", "in_sync"),
+            Column("reason", "reported.reason"),
+        ),
+        filters=(
+            Field("in_sync", "Only those that run on what is desired, or do not.", "flag"),
+            SITE,
+        ),
+        sort="station, set_at",
+        show=False,
     ),
     Resource(
         "releases",

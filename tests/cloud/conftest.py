@@ -36,7 +36,10 @@ from cloud.communication.pki import CertificateAuthority, Pki, PkiSettings, key_
 from cloud.communication.security import OcppSecurity
 from cloud.communication.transfers import Allowed
 from cloud.configuration import rest as configuration_rest
+from cloud.configuration import settings_rest
 from cloud.configuration.service import Configuration
+from cloud.configuration.settings import Settings as AgentSettings
+from cloud.configuration.settings import SettingsWriter
 from cloud.diagnostics import rest as diagnostics_rest
 from cloud.diagnostics.service import Diagnostics
 from cloud.kernel import events
@@ -234,6 +237,7 @@ def _routers(service: Callable[[str], Any]) -> list[APIRouter]:
         security_rest.routes(service("security")),
         asks_rest.router(service("calls")),
         configuration_rest.router(service("configuration")),
+        settings_rest.router(service("settings")),
         diagnostics_rest.router(service("diagnostics")),
         releases_rest.router(service("releases")),
         campaigns_rest.router(service("campaigns")),
@@ -261,6 +265,7 @@ class World:
             database, self.stations, self.authorization, self.answers, self.clock, Allowed()
         )
         self.configuration = Configuration(database, self.stations, self.clock)
+        self.settings = AgentSettings(database, self.stations, self.link.send, self.clock)
         self.diagnostics = Diagnostics(database, self.stations, self.clock)
         self.tariffs = Tariffs(database, self.stations, self.clock)
         self.telemetry = Telemetry(database, self.stations)
@@ -272,6 +277,7 @@ class World:
             TelemetryWriter(),
             TransactionWriter(),
             UpdateWriter(),
+            SettingsWriter(self.link.send),
         ]
 
     def _furnish_updates(self) -> None:

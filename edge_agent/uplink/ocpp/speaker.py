@@ -69,6 +69,8 @@ class Speaker:
         self.numbers = numbers
         self.transfer = "Idle"
         """How the last upload went, or goes."""
+        self.lean = False
+        """Beside the register nothing is said of a transaction: the month's traffic is short."""
         self._had: set[int] = set()
 
     def at(self, stamp: Stamp) -> str:
@@ -77,6 +79,12 @@ class Speaker:
 
     def now(self) -> str:
         return self.at(self.charger.now())
+
+    def measurands(self) -> tuple[str, ...]:
+        """What is said beside the register while a transaction goes on."""
+        if self.lean:
+            return ()
+        return self.device.list("SampledDataCtrlr", "TxUpdatedMeasurands")
 
     def evse_numbers(self) -> list[int]:
         return [one.evse for one in self.charger.evses()]

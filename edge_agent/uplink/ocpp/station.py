@@ -218,6 +218,9 @@ class Reply:
 class Dialect(Protocol):
     """A version's words, station's side."""
 
+    lean: bool
+    """Whether only the register is said of a transaction that goes on."""
+
     @property
     def version(self) -> Version: ...
 
@@ -330,6 +333,7 @@ class Station:
         self._boot_at = 0
         self._heartbeat_at = 0
         self._aligned_ms: int | None = None
+        self._thinned: int | None = 1
         self._disk_at = 0
         self._unanswered = 0
         self._flight: _Flight | None = None
@@ -339,6 +343,14 @@ class Station:
         """Told even if the connection was lost meanwhile."""
         self._told: dict[int, Call] = {}
         self._doing: dict[str | int, Reply] = {}
+
+    def thin(self, times: int | None) -> None:
+        """Clock-aligned values so many times as seldom, None: none; of transactions the register.
+
+        For a link that costs money; transactions themselves are never held back.
+        """
+        self._thinned = times
+        self._dialect.lean = times != 1
 
     @property
     def accepted(self) -> bool:
@@ -745,7 +757,7 @@ class Station:
 
     def _align(self) -> None:
         """At each whole interval of the day, as the wall clock has it."""
-        every = self._device.number("AlignedDataCtrlr", "Interval") * 1000
+        every = self._device.number("AlignedDataCtrlr", "Interval") * 1000 * (self._thinned or 0)
         now_ms = self._charger.when(self._charger.now())
         if every == 0 or "telemetry" not in self.settings.carries:
             self._aligned_ms = None

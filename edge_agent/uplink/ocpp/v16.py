@@ -304,8 +304,7 @@ class V16(Speaker):
         )
 
     def _values(self, event: TransactionEvent, number: int) -> Call:
-        measurands = self.device.list("SampledDataCtrlr", "TxUpdatedMeasurands")
-        readings = of_event(event, self.charger.latest(event.evse), measurands)
+        readings = of_event(event, self.charger.latest(event.evse), self.measurands())
         value = _value(self.at(event.at), readings, "Sample.Periodic")
         payload = {"connectorId": event.evse, "transactionId": number, "meterValue": [value]}
         return Call("MeterValues", payload)

@@ -270,7 +270,7 @@ class V201(Speaker):
     def _values(self, event: TransactionEvent) -> dict[str, Any]:
         measurands: tuple[str, ...] = ()
         if event.type is TransactionEventType.UPDATED:
-            measurands = self.device.list("SampledDataCtrlr", "TxUpdatedMeasurands")
+            measurands = self.measurands()
         readings = of_event(event, self.charger.latest(event.evse), measurands)
         return _value(self.at(event.at), readings, _CONTEXTS[event.type])
 

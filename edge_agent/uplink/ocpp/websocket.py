@@ -171,6 +171,10 @@ class OcppUplink:
         """There may be something new to say."""
         self._something.set()
 
+    def thin(self, times: int | None) -> None:
+        """What is no transaction leaves so many times as seldom; None: it waits."""
+        self.station.thin(times)
+
     def watch(self, watch: Watch) -> None:
         """Nobody can ask for this over OCPP."""
 

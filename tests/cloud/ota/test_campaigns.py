@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,7 +17,8 @@ from cloud.kernel import events
 from cloud.kernel.facts import Delivery, Spoken
 from cloud.kernel.handover import Move
 from cloud.kernel.http import Role
-from cloud.ota.campaigns import UpdateHandover, forget_station
+from cloud.ota.campaigns import UpdateHandover, forget_station, taker
+from cloud.ota.cohorts import Candidate
 from cloud.ota.writer import UpdateWriter
 from cloud.stations.api import to_ms
 from protocols.agent_link import (
@@ -68,10 +70,11 @@ class Fleet:
                      batch)
         )  # fmt: skip
 
-    def runs(self, version: str) -> StationStatus:
+    def runs(self, version: str, *hardware: str) -> StationStatus:
         return StationStatus(
             at=self.stamp(), agent_version=version, boards={"main": "ABB Terra AC"},
             local_list_version=0, pending_billing=0, pending_telemetry=0, journal_bytes=0,
+            hardware=hardware,
         )  # fmt: skip
 
     def status(self, request: str, state: str, reason: str = "") -> UpdateStatus:
@@ -342,6 +345,29 @@ async def test_only_what_is_signed_and_current_makes_a_campaign(
     assert (revoked.status_code, revoked.json()["code"]) == (409, "release.unusable")
 
 
+@pytest.mark.parametrize(
+    ("told", "tags", "images", "taken"),
+    [
+        (["arm"], [], ["arm", "x86"], "arm"),
+        (["arm"], ["x86"], ["arm", "x86"], "arm"),
+        (["arm"], [], ["x86"], None),
+        ([], ["x86"], ["arm", "x86"], "x86"),
+        ([], [], ["arm", "x86"], None),
+        ([], [], ["x86"], "x86"),
+    ],
+)
+def test_each_agent_gets_the_image_for_its_hardware(
+    told: list[str], tags: list[str], images: list[str], taken: str | None
+) -> None:
+    station = Candidate(1, "CP-1", None, (), OLD, frozenset(tags), frozenset(told))
+    targets: Any = [
+        SimpleNamespace(path=one, custom={"hw_ids": [one], "encoding": "zstd"}) for one in images
+    ]
+    release: Any = SimpleNamespace(kind="agent")
+    found = taker(station, "agent", release, targets)
+    assert (found and found.path) == taken
+
+
 # --------------------------------------------------------------------------- cohorts and tags
 
 
@@ -366,6 +392,10 @@ async def test_cohorts_are_made_changed_and_show_their_members(
     assert await members(models=["terra"]) == ["CP-1"]
     assert await members(versions=["1."]) == ["CP-1"]
     assert await members(sites=[5]) == []
+    await fleet.tell("CP-3", fleet.runs(OLD, "linux-armv7l-cp311", "KPB-22"))
+    assert await members(hardware=["KPB-22", "KPB-23"]) == ["CP-3"]
+    shown = (await admin.get("/api/v1/stations/CP-3")).json()["agent"]["hardware"]
+    assert shown == ["linux-armv7l-cp311", "KPB-22"]
     made = (await admin.post("/api/v1/cohorts", json={"name": "all"})).json()
     assert (await admin.post("/api/v1/cohorts", json={"name": "ALL"})).status_code == 409
     url = f"/api/v1/cohorts/{made['id']}"

@@ -186,6 +186,33 @@ def test_what_was_rolled_back_is_not_tried_again_for_the_same_request() -> None:
     assert states(rules.heard(READY)) == ["InstallScheduled"]
 
 
+def test_a_technician_ends_it_up_to_the_point_of_no_return() -> None:
+    rules = waiting()
+    rules.tick(IDLE)
+    actions = rules.abort("by hand")
+    assert (actions[0], states(actions)) == (LetGo(), ["InstallationFailed"])
+    assert (rules.phase, rules.tick(IDLE)) == (Phase.IDLE, [])
+    rules.asked(None)  # the look of every six hours
+    assert rules.heard(Progress(ABOUT, UpdateState.DOWNLOADING)) == []
+    assert rules.heard(READY) == []
+    assert (rules.phase, "asked for anew" in rules.trouble) == (Phase.IDLE, True)
+    rules.asked(ASKED)
+    assert states(rules.heard(READY)) == ["InstallScheduled"]
+    with pytest.raises(UpdateRefusedError, match="no update"):
+        UpdateRules().abort("by hand")
+    rules.tick(IDLE)
+    rules.tick(IDLE)
+    with pytest.raises(UpdateRefusedError, match="has begun"):
+        rules.abort("by hand")
+
+
+def test_a_fetch_is_ended_by_hand_before_anything_is_known_of_it() -> None:
+    rules = UpdateRules()
+    rules.asked(ASKED)
+    assert rules.abort("by hand") == [StopFetching()]
+    assert (rules.phase, rules.aborted) == (Phase.IDLE, ASKED)
+
+
 def test_a_fetch_that_nobody_will_hear_of_is_forgotten() -> None:
     rules = UpdateRules()
     rules.asked(ASKED)

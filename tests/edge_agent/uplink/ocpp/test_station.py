@@ -649,6 +649,42 @@ def test_clock_aligned_values_come_at_whole_intervals(bench: Bench) -> None:
     assert payload["meterValue"][0]["timestamp"].endswith(":00.000Z")
 
 
+def test_on_a_link_that_costs_money_clock_aligned_values_are_thinned(
+    bench: Bench,
+) -> None:
+    bench.connect()
+    bench.ask("ChangeConfiguration", key="ClockAlignedDataInterval", value="60")
+    bench.charger.read()
+    assert [values_in_ten_minutes(bench, times) for times in (1, 5, None)] == [10, 2, 0]
+
+
+def values_in_ten_minutes(bench: Bench, times: int | None) -> int:
+    bench.station.thin(times)
+    count = 0
+    for _ in range(10):
+        bench.later(60_000)
+        count += [action for _, action, _ in bench.said].count("MeterValues")
+        bench.quiet()
+    return count
+
+
+def test_on_such_a_link_a_transaction_tells_its_register_alone(bench: Bench) -> None:
+    bench.connect()
+    bench.station.thin(5)
+    drive = Drive(bench)
+    drive.start()
+    bench.later(250)
+    bench.answer(started(77))
+    drive.state()
+    drive.sample(250)
+    bench.charger.read()
+    bench.later(250)
+    ((_, action, payload),) = bench.said
+    (value,) = payload["meterValue"]
+    told = [(one["measurand"], one["value"]) for one in value["sampledValue"]]
+    assert (action, told) == ("MeterValues", [("Energy.Active.Import.Register", "5250")])
+
+
 def test_firmware_is_refused_honestly(bench: Bench) -> None:
     bench.connect()
     asked = {"location": "https://x.example/f", "retrieveDate": "2026-09-21T12:00:00Z"}
