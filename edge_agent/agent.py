@@ -533,6 +533,7 @@ class Agent:
             lost=any(connectors[evse].state.lost for evse in line.numbers.values()),
             age_ms=None if line.heard_ms is None else now_ms - line.heard_ms,
             stuck=stuck,
+            away=line.away,
         )
         return links.board(seen)
 

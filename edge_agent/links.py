@@ -65,6 +65,8 @@ class BoardSeen(msgspec.Struct, frozen=True, kw_only=True):
     """Silent for so long that its EVSEs are faulted."""
     age_ms: int | None
     stuck: bool = False
+    away: str = ""
+    """Why its line is somebody else's; empty: it is not."""
 
 
 class DiskSeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +117,8 @@ def board(seen: BoardSeen) -> Link:
     state, code = LinkState.OK, "board.ok"
     if seen.stuck:
         state, code = LinkState.TROUBLE, "board.stuck"
+    elif seen.away:
+        state, code = LinkState.WAITING, "board.away"
     elif seen.trouble and not seen.opened:
         state, code = LinkState.TROUBLE, "board.not_opened"
     elif seen.lost:
@@ -128,7 +132,7 @@ def board(seen: BoardSeen) -> Link:
         name=seen.name,
         state=state,
         code=code,
-        why=seen.trouble,
+        why=seen.away or seen.trouble,
         age_ms=seen.age_ms,
         facts={"identity": seen.identity},
     )

@@ -158,7 +158,12 @@ def _update_lines(updates: dict[str, Any] | None) -> list[str]:
     if updates is None:
         return []
     after = f", {updates['version']} waits" if updates["version"] else ""
-    return [f"updates: slot {updates['slot'][:12]} runs, {updates['phase']}{after}"]
+    rows = [f"updates: slot {updates['slot'][:12]} runs, {updates['phase']}{after}"]
+    boards = updates.get("board", {})
+    if "flashing" in boards:
+        done = f"{boards['done'] * 100 // max(1, boards['total'])} %"
+        rows.append(f"firmware: board {boards['flashing']}, {boards['phase']} {done}")
+    return rows
 
 
 def _traffic_lines(traffic: dict[str, Any] | None) -> list[str]:

@@ -74,7 +74,8 @@ class Flashable:
     def version(self) -> str | None:
         """What it told the agent it runs; None where it does not tell, or nothing yet."""
         board = self.line.board
-        told = board.told if isinstance(board, SerialBoard) else None
+        # what was told before the line was given away is of the firmware before
+        told = board.told if isinstance(board, SerialBoard) and self.line.opened else None
         return None if told is None else wire.dotted(told.firmware)
 
 

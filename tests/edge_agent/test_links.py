@@ -91,6 +91,14 @@ def test_a_board_says_what_keeps_it(
     assert (link.state is LinkState.OK) is (code == "board.ok")
 
 
+def test_a_board_whose_line_is_lent_out_is_waited_for() -> None:
+    seen = BoardSeen(
+        name="left", identity="", opened=False, trouble="", lost=False, age_ms=7, away="flashing"
+    )
+    link = links.board(seen)
+    assert (link.state, link.code, link.why) == (LinkState.WAITING, "board.away", "flashing")
+
+
 @pytest.mark.parametrize(
     ("seen", "state", "code"),
     [

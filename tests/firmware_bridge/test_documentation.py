@@ -12,20 +12,28 @@ from firmware_bridge import modbus_map
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGE = (PROJECT / "docs" / "firmware-bridge.md").read_text()
-NUMBERED = re.compile(r"def (test_ota_f(\d+)_\w+)")
+NUMBERED = re.compile(r"def (test_ota((?:_f\d+)+)_\w+)")
+WITH_AN_AGENT = (
+    "edge_agent/updates/test_boards.py",
+    "edge_agent/updates/test_flashing.py",
+    "system/test_update_of_boards.py",
+)
 
 
-def proven() -> dict[str, int]:
-    folder = Path(__file__).parent
-    agents = PROJECT / "tests" / "edge_agent" / "updates" / "test_boards.py"
-    found = [NUMBERED.findall(path.read_text()) for path in (*folder.glob("test_*.py"), agents)]
-    return {name: int(number) for part in found for name, number in part}
+def proven() -> set[tuple[int, str]]:
+    """Each fault with each test that carries its number."""
+    agents = [PROJECT / "tests" / place for place in WITH_AN_AGENT]
+    files = (*Path(__file__).parent.glob("test_*.py"), *agents)
+    found = [one for path in files for one in NUMBERED.findall(path.read_text())]
+    return {(int(one), name) for name, all_of in found for one in re.findall(r"\d+", all_of)}
 
 
 def test_every_fault_of_boards_is_proven_by_the_tests_that_the_table_names() -> None:
     rows = re.findall(r"^\| (\d+) \| .* \| (`test_.*) \|$", PAGE, re.MULTILINE)
     assert [int(number) for number, _ in rows] == list(range(40, 51))
-    named = {name: int(number) for number, names in rows for name in re.findall(r"`(\w+)`", names)}
+    named = {
+        (int(number), name) for number, names in rows for name in re.findall(r"`(\w+)`", names)
+    }
     assert named == proven()
 
 

@@ -23,6 +23,7 @@ from firmware_bridge.simulator.stm32 import Stm32
 from karvon.simulator.serial_board import BoardAnswers, SimulatedSerialBoard
 from karvon.simulator.server import PtyServer
 from karvon.simulator.vehicle import NANOJOULES_PER_WH, Vehicle
+from protocols import serial_board as wire
 from protocols.release import Encoding, Kind, Requires
 
 NAME = "power-stage"
@@ -279,3 +280,20 @@ async def test_versions_that_differ_let_nobody_charge(rig: Rig) -> None:
     rig.boards[1].board.chip = chip("1.0.0")
     async with agent(rig):
         await rig.ready()
+
+
+async def test_a_board_of_another_protocol_takes_nothing_but_firmware(rig: Rig) -> None:
+    for answers in rig.boards:
+        answers.board.chip = chip("0.5.0", protocol=wire.MAJOR + 1)
+    async with agent(rig):
+        status = await rig.until(lambda s: codes(s) == {"board.not_opened"}, "refused")
+        assert "Available" not in [evse["status"] for evse in status["evses"]]
+        rig.release("1.1.0")
+        await rig.update("idle Installed")
+        assert rig.versions == ["1.1.0", "1.1.0"]
+        await rig.ready()
+
+
+def codes(status: dict[str, Any]) -> set[str]:
+    """How its boards stand."""
+    return {link["code"] for link in status["links"] if link["kind"] == "board"}
