@@ -25,8 +25,8 @@ from edge_agent.pulse import beat
 from edge_agent.rules.station import RefusedError
 from edge_agent.rules.update import Expected, Health, Trial, Verdict
 from edge_agent.updates.archive import ImageError, sha256
-from edge_agent.updates.images import write
 from edge_agent.updates.settings_image import SettingsImage, over, read_image
+from firmware_bridge.whole_file import write
 from protocols.agent_link import Configure, SettingsState, SettingsUse
 from protocols.agent_settings import SettingsError, merged, settings_of
 

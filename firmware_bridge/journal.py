@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
+from firmware_bridge import whole_file
 from firmware_bridge.loader import FLASH_BASE, FirmwareImage, StoreError
 
 T = TypeVar("T")
@@ -155,20 +155,9 @@ def _unusable(path: Path, error: OSError) -> StoreError:
 
 
 def _write(path: Path, octets: bytes) -> None:
-    """Replace the file; after a cut there is the old one or the new one."""
-    fresh = path.with_name(path.name + ".new")
+    """Raises StoreError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with fresh.open("wb") as file:
-            file.write(octets)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        whole_file.write(path, octets)
     except OSError as error:
         raise _unusable(path, error) from error
 

@@ -24,6 +24,7 @@ from edge_agent.updates import images
 from edge_agent.updates.flashing import Ended, FlashJob, FlashWord, Reached
 from edge_agent.updates.installing import Outcome
 from edge_agent.updates.messages import Component, Ready
+from firmware_bridge import whole_file
 from firmware_bridge.flashing import Result
 from firmware_bridge.journal import Journal, Phase
 from firmware_bridge.loader import StoreError
@@ -198,7 +199,7 @@ class BoardInstaller:
         slots = {slot for slot in wanted if slot == "" or (self._root / "slots" / slot).exists()}
         kept = {slot: named for slot, named in wanted.items() if slot in slots}
         kept.setdefault(self._slot, {})[name] = ready
-        images.write(self._wanted_file, msgspec.json.encode(kept))
+        whole_file.write(self._wanted_file, msgspec.json.encode(kept))
 
     # ------------------------------------------------------------------ doing it
 

@@ -5,12 +5,12 @@ What is confirmed and what was before it stay: a board is brought back to it at 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
 from edge_agent.updates.archive import ImageError, sha256
+from firmware_bridge import whole_file
 
 FOLDER: Final = "fw"
 SUFFIX: Final = ".bin"
@@ -26,24 +26,8 @@ def keep(root: Path, image: bytes) -> str:
     path = path_of(root, name)
     if usable(root, name):
         return name
-    write(path, image)
+    whole_file.write(path, image)
     return name
-
-
-def write(path: Path, content: bytes) -> None:
-    """Replace the file; after a cut there is the old one or the new one. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    with fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def load(root: Path, name: str) -> bytes:
