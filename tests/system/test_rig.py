@@ -9,6 +9,7 @@ and nobody left with less than was wanted.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -71,6 +72,8 @@ UNHURRIED: Final = Habits(
     max_ma=(16_000, 32_000),
 )
 """Nobody leaves before the vehicle is full."""
+AGAIN_S: Final = 10.0
+"""So long a person waits before holding the card up again: a second time may mean stop."""
 RULES: Final = "edge_agent/rules/update.py"
 HASTY_MS: Final = 2_000
 """How long the sample's good version wants to be well before it confirms itself."""
@@ -160,6 +163,7 @@ class Visitors:
     def __init__(self, station: Slotted) -> None:
         self.station = station
         self.cut_short: list[str] = []
+        self._shown_at = 0.0
 
     def plug(self, want_wh: int, max_ma: int) -> None:
         evses = self.station.agent_status()["evses"]
@@ -169,16 +173,28 @@ class Visitors:
 
     def present(self, token: str) -> None:
         evses = self.station.agent_status()["evses"]
+        self._shown_at = time.monotonic()
         if not evses or not evses[0].get("transaction"):
             self.station.present(token)
 
     def unplug(self) -> None:
-        if not self.full():
+        if not self.station.full():
             self.cut_short.append(f"{self.station.identity}: {self.station.board('status')}")
         self.station.unplug()
 
     def full(self) -> bool:
-        return self.station.full()
+        """Who still waits for a first watt holds the card up again.
+
+        An agent that falls over forgets a card whose vehicle it had not seen yet. Where energy has
+        flowed nobody does that: a session that ends early shall be found.
+        """
+        shown = self.station.board("status")
+        if not shown["evses"][0]["full"]:
+            here = [one["energy_nj"] for one in shown["sessions"] if one["ended_ms"] is None]
+            if not any(here) and time.monotonic() - self._shown_at > AGAIN_S:
+                with contextlib.suppress(DemoError):  # it is away
+                    self.present(TOKEN)
+        return bool(shown["evses"][0]["full"])
 
 
 class Makers:
