@@ -253,6 +253,8 @@ def test_a_router_that_swallows_everything(
     controller: Controller, sample_size: Sizes, record_property: Proven
 ) -> None:
     """The light at the cable is on and the default route stands; the modem's month is short."""
+    if not sample_size(0, 1):
+        pytest.skip("that a router swallows everything takes two minutes to be sure of: make torture")
     roads, station, world = controller.roads, controller.station, controller.world
     controller.wait_over("eth0")
     world.begin(station)
