@@ -254,7 +254,7 @@ def test_a_router_that_swallows_everything(
 ) -> None:
     """The light at the cable is on and the default route stands; the modem's month is short."""
     if not sample_size(0, 1):
-        pytest.skip("that a router swallows everything takes two minutes to be sure of: make torture")
+        pytest.skip("to be sure of a router that swallows all takes two minutes: make torture")
     roads, station, world = controller.roads, controller.station, controller.world
     controller.wait_over("eth0")
     world.begin(station)
