@@ -128,6 +128,8 @@ class UpdateRules:
     """What was rolled back, and whose request it was: not tried again for the same."""
     aborted: UUID | None = None
     """Whose request a technician has ended: nobody goes on with it before it is asked for anew."""
+    _sought: Fetch | None = None
+    """The newest look: only its word counts, as an earlier one may still be ending."""
     _request: UUID | None = None
     _folder: str = ""
     _held: bool = False
@@ -158,10 +160,16 @@ class UpdateRules:
                 return []
             actions.append(StopFetching())
         self.phase, self._request, self._folder = Phase.FETCHING, request, folder
-        return [*actions, *self._release(), Fetch(request, folder)]
+        return [*actions, *self._release(), self._seek()]
 
-    def heard(self, message: Message) -> list[Action]:
-        """What the fetching process said."""
+    def _seek(self) -> Fetch:
+        self._sought = Fetch(self._request, self._folder)
+        return self._sought
+
+    def heard(self, message: Message, by: Fetch | None = None) -> list[Action]:
+        """What the fetching process said; `by` the look that it was started for."""
+        if by is not None and by is not self._sought:
+            return []
         if self.phase is not Phase.FETCHING or self._ended_by_hand(message):
             return []
         if isinstance(message, Progress):
@@ -247,7 +255,7 @@ class UpdateRules:
             return []
         if now.wall_ms >= ready.valid_until_ms:
             self.phase = Phase.FETCHING
-            return [*self._release(), Fetch(self._request, self._folder)]
+            return [*self._release(), self._seek()]
         waits = now.forbidden or self._outside(ready, now.wall_ms)
         if waits:
             return [*self._release(), *self._scheduled(ready, waits)]

@@ -360,11 +360,11 @@ class Updates:
             last, code = await self._worked(asked)
         except (OSError, msgspec.DecodeError) as error:
             text = f"updates cannot be fetched: {error}"
-            await self._do(self.rules.heard(Failure(UpdateState.DOWNLOAD_FAILED, text)))
+            await self._do(self.rules.heard(Failure(UpdateState.DOWNLOAD_FAILED, text), asked))
             return
         if last is None or not final(last):
             text = f"the process that fetches updates ended with {code}; see its log"
-            await self._do(self.rules.heard(Failure(UpdateState.DOWNLOAD_FAILED, text)))
+            await self._do(self.rules.heard(Failure(UpdateState.DOWNLOAD_FAILED, text), asked))
 
     async def _worked(self, asked: Fetch) -> tuple[Message | None, int]:
         """Its last message, and how it ended. Raises OSError, msgspec.DecodeError."""
@@ -389,7 +389,7 @@ class Updates:
             process.stdin.close()
             async for line in process.stdout:
                 last = msgspec.json.decode(line, type=Message)
-                await self._do(self.rules.heard(last))
+                await self._do(self.rules.heard(last, asked))
             code = await process.wait()
         finally:
             if process.returncode is None:

@@ -20,6 +20,7 @@ from karvon.demo.process import Child, free_port
 from protocols.agent_link import UpdateState
 from protocols.release import Encoding, Kind
 
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 NAME: Final = "power-stage"
 HW: Final = "KPB-SIM"
 SIZE: Final = 4_000
@@ -171,7 +172,6 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         rig.end()
 
 
-@pytest.mark.system
 def test_ota_f42_f45_f47_the_agent_is_killed_between_two_boards(rig: Rig, kills: Any) -> None:
     """One has the new version, the other a half of it: nobody charges until both are whole.
 
@@ -197,7 +197,6 @@ def test_ota_f42_f45_f47_the_agent_is_killed_between_two_boards(rig: Rig, kills:
     rig.charges(rig.boards[0])
 
 
-@pytest.mark.system
 def test_ota_f40_another_hardware_is_refused_before_anything_is_erased(rig: Rig) -> None:
     before = [board.flash.read_bytes() for board in rig.boards]
     rig.release("2.3.0", hw="KPB-OTHER")
@@ -207,7 +206,6 @@ def test_ota_f40_another_hardware_is_refused_before_anything_is_erased(rig: Rig)
     assert rig.stands() == ["Available"] * 3
 
 
-@pytest.mark.system
 def test_ota_f46_f48_a_fallback_and_a_swapped_board(rig: Rig) -> None:
     """What the launcher starts instead brings its boards with it, one from the factory, too."""
     rig.release("3.0.0")

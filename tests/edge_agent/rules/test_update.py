@@ -213,6 +213,20 @@ def test_a_fetch_is_ended_by_hand_before_anything_is_known_of_it() -> None:
     assert (rules.phase, rules.aborted) == (Phase.IDLE, ASKED)
 
 
+def test_an_earlier_look_that_ends_late_does_not_end_the_one_that_was_asked_for() -> None:
+    rules = UpdateRules()
+    (first,) = rules.asked(None)
+    stop, second = rules.asked(ASKED)
+    assert stop == StopFetching()
+    assert rules.heard(Nothing(), first) == []
+    assert rules.phase is Phase.FETCHING
+    assert states(rules.heard(READY, second)) == ["InstallScheduled"]
+    (third,) = rules.tick(replace(IDLE, wall_ms=READY.valid_until_ms))
+    assert rules.heard(Nothing(), second) == []
+    assert states(rules.heard(READY, third)) == []
+    assert rules.phase is Phase.WAITING
+
+
 def test_a_fetch_that_nobody_will_hear_of_is_forgotten() -> None:
     rules = UpdateRules()
     rules.asked(ASKED)
