@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from cloud.kernel.config import CloudConfig
 from cloud.kernel.etags import ANYTHING
@@ -66,7 +67,9 @@ class Rollout:
 @pytest.fixture
 async def rollout(ocpp: Ocpp) -> AsyncIterator[Rollout]:
     config = CloudConfig(data_dir=ocpp.folder)
-    updates = Updates.over(ocpp.database, ocpp.modules.stations, config, "http://files.example")
+    updates = Updates.over(
+        ocpp.database, ocpp.modules.stations, config, "http://files.example", CollectorRegistry()
+    )
     keys = [OnlineKey.kept(ocpp.folder / "ota" / f"{name}.pem") for name in ("online", "director")]
     makers = ReleaseKeys(Keys(*keys), utc_now())
     makers.add("2.0", IMAGE, Kind.BOARD, name="one", hw_ids=("One",))
