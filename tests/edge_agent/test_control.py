@@ -67,7 +67,7 @@ async def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
         unknown = await ask(tmp_path, Request(do="dance"))
     assert refused == {"error": "this id token is blocked"}
     assert (
-        "ask for status, token, read, write, retry, recover, update, log or watch"
+        "ask for status, token, read, write, retry, recover, update, abort, log or watch"
         in unknown["error"]
     )
 
