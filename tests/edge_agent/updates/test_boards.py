@@ -200,60 +200,6 @@ async def test_ota_f40_another_hardware_is_refused_before_anything_is_erased(rig
         assert not rig.chip(0).erased
 
 
-async def test_ota_f42_an_agent_that_dies_while_it_flashes_goes_on_after_its_start(
-    rig: Rig,
-) -> None:
-    rig.release("1.1.0")
-    async with agent(rig):
-        await rig.ready()
-        first = rig.chip(0)
-        await rig.ask("update", device=str(rig.world.out))
-        async with asyncio.timeout(150):
-            while len(first.programmed) < 3:
-                await asyncio.sleep(0.01)
-    assert None in rig.versions, "a board is in its loader"
-    async with agent(rig):
-        await rig.until(lambda s: told(s) == "idle Installed", "taken up")
-        assert rig.versions == ["1.1.0", "1.1.0"]
-        await rig.ready()
-
-
-async def test_ota_f47_f48_a_swapped_board_forbids_charging_and_gets_the_version(rig: Rig) -> None:
-    rig.release("1.1.0")
-    async with agent(rig):
-        await rig.ready()
-        await rig.update("idle Installed")
-    rig.boards[1].board.chip = chip("0.9.0")
-    async with agent(rig):
-        await rig.until(lambda s: rig.versions == ["1.1.0", "1.1.0"], "uniform")
-        await rig.ready()
-        assert (await rig.ask("status"))["updates"]["board"]["right"] == "1.1.0"
-
-
-async def test_ota_f46_a_board_follows_an_agent_that_was_rolled_back(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rig.release("1.1.0")
-    async with agent(rig):
-        await rig.ready()
-        await rig.update("idle Installed")
-    later = rig.world.controller.install("2.0")
-    monkeypatch.setenv("KARVON_SLOT", later)
-    rig.release("1.2.0")
-    async with agent(rig):
-        await rig.ready()
-        await rig.update("idle Installed")
-        assert rig.versions == ["1.2.0", "1.2.0"]
-    assert {name: one["power-stage"]["about"]["version"] for name, one in rig.wanted().items()} == {
-        "": "1.1.0",
-        later: "1.2.0",
-    }
-    monkeypatch.setenv("KARVON_SLOT", "")
-    async with agent(rig):
-        await rig.until(lambda s: rig.versions == ["1.1.0", "1.1.0"], "followed")
-        await rig.ready()
-
-
 async def test_a_technician_aborts_while_somebody_charges(rig: Rig) -> None:
     rig.release("1.1.0")
     async with agent(rig):
