@@ -387,6 +387,8 @@ class Rig:
 
 @pytest.fixture
 def rig(world: Any, tmp_path: Path, sample_size: Callable[[int, int], int]) -> Iterator[Rig]:
+    if not sample_size(0, 1):
+        pytest.skip("the whole fleet at once takes two cores for minutes: make torture")
     steady_ms = STEADY_MS if sample_size(0, 1) else HASTY_MS
     made = Rig(world, tmp_path, sample_size(3, 20), sample_size(1, 4), steady_ms)
     try:

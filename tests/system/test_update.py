@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +127,11 @@ def test_ota_f26_the_real_agent_updates_and_comes_back_from_a_bad_version(
 
 @pytest.mark.system
 def test_settings_and_profiles_are_tried_and_one_that_kills_the_agent_is_put_back(
-    rig: Rig, kills: Any
+    rig: Rig, kills: Any, sample_size: Callable[[int, int], int]
 ) -> None:
     """Over HTTP, by the director's word, in a process that is really killed at each start."""
+    if not sample_size(0, 1):
+        pytest.skip("each of its trials takes its time: make torture")
     controller = rig.controller
     profile = (PROFILES / "abb_terra_ac.yaml").read_text()
     controller.until(lambda: controller.evse() == "Available", "the agent")

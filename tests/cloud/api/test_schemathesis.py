@@ -62,6 +62,8 @@ async def test_every_check_passes(
     role: Role | None,
     record_property: Callable[[str, object], None],
 ) -> None:
+    if role is Role.VIEWER and not sample_size(0, 1):
+        pytest.skip("a reader's requests are among an admin's: make torture")
     tool = Path(sys.executable).with_name("st")
     async with await world.client(Role.ADMIN) as admin:
         await furnish(admin)
