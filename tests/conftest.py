@@ -46,6 +46,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -356,6 +357,10 @@ class TortureReport:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # properties are tried with few examples, always the same, or with many new ones
+    settings.register_profile("sample", max_examples=40, derandomize=True, deadline=None)
+    settings.register_profile("torture", max_examples=200, deadline=None)
+    settings.load_profile("torture" if config.getoption("--torture") else "sample")
     gc.set_threshold(50_000, 20, 50)  # a twentieth of the time went into collecting
     if config.getoption("--torture-report") and "PYTEST_XDIST_WORKER" not in os.environ:
         config.pluginmanager.register(TortureReport(config))

@@ -118,7 +118,7 @@ async def test_takes_over_from_an_orphan_that_survived(tmp_path: Path) -> None:
             await asyncio.sleep(0.02)
         reaped = asyncio.create_task(asyncio.to_thread(orphan.wait))
         async with EmbeddedPostgres(tmp_path / "pg") as pg:
-            assert await reaped == 0
+            assert await reaped in {0, 1}, "1: it was still starting when it was told to end"
             assert pg.pid != orphan.pid
             assert await query(pg, "SELECT answer FROM kept") == "42"
 
