@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.karvon-installed
 ARGS ?=
 PYTEST_ARGS ?=
-SIDE_BY_SIDE ?= -n 5 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE ?= -n 4 --dist loadfile --no-loadscope-reorder
 MAKEFLAGS += --no-print-directory
 export PYTHONUNBUFFERED := 1
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Callable
 
 import pytest
+
+from karvon.demo.process import DemoError
 
 CLOUD_INSTANTS = (
     "cloud.before_commit",
@@ -33,7 +36,10 @@ def test_the_cloud_killed_at(
     for _ in range(sample_size(1, 25)):
         cloud.stop()
         passes = chance.randint(2, sample_size(4, 15))
-        world.network.start_cloud({"KARVON_FAULT": f"{instant}:{passes}"})
+        try:
+            world.network.start_cloud({"KARVON_FAULT": f"{instant}:{passes}"})
+        except DemoError:  # agents brought it to the instant before it could say that it is ready
+            assert cloud.exit_code == -signal.SIGKILL, cloud.tail()
         world.until_dead(drivers, cloud)
         kills.count(instant)
         world.traffic(drivers, chance.uniform(0.0, 1.0))
