@@ -180,10 +180,15 @@ class Updates:
             raise RefusedError("a new version is on trial here; ask again when it is over")
         if not folder and not self.place.url:
             raise RefusedError("no cloud shows releases here (updates.url); give a folder: --from")
+        aborted = self.rules.aborted
         try:
             self._todo += self.rules.asked(request, folder)
+            if aborted is not None and self.rules.aborted is None:
+                self._floors.keep_note(ABORTED, b"")  # asked for anew, also after a restart
         except UpdateRefusedError as error:
             raise RefusedError(str(error)) from error
+        except JournalError as error:
+            self._failure = str(error)
         return text
 
     def abort(self) -> str:

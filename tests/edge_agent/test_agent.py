@@ -213,7 +213,7 @@ async def test_who_sends_more_commands_than_can_be_done_is_kept_waiting() -> Non
     for _ in range(MOST_HEARD):
         await inbox.command(UnknownCommand(uuid4(), "dance"))
     late = asyncio.create_task(inbox.command(UnknownCommand(uuid4(), "dance")))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the task's first step
     assert not late.done()
     done = asyncio.Event()
 

@@ -115,7 +115,7 @@ def test_it_goes_back_when_the_better_link_answers() -> None:
         chooser.state.connected("cable")
         watching = asyncio.create_task(chooser.watch())
         while "lo" not in chooser.state.troubles:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # polls: nobody tells of a link that is given up
         assert not watching.done()
         there["lo"] = True
         with pytest.raises(LinkLeftError, match="lo is back"):

@@ -179,7 +179,7 @@ class Rig:
                     status = await control.ask(self.folder / "journal", Request(do="status"))
                     if holds(status):
                         return dict(status)
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # polls the agent over its socket
 
 
 @asynccontextmanager

@@ -222,7 +222,7 @@ async def test_looking_seldom_is_not_hanging(tmp_path: Path) -> None:
         await renewing.run()
 
     task = asyncio.create_task(loop())
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the task's first step
     now[0] = 6 * 3600.0
     assert hearts.overdue() == []
     now[0] += 61

@@ -319,7 +319,7 @@ class Rig:
             for driver in self.drivers:
                 if not (self._gone.is_set() and driver.stage == "away"):
                     driver.step(time.monotonic())
-            time.sleep(0.2)
+            time.sleep(0.2)  # the pace of people
 
     def close_gates(self) -> None:
         """Nobody new comes; those who charge go when they are full."""

@@ -17,7 +17,7 @@ def until(world: Any, station: Any, **fields: Any) -> dict[str, Any]:
         if {name: found.get(name) for name in fields} == fields:
             return found
         assert time.monotonic() < end, shown
-        time.sleep(0.2)
+        time.sleep(0.2)  # polls REST of another process
 
 
 def test_they_wait_for_the_session_and_are_refused_where_they_cannot_be(world: Any) -> None:

@@ -110,7 +110,7 @@ class Rig:
                             return status
                     except NotRunningError:
                         pass  # the agent has not made its socket yet
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.02)  # polls the agent over its socket
         except TimeoutError:
             pytest.fail(f"never {what}: {status}")
 
@@ -170,7 +170,7 @@ async def charges(rig: Rig, at: int) -> None:
     await rig.ask("token", evse=at + 1, token="CARD")
     async with asyncio.timeout(150):
         while board.evses[1].lifetime_nj - before < 60 * NANOJOULES_PER_WH:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # polls the vehicle's meter
     board.unplug()
 
 

@@ -515,7 +515,7 @@ class Gated(Updates):
     async def _until(reached: Callable[[], bool]) -> None:
         async with asyncio.timeout(60):
             while not reached():
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02)  # polls what no event tells of
 
 
 async def test_updates_beat_each_round_and_one_that_hangs_is_found_and_forgiven(
@@ -552,3 +552,21 @@ async def test_updates_beat_each_round_and_one_that_hangs_is_found_and_forgiven(
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         updates.close()
+
+
+async def test_what_was_aborted_is_remembered_until_it_is_asked_for_anew(
+    running: World, rig: Rig
+) -> None:
+    first = agent(running, rig, url="http://127.0.0.1:9")
+    await first.prepared()
+    first.updates.abort()
+    first.updates.close()
+    second = agent(running, rig, url="http://127.0.0.1:9")
+    second.updates.reconcile()
+    assert second.updates.rules.aborted == ASKED
+    second.updates.asked(ASKED)
+    second.updates.close()
+    third = agent(running, rig, url="http://127.0.0.1:9")
+    third.updates.reconcile()
+    assert third.updates.rules.aborted is None
+    third.updates.close()

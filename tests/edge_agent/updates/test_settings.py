@@ -276,7 +276,7 @@ class Rig:
                             return status
                     except NotRunningError:
                         pass  # it is just beginning anew
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.02)  # polls the agent over its socket
         except TimeoutError:
             pytest.fail(f"never {what}: {json.dumps(status)}")
 
