@@ -158,6 +158,7 @@ class Updates:
         self._held: set[int] = set()
         self._trial: Trial | None = None
         self._began_ms = loop.clock.now().mono_ms
+        self._look_at_ms = 0
         self._settled = False
         self._failure = ""
         self._instead = ""
@@ -229,14 +230,13 @@ class Updates:
         """For ever."""
         self.rules.lost()
         self.reconcile()
-        due = self._next_check()
+        self._look_at_ms = self._next_check()
         try:
             while True:
                 pulse.beat(LONGEST_STEP_S)
                 await self.tick()
-                now = self.loop.clock.now().mono_ms
-                if now >= due and self._trial is None:
-                    due = self._next_check()
+                if self._trial is None and self.loop.clock.now().mono_ms >= self._look_at_ms:
+                    self._look_at_ms = self._next_check()
                     await self._check()
                 await asyncio.sleep(EVERY_S)
         finally:
@@ -587,6 +587,7 @@ class Updates:
             self._failure = f"the boot record cannot be written ({error})"
             return
         self._trial, self._failure = None, ""
+        self._look_at_ms = 0  # a release for its boards may have waited for this version
         log.warning("update: %s is confirmed", self.place.version)
         if pending is not None:
             self._confirmed(pending)

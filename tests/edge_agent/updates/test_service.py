@@ -20,8 +20,8 @@ from ota_world import HARDWARE, STATION, World
 from edge_agent import pulse
 from edge_agent.agent import STUCK_AFTER_S
 from edge_agent.rules.station import RefusedError
-from edge_agent.rules.update import LATE_MS, STEADY_MS
-from edge_agent.updates import launcher
+from edge_agent.rules.update import LATE_MS, STEADY_MS, Fetch
+from edge_agent.updates import launcher, service
 from edge_agent.updates.launcher import Failed, Record
 from edge_agent.updates.messages import Failure, Ready, Subject
 from edge_agent.updates.service import LONGEST_STEP_S, PENDING, Place, Updates, on_battery
@@ -287,6 +287,31 @@ async def test_a_trial_that_is_well_is_confirmed_and_told(running: World, rig: R
     assert floors.counter("agent/karvon-agent") == 7
     floors.close()
     assert it.restarts == 0
+
+
+async def test_what_waited_for_this_version_is_looked_for_once_it_is_confirmed(
+    running: World, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release for the boards may need the new host."""
+    monkeypatch.setattr(service, "EVERY_S", 0.01)
+    it = on_trial(running, rig)
+    it.updates.place = replace(it.updates.place, url="http://127.0.0.1:9")
+    looks: list[Fetch] = []
+
+    async def look(asked: Fetch) -> None:
+        looks.append(asked)
+
+    monkeypatch.setattr(it.updates, "_fetch", look)
+    work = asyncio.create_task(it.updates.run())
+    deadline = time.monotonic() + 60
+    while not looks:
+        assert time.monotonic() < deadline, it.states()
+        await rig.seconds(1)
+        await asyncio.sleep(0.01)  # a round of its own work
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    assert it.states() == [UpdateState.INSTALLED]
+    assert looks == [Fetch(None, "")]
 
 
 async def test_ota_f30_a_trial_without_the_cloud_that_was_there_restarts(
