@@ -238,17 +238,21 @@ class Loop:
         )
 
     async def _heard(self, line: Line) -> None:
-        """A board that was silent for long may have restarted: its failsafe is armed anew."""
+        """A board silent for long may have restarted, or be another: it is asked and armed anew."""
         now, last = self.clock.now().mono_ms, line.heard_ms
         if line.trouble:
             log.warning("board %s answers again", line.name)
         line.trouble, line.heard_ms = "", now
         long = last is not None and now - last >= self.settings.lost_after_s * 1000
-        if long and self.settings.failsafe is not None:
-            try:
+        if not long:
+            return
+        try:
+            await self._within(line.board.open())
+            if self.settings.failsafe is not None:
                 await self._within(line.board.arm_failsafe(self.settings.failsafe))
-            except BOARD_ERRORS as error:
-                self._note(line, error)
+        except BOARD_ERRORS as error:
+            self._note(line, error)
+            line.opened = not isinstance(error, BoardRefusedError)
 
     async def _take(self, line: Line, reading: EvseReading) -> None:
         connector = self.station.connectors[reading.evse]

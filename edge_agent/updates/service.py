@@ -294,12 +294,14 @@ class Updates:
             await self._ended(begun, outcome)
 
     def _catch_up(self) -> None:
-        """What was installed and is not there any more is installed again, once a start."""
+        """What was installed and is not there any more is installed again, once each time."""
         if self.rules.phase is not Phase.IDLE or self._trial is not None:
             return
         for kind, one in self._installers.items():
-            ready = None if kind in self._caught_up else one.behind()
-            if ready is not None:
+            ready = one.behind()
+            if ready is None:
+                self._caught_up.discard(kind)
+            elif kind not in self._caught_up:
                 self._caught_up.add(kind)
                 self._todo += self.rules.resumed(ready)
                 return

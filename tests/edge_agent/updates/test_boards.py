@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -186,6 +187,21 @@ async def test_ota_f45_one_whose_self_test_fails_goes_back_on_both(rig: Rig) -> 
         assert rig.versions == ["1.1.0", "1.1.0"]
         await rig.ready()
         await charges(rig, 1)
+
+
+async def test_ota_f48_a_board_swapped_while_the_agent_runs(rig: Rig) -> None:
+    async with agent(rig):
+        await rig.ready()
+        rig.release("1.1.0")
+        await rig.update("idle Installed")
+        for swapped in rig.boards:
+            swapped.silent_until = math.inf
+            await rig.until(lambda s: "board.silent" in codes(s), "missed")
+            swapped.board.chip = chip("1.0.0")
+            swapped.board.reset_board()
+            swapped.silent_until = 0.0
+            await rig.until(lambda _: rig.versions == ["1.1.0", "1.1.0"], "brought up to it")
+            await rig.ready()
 
 
 async def test_ota_f40_another_hardware_is_refused_before_anything_is_erased(rig: Rig) -> None:
