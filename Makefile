@@ -7,6 +7,8 @@ PYTEST_ARGS ?=
 SIDE_BY_SIDE ?= -n 4 --dist loadfile --no-loadscope-reorder
 MAKEFLAGS += --no-print-directory
 export PYTHONUNBUFFERED := 1
+# hundreds of processes are started; without bytecode each would compile everything anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup check test demo bench torture services services-stop clean
 .DEFAULT_GOAL := help
