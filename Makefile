@@ -29,7 +29,7 @@ check: setup ## ruff, mypy and the import contracts
 	@$(VENV)/bin/lint-imports
 
 test: check ## every test against real services, in under ten minutes
-	@$(PY) tools/services.py run -- $(PY) -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+	@$(PY) tools/services.py --in-memory run -- $(PY) -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 torture: setup ## the same tests at full counts; writes docs/torture.md
 	@$(PY) tools/services.py run -- $(PY) -m pytest --torture --torture-report=docs/torture.md --timeout 0 $(SIDE_BY_SIDE) $(PYTEST_ARGS)

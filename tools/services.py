@@ -24,6 +24,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -58,6 +59,9 @@ PG_SETTINGS = {
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
+MEMORY = "4g"
+ENOUGH_KIB = 8 << 20
+IN_MEMORY = {"max_wal_size": "256MB"}
 
 
 class LeftOutError(Exception):
@@ -247,13 +251,17 @@ class Timescale:
             ]
         return ["unshare", "--user", f"--map-user={self.uid}", f"--root={self.root}", *command]
 
-    def start(self) -> dict[str, Any]:
-        password = self.initialise()
+    def start(self, *, in_memory: bool = False) -> dict[str, Any]:
         port = free_port()
-        options = [word for key, value in PG_SETTINGS.items() for word in ("-c", f"{key}={value}")]
+        settings = PG_SETTINGS | (IN_MEMORY if in_memory else {})
+        options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
         command = self.inside(
             f"{PG_BIN}/postgres", "-D", f"{self.home}/data", "-p", str(port), *options
         )
+        if in_memory:
+            password, command = self.in_memory(command)
+        else:
+            password = self.initialise()
         log = RUN / "timescale.log"
         child = spawn(command, log)
         probe = self.inside(f"{PG_BIN}/pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port))
@@ -268,20 +276,45 @@ class Timescale:
             return secret.read_text()
         shutil.rmtree(self.outside, ignore_errors=True)
         self.outside.mkdir(mode=0o700)
+        self.keep_password(secret)
+        if os.geteuid() == 0:
+            os.chown(self.outside, self.uid, self.gid)
+        run(*self.initdb(f"{self.home}/password"))
+        return secret.read_text()
+
+    def in_memory(self, command: list[str]) -> tuple[str, list[str]]:
+        """The password of a cluster in memory, and the command that makes and runs it.
+
+        Its file system is mounted for that process alone and goes with it.
+        """
+        self.outside.mkdir(mode=0o700, exist_ok=True)
+        secret = self.outside.with_suffix(".password")
+        self.keep_password(secret)
+        options = f"size={MEMORY},mode=0700,uid={self.uid},gid={self.gid}"
+        script = [
+            ["mount", "-t", "tmpfs", "-o", options, "karvon", str(self.outside)],
+            self.initdb(f"{self.home}.password"),
+            ["rm", str(secret)],
+            ["exec", *command],
+        ]
+        text = "\n".join(map(shlex.join, script))
+        return secret.read_text(), ["unshare", "--mount", "sh", "-ec", text]
+
+    def keep_password(self, secret: Path) -> None:
         secret.touch(mode=0o600)
         secret.write_text(secrets.token_urlsafe(24))
         if os.geteuid() == 0:
-            os.chown(self.outside, self.uid, self.gid)
             os.chown(secret, self.uid, self.gid)
+
+    def initdb(self, secret: str) -> list[str]:
         locale = (
             "--encoding=UTF8",
             "--locale=C",
             "--locale-provider=builtin",
             "--builtin-locale=C.UTF-8",
         )
-        login = ("-U", "postgres", "-A", "scram-sha-256", f"--pwfile={self.home}/password")
-        run(*self.inside(f"{PG_BIN}/initdb", "-D", f"{self.home}/data", *locale, *login))
-        return secret.read_text()
+        login = ("-U", "postgres", "-A", "scram-sha-256", f"--pwfile={secret}")
+        return self.inside(f"{PG_BIN}/initdb", "-D", f"{self.home}/data", *locale, *login)
 
 
 # -- Mosquitto ------------------------------------------------------------------------------------
@@ -420,7 +453,7 @@ def running(state: dict[str, Any]) -> list[str]:
     return [name for name in STOPPED_BY if name in state and alive(state[name]["process"])]
 
 
-def start() -> list[str]:
+def start(*, in_memory: bool = False) -> list[str]:
     """Make everything ready; the names of what was started now."""
     RUN.mkdir(parents=True, exist_ok=True)
     RUN.chmod(0o700)
@@ -433,13 +466,22 @@ def start() -> list[str]:
         if len(kept) == len(STOPPED_BY) and {"faketime", "stm32flash"} <= state.keys():
             return []
         state = {"left_out": [], **{name: state[name] for name in kept}}
-        start_missing(state)
+        start_missing(state, in_memory=in_memory and memory_serves())
         store(state)
     announce(state)
     return [name for name in running(state) if name not in kept]
 
 
-def start_missing(state: dict[str, Any]) -> None:
+def memory_serves() -> bool:
+    """Whether there is room for a database in memory, and the right to mount it."""
+    available = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
+    if available is None or int(available[1]) < ENOUGH_KIB or os.geteuid() != 0:
+        return False
+    try_it = ["unshare", "--mount", "mount", "-t", "tmpfs", "karvon", str(RUN)]
+    return subprocess.run(try_it, capture_output=True, check=False).returncode == 0
+
+
+def start_missing(state: dict[str, Any], *, in_memory: bool) -> None:
     part(state, "faketime", ensure_faketime)
     part(state, "stm32flash", ensure_stm32flash)
     root = part(state, "trixie", ensure_root)
@@ -449,7 +491,8 @@ def start_missing(state: dict[str, Any]) -> None:
     if root is None:
         state["left_out"].append("TimescaleDB: it comes with the trixie root")
     elif "timescale" not in state:
-        part(state, "timescale", Timescale(root).start)
+        timescale = Timescale(root)
+        part(state, "timescale", lambda: timescale.start(in_memory=in_memory))
 
 
 def part(state: dict[str, Any], name: str, make: Any) -> Any:
@@ -492,9 +535,9 @@ def forget() -> None:
         shutil.rmtree(Timescale(TRIXIE).outside, ignore_errors=True)
 
 
-def wrap(command: list[str]) -> int:
+def wrap(command: list[str], *, in_memory: bool) -> int:
     """Run the command with the services up; stop them again when this started them."""
-    started = start()
+    started = start(in_memory=in_memory)
     try:
         return subprocess.run(command, check=False).returncode
     finally:
@@ -511,12 +554,18 @@ def status() -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="real components for tests")
+    parser.add_argument(
+        "--in-memory",
+        action="store_true",
+        help="for run: TimescaleDB's files in memory where there is room; not for measuring",
+    )
     parser.add_argument("verb", choices=["start", "stop", "status", "forget", "run"])
     parser.add_argument("command", nargs=argparse.REMAINDER, help="for run: -- COMMAND ...")
     args = parser.parse_args()
     match args.verb:
         case "run":
-            return wrap(args.command[args.command[:1] == ["--"] :])
+            command = args.command[args.command[:1] == ["--"] :]
+            return wrap(command, in_memory=args.in_memory)
         case "status":
             return status()
         case "start":

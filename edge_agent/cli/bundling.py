@@ -10,6 +10,7 @@ import os
 import platform
 import secrets
 import shutil
+import sqlite3
 import sys
 import tarfile
 import time
@@ -174,10 +175,18 @@ def _journal(folder: Path) -> dict[str, Any]:
                 "refused": view.refused,
                 "sessions": lambda: view.sessions(SESSIONS),
             }
-            known = {name: msgspec.to_builtins(each()) for name, each in read.items()}
+            known = {name: _or_why_not(each) for name, each in read.items()}
     except JournalError as error:
         known = {"error": str(error)}
     return {"files": files} | known
+
+
+def _or_why_not(look: Callable[[], Any]) -> Any:
+    """One file of the journal may be readable where another is not."""
+    try:
+        return msgspec.to_builtins(look())
+    except (JournalError, sqlite3.Error) as error:
+        return {"error": str(error)}
 
 
 def _size(path: Path) -> int:

@@ -45,7 +45,6 @@ class JournalView:
         self._open: list[sqlite3.Connection] = []
         try:
             self._billing = self._connect(folder / billing.NAME)
-            self._telemetry = self._connect(folder / telemetry.NAME)
         except JournalError:
             self.close()
             raise
@@ -109,14 +108,16 @@ class JournalView:
         return {token for token in found if token}
 
     def queue(self) -> Queue:
+        """Raises JournalError when one of the files cannot be read."""
+        waiting = self._connect(self.folder / telemetry.NAME)
         meta = dict(self._billing.execute("SELECT name, value FROM meta"))
         facts, sent = self._billing.execute(
             "SELECT count(*), count(DISTINCT seq) FROM fact WHERE settled_ms IS NULL"
         ).fetchone()
-        at_rest, oldest = self._telemetry.execute(
+        at_rest, oldest = waiting.execute(
             "SELECT coalesce(sum(samples), 0), min(first_ms) FROM minute"
         ).fetchone()
-        sealed, batches = self._telemetry.execute(
+        sealed, batches = waiting.execute(
             "SELECT coalesce(sum(samples), 0), count(*) FROM sealed"
         ).fetchone()
         return Queue(

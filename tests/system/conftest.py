@@ -12,7 +12,7 @@ import ssl
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -274,8 +274,8 @@ class World:
     def _evidence(self, station: Station, found: list[str]) -> str:
         lines = [f"{station.identity}:", *found, "the simulator's sessions:"]
         lines += map(str, station.board("status")["sessions"])
-        lines += ["the journal's:", *map(str, witnesses.kept(station))]
-        lines += ["the cloud's:", *map(str, witnesses.booked(self.network, station))]
+        lines += ["the journal's:", *_told(lambda: witnesses.kept(station))]
+        lines += ["the cloud's:", *_told(lambda: witnesses.booked(self.network, station))]
         return "\n".join([*lines, "the agent's log:", station.agent.tail(40)])
 
     def _complaints(self, station: Station, *, journal_lost: bool) -> list[str]:
@@ -283,6 +283,14 @@ class World:
             return witnesses.disagreements(self.network, station, journal_lost=journal_lost)
         except DemoError as error:
             return [str(error)]
+
+
+def _told(look: Callable[[], Iterable[object]]) -> list[str]:
+    """What it sees, or why it sees nothing: the rest of the evidence must not go with it."""
+    try:
+        return [str(line) for line in look()]
+    except DemoError as error:
+        return [str(error)]
 
 
 @contextlib.contextmanager

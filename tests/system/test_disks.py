@@ -153,6 +153,8 @@ def test_a_disk_that_takes_no_more(world, mounts: list[Path], tmp_path: Path, tr
     assert station.agent.alive, station.agent.tail()
     station.agent.stop()
     _run("umount", "--lazy", station.journal)
+    # until it is detached it may still write the superblock into what is mounted next
+    world.network.wait_for(lambda: not _devices(image), 60, "the device to be let go")
     shutil.copyfile(kept, image)
     _run("mount", "-o", "loop", image, station.journal)
     station.agent.start()
@@ -161,14 +163,16 @@ def test_a_disk_that_takes_no_more(world, mounts: list[Path], tmp_path: Path, tr
 
 def _shrink(image: Path) -> None:
     """The device ends before any block of a file: to every write the kernel says EIO."""
-    told = subprocess.run(
-        ["losetup", "--associated", str(image), "--noheadings", "--output", "NAME"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    (device,) = _devices(image)
     os.truncate(image, 16 * 1024)
-    _run("losetup", "--set-capacity", told.stdout.strip())
+    _run("losetup", "--set-capacity", device)
+
+
+def _devices(image: Path) -> list[str]:
+    """Those that it is behind."""
+    command = ["losetup", "--associated", str(image), "--noheadings", "--output", "NAME"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    return told.stdout.split()
 
 
 def _alarmed(station) -> bool:

@@ -136,7 +136,7 @@ async def test_what_is_shown_once_is_not_kept_readable(
     made = await admin.post("/api/v1/api-keys", json=body, headers=KEY)
     again = await admin.post("/api/v1/api-keys", json=body, headers=KEY)
     assert made.json() == again.json()
-    secret = made.json()["key"].rpartition("_")[2].encode()
+    secret = made.json()["key"][-16:].encode()  # an underscore may stand anywhere in it
     async with world.database.unit(1) as cursor:
         await cursor.execute("SELECT answer, key_digest FROM kernel.idempotency")
         ((answer, digest),) = await cursor.fetchall()

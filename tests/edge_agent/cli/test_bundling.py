@@ -108,6 +108,21 @@ async def test_without_an_agent_it_says_so_and_has_the_rest(live: Live, tmp_path
     assert json.loads(files["journal.json"])["queue"]["station"] == "TAS-1"
 
 
+async def test_a_file_of_the_journal_that_cannot_be_read_takes_nothing_else_with_it(
+    live: Live, tmp_path: Path
+) -> None:
+    live.agent.cancel()
+    await asyncio.wait([live.agent])
+    for file in (live.config.parent / "journal").glob("telemetry.sqlite*"):
+        file.unlink()
+    target = tmp_path / "support.tar.gz"
+    code, _, complaint = await bundle(live.config, target)
+    assert code == 0, complaint
+    journal = json.loads(opened(target)["journal.json"])
+    assert "telemetry.sqlite does not exist" in journal["queue"]["error"]
+    assert (journal["sessions"], journal["open_transactions"]) == ([], [])
+
+
 async def test_an_existing_file_is_left_alone(live: Live, tmp_path: Path) -> None:
     target = tmp_path / "mine.tar.gz"
     target.write_text("mine")
