@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from edge_agent.rules.station import RefusedError
+from edge_agent.serving import Connections
 from protocols.agent_link import IdToken
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ class Control:
         self._write = write
         self._again_s = again_s
         self._clients = 0
+        self._connections = Connections(self._serve)
         self._reading = asyncio.Lock()
 
     @asynccontextmanager
@@ -135,7 +137,9 @@ class Control:
         path = folder / NAME
         path.unlink(missing_ok=True)
         listener = _bound(folder)
-        server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_LINE)
+        server = await asyncio.start_unix_server(
+            self._connections.enter, sock=listener, limit=MAX_LINE
+        )
         try:
             yield
         finally:

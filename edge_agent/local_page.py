@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 
 from edge_agent import page
+from edge_agent.serving import Connections
 from edge_agent.wording import DEFAULT, LANGUAGES, Wording, wording
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class LocalPage:
         self._again_s = again_s
         self._deadline_s = deadline_s
         self._clients = 0
+        self._connections = Connections(self._serve)
         self._second, self._in_second = 0, 0
         self._made: dict[tuple[str, ...], tuple[float, Answer]] = {}
         self._reading = asyncio.Lock()
@@ -108,7 +110,9 @@ class LocalPage:
         trouble = ""
         while True:
             try:
-                server = await asyncio.start_server(self._serve, *self._where, limit=LONGEST_HEAD)
+                server = await asyncio.start_server(
+                    self._connections.enter, *self._where, limit=LONGEST_HEAD
+                )
             except OSError as error:
                 if str(error) != trouble:
                     log.warning("no local page on %s:%s (%s); trying again", *self._where, error)
@@ -120,6 +124,7 @@ class LocalPage:
                 await server.serve_forever()
             finally:
                 server.close()
+                await self._connections.end()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients += 1

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edge_agent.serving import Connections
 from karvon.simulator.charger import SimulatedCharger
 from karvon.simulator.meter import SimulatedMeter
 from karvon.simulator.serial_board import BoardAnswers
-from karvon.simulator.server import Answers, Callers, TcpServer, hang_up
+from karvon.simulator.server import Answers, TcpServer, hang_up
 from karvon.simulator.vehicle import Vehicle
 
 Command = dict[str, Any]
@@ -119,31 +120,30 @@ class ControlServer:
         self._control = control
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
-        self._callers = Callers()
+        self._connections = Connections(self._serve)
         self.address = ""
 
     async def start(self, where: str) -> None:
         if "/" in where:
             self._path = Path(where)
             self._path.unlink(missing_ok=True)
-            self._server = await asyncio.start_unix_server(self._serve, where)
+            self._server = await asyncio.start_unix_server(self._connections.enter, where)
             self.address = where
             return
         host, _, port = where.rpartition(":")
-        self._server = await asyncio.start_server(self._serve, host, int(port))
+        self._server = await asyncio.start_server(self._connections.enter, host, int(port))
         name = self._server.sockets[0].getsockname()
         self.address = f"{name[0]}:{name[1]}"
 
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
-            await self._callers.end()
+            await self._connections.end()
             await self._server.wait_closed()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._callers.enter()
         with contextlib.suppress(OSError, asyncio.CancelledError):
             while line := await reader.readline():
                 writer.write(json.dumps(self._answer(line)).encode() + b"\n")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from edge_agent.serving import Connections
 from karvon.simulator import frames
 from karvon.simulator.bank import ILLEGAL_FUNCTION, ILLEGAL_VALUE, RefusedError, RegisterBank
 from protocols.modbus.planning import Span
@@ -135,25 +136,6 @@ def _counted(function: int, words: Words) -> bytes:
     return bytes((len(octets),)) + bytes(octets)
 
 
-class Callers:
-    """The tasks of a server's present connections, so that closing leaves none behind."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def enter(self) -> None:
-        """Called by the task that serves a connection."""
-        task = asyncio.current_task()
-        if task is not None:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def end(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
 async def hang_up(writer: asyncio.StreamWriter) -> None:
     """The last thing that a connection's task does: being cancelled in it changes nothing."""
     writer.close()
@@ -170,17 +152,17 @@ class TcpServer:
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._frozen: set[asyncio.StreamWriter] = set()
-        self._callers = Callers()
+        self._connections = Connections(self._serve)
 
     async def start(self, host: str, port: int) -> None:
-        self._server = await asyncio.start_server(self._serve, host, port)
+        self._server = await asyncio.start_server(self._connections.enter, host, port)
         name = self._server.sockets[0].getsockname()
         self.address = f"{name[0]}:{name[1]}"
 
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
-        await self._callers.end()
+        await self._connections.end()
         if self._server is not None:
             await self._server.wait_closed()
 
@@ -189,7 +171,6 @@ class TcpServer:
         self._frozen |= self._writers
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._callers.enter()
         limits = self.answers.device.profile.limits
         if limits.max_clients and len(self._writers - self._frozen) >= limits.max_clients:
             await hang_up(writer)

@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 
 from edge_agent.rules.update import STEADY_MS
 from edge_agent.updates import launcher, slots
-from edge_agent.updates.archive import sha256
+from edge_agent.updates.archive import Entry, pack, sha256
 from firmware_bridge.simulator.flash import make_image
 from karvon.demo.drivers import Driver, Habits
 from karvon.demo.places import TASHKENT, Plan
@@ -151,6 +151,10 @@ class Slotted(Station):
 
     def board_version(self) -> str:
         return str(self.shows().get("updates", {}).get("board", {}).get("board", ""))
+
+    def common_settings(self) -> str:
+        """The image of the settings release that holds."""
+        return str(self.shows().get("updates", {}).get("settings", {}).get("release", ""))
 
     def confirmed(self) -> str:
         record = launcher.read(self.root)
@@ -414,6 +418,11 @@ def test_a_fleet_takes_what_is_good_and_gives_back_what_is_bad(
     confirmed = {one.confirmed() for one in rig.stations}
     assert confirmed == {sha256(rig.images["1.1.0"])}
     between = rig.sessions()
+
+    common = pack([Entry("settings.toml", b"[times]\nevent_s = 75\n")])
+    settings = publish(Kind.SETTINGS, "settings", "1.0.0", HARDWARE, common)
+    rig.comes_to(rig.roll_out(settings), "finished", succeeded=fleet)
+    rig.until(lambda: {one.common_settings() for one in rig.stations} == {sha256(common)}, "them")
 
     first = 1 if few else 4
     bad = publish(Kind.AGENT, NAME, "1.2.0", HARDWARE, rig.images["1.2.0"])
