@@ -4,7 +4,8 @@ Beside them libfaketime, for the agent without a clock, and stm32flash, a host f
 that is not ours.
 
 `start` makes them ready (idempotent), `stop` ends what was started here, `forget` also removes its
-data, `status` tells, `run -- COMMAND` wraps a command in them. Standard library only; Mosquitto's
+data, `status` tells, `run -- COMMAND` wraps a command in them; `--in-memory` makes a TimescaleDB
+for that run alone, whose files a disk would only slow down. Standard library only; Mosquitto's
 certificate and accounts are made by karvon's own code, so it is started with karvon's environment.
 
 The packages come from Debian trixie in a folder of their own (debootstrap), so that the host's
