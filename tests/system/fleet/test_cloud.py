@@ -88,6 +88,7 @@ class Machine:
         self.root = root
         self._given = given
         self._running: list[Service] = []
+        self._roles: dict[str, Service] = {}
         self._accounts = b""
         self.url = f"https://{NAME}:{given['karvon_cloud_https_port']}"
         self.trust = root.there("/etc/karvon/tls/trust.pem")
@@ -106,8 +107,11 @@ class Machine:
         self.mosquitto = self.run("mosquitto.service")
         self.mosquitto.wait("READY=1")
         self.proxy = self.run("nginx.service", "nginx", "-g", "daemon off;")
+        self.start_cloud()
+
+    def start_cloud(self) -> None:
         for role in ROLES:
-            service = self.run(f"karvon-cloud@{role}.service")
+            service = self._roles[role] = self.run(f"karvon-cloud@{role}.service")
             port = self._given["karvon_cloud_http_ports"][role]
             wait_for(lambda port=port: healthy(port), PATIENCE_S, f"{role}; its log: {service.log}")
             self.tell_mosquitto()
@@ -129,8 +133,15 @@ class Machine:
             assert asked == "/usr/bin/systemctl kill --signal=HUP mosquitto.service"
             os.kill(self.mosquitto.pid, signal.SIGHUP)
 
+    def restart_cloud(self) -> None:
+        """As the playbook's handler does where systemd runs: it hands out the trust it read."""
+        for service in self._roles.values():
+            self._running.remove(service)
+            service.end()
+        self.start_cloud()
+
     def reload(self) -> None:
-        """As the handlers of the playbook do where systemd runs."""
+        """As the other handlers do."""
         for service in (self.mosquitto, self.proxy):
             os.kill(service.pid, signal.SIGHUP)
         wait_for(
@@ -264,6 +275,8 @@ def rotate(machine: Machine, controller: Root, given: dict[str, Any]) -> None:
             "rotate-certificates.yml", "cloud", *extra, beside=("agents", controller), **given
         )
         machine.reload()
+        if "Restart the cloud" in found.text:
+            machine.restart_cloud()
         assert (machine.served() != before) is (what != "forget")
         assert spoken(port, known, ssl.TLSVersion.TLSv1_3)
         return found
