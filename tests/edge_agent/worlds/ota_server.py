@@ -98,8 +98,8 @@ class Server:
             handler.send_header(name, value)
         handler.end_headers()
         shown = content if not cut or self.cut_after is None else content[: self.cut_after]
+        self.sent += len(shown) if cut else 0  # before whoever reads it can know
         with suppress(OSError):
             handler.wfile.write(shown)
-            self.sent += len(shown) if cut else 0
         if len(shown) < len(content):
             handler.close_connection = True
