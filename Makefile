@@ -4,8 +4,8 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.karvon-installed
 ARGS ?=
 PYTEST_ARGS ?=
-# a test that fails is asked once more and named as RERUN: four tests at a time share two cores
-AGAIN ?= --reruns 1 -r aR
+# tests that failed are asked once more, alone: four at a time share two cores
+AGAIN ?= tools/again
 SIDE_BY_SIDE ?= -n 4 --dist loadfile --no-loadscope-reorder
 MAKEFLAGS += --no-print-directory
 export PYTHONUNBUFFERED := 1
@@ -31,7 +31,7 @@ check: setup ## ruff, mypy and the import contracts
 	@$(VENV)/bin/lint-imports
 
 test: check ## every test against real services, in under ten minutes
-	@$(PY) tools/services.py --in-memory run -- $(PY) -m pytest $(SIDE_BY_SIDE) $(AGAIN) $(PYTEST_ARGS)
+	@$(PY) tools/services.py --in-memory run -- $(AGAIN) $(PY) -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 torture: setup ## the same tests at full counts; writes docs/torture.md
 	@$(PY) tools/services.py run -- $(PY) -m pytest --torture --torture-report=docs/torture.md --timeout 0 $(SIDE_BY_SIDE) $(PYTEST_ARGS)
