@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import stat
-import tarfile
+import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -132,9 +132,9 @@ def test_a_bundle_installs_a_controller_that_has_nothing(
     all_sign(repo, keys)
     run("publish", repo, tmp_path / "out", "--keys", keys)
     assert "karvon-agent 1.1" in run(*bundle)
-    with tarfile.open(tmp_path / "agent.tar") as tar:
-        tar.extractall(tmp_path / "bundle", filter="data")
     there = tmp_path / "bundle"
+    there.mkdir()
+    subprocess.run(["tar", "-xf", tmp_path / "agent.tar", "-C", there], check=True)
     assert (there / "site-packages" / "karvon" / "__init__.py").read_text() == "V = '1.1'\n"
     first = repo / "metadata" / "1.root.json"
     assert (there / "images.root.json").read_bytes() == first.read_bytes()
